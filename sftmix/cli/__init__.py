@@ -54,7 +54,7 @@ def print_logs_as_lines() -> None:
     def printable(*args: Any, **more: Any) -> logging.LogRecord:
         record = make(*args, **more)
         record.msg = as_lines(record.getMessage())
-        record.args = None
+        record.args = None  # they are in msg now, whose % would be read once more
         return record
 
     logging.setLogRecordFactory(printable)

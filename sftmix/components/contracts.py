@@ -156,7 +156,7 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
     _check_type(objective, plan, Plan)
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]
+    tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]  # [T], [M]
     last, largest = len(batch.labels) - 1, np.finfo(np.float32).max  # pairs are rows of labels; inf is refused
     for name, kinds, shape, least, most in (
         ("pairs", "iu", (*pairs, 2), 0, last),
@@ -182,7 +182,7 @@ def _check_weights(objective: Component, plan: Plan, batch: Batch) -> None:
         raise broken(objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
     if not plan.mu and plan.pair_weight.any():
         raise broken(objective, "mu 0 for pairs with a weight", "the mu in their weights, by which the log divides")
-    if plan.row_weight[batch.ntp_weight[batch.slot] == 0].any():
+    if plan.row_weight[batch.ntp_weight[batch.slot] == 0].any():  # slot: of each token its example, [T]
         answer = "row_weight above 0 for tokens of an example that is repeated"
         raise broken(objective, answer, "0, as batch.ntp_weight; it is there to be mixed, and NTP counts it once")
 

@@ -150,6 +150,7 @@ def _lora(prefix: str, lora: LoraOptions) -> Iterator[str]:
                 f"{prefix}.{name} is {value!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
                 f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
             )
+    # looked up and not imported: options are checked before anything heavy is loaded
     if lora.r and lora.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
         yield (
             f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
@@ -203,7 +204,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
         yield from _of_pairing(config, pairs)
     for part in all_parts([*vars(config).values()]):
         if problem := missing_package(part):
-            yield f"{part.option} {part} {problem}, or choose another".lstrip()
+            yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
     # the step computes BATCH_NLL for whoever needs it, and auto recomputes nothing for an objective with STATES
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
