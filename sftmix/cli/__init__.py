@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ):
         # torch reads it when it is imported: lengths differ from step to step, and free memory has fewer gaps so.
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    outputs = outlast_readers() if argv is None else []  # who calls it from Python keeps the outputs
+    outputs = outlast_readers() if argv is None else []  # a caller in Python keeps its own
     if argv is None:
         print_logs_as_lines()
     try:

@@ -36,7 +36,7 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
         f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
         for key, given, read in differing(stored, plain(merge({}, stored)))
     ]
-    refuse(problems or list(_problems(config, needs_out)), "the configuration")  # whose 0 < '3' would raise TypeError
+    refuse(problems or list(_problems(config, needs_out)), "the configuration")  # 0 < '3' would raise there
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
@@ -205,7 +205,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     for part in all_parts([*vars(config).values()]):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
-    # the step computes BATCH_NLL for whoever needs it, and auto recomputes nothing for an objective with STATES
+    # the step computes BATCH_NLL for any objective, and auto recomputes nothing if one needs STATES
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
     by = f"reference {config.reference}" if online else "this run"

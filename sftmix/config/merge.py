@@ -171,7 +171,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed_components(base)}"
         )
     known = options_of(cls)
-    # mu 0.4 of SFTMix stays under --objective CutMix, and goes under --objective NTP
+    # mu 0.4 of SFTMix stays if --objective CutMix follows, and is dropped by --objective NTP
     args = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
     # objective.init_args.mu: 0.1, with dots
     given = {str(name).removeprefix(f"{ARGS}."): value for name, value in options.items()}
