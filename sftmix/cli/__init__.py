@@ -32,7 +32,7 @@ class Output(io.FileIO):
             return super().write(data)
         except OSError as error:
             self.code = OUTPUT_CLOSED if isinstance(error, BrokenPipeError) else NoSpaceError.exit_code
-            return len(data)
+            return len(data)  # as if written: print would raise, and Python would try again at its end
 
 
 def outlast_readers() -> list[Output]:
@@ -40,6 +40,7 @@ def outlast_readers() -> list[Output]:
     outputs = []
     for descriptor, name in enumerate(("stdout", "stderr"), 1):
         closed = getattr(sys, name) is None  # by who started this: what is opened next has its descriptor
+        # backslashreplace: a file name that is not UTF-8 has characters that print refuses
         output = Output(os.devnull if closed else descriptor, "w", closefd=closed)
         setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(output), errors="backslashreplace", line_buffering=True))
         outputs.append(output)
@@ -53,7 +54,7 @@ def print_logs_as_lines() -> None:
     def printable(*args: Any, **more: Any) -> logging.LogRecord:
         record = make(*args, **more)
         record.msg = as_lines(record.getMessage())
-        record.args = None
+        record.args = None  # they are in msg now, whose % would be read once more
         return record
 
     logging.setLogRecordFactory(printable)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ):
         # torch reads it when it is imported: lengths differ from step to step, and free memory has fewer gaps so.
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    outputs = outlast_readers() if argv is None else []
+    outputs = outlast_readers() if argv is None else []  # a caller in Python keeps its own
     if argv is None:
         print_logs_as_lines()
     try:
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name_component(error)
         record_error(f"{type(error).__name__}: {error}")
         raise
-    sys.stdout.flush()
+    sys.stdout.flush()  # before it is asked what was lost
     lost = [output.code for output in outputs if output.code]
     if NoSpaceError.exit_code in lost:
         print("error: no space left for what this command prints", file=sys.stderr)
@@ -121,11 +122,13 @@ def _report(error: SFTMixError | Stopped) -> int:
 
     Under torchrun a rank whose error the first rank of its node reports says nothing more.
     """
+    # RANK=x is what the error is about
     rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
     shared = error.everywhere or isinstance(error, ConfigError)
     if not (shared and first_rank_tells(message)):
+        # ranks of srun hear nothing of each other: what all have is printed by rank 0 alone
         if not (shared and rank) or BY_TORCHRUN in os.environ:
             print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
         record_error(message)

@@ -76,6 +76,7 @@ def help_text(name: str, about: str, topic: str, owner: type = NoOptions) -> str
     ]
     usage = f"sftmix {name} [--config FILE] [options]"
     if topic:
+        # by the dot, data.train is not data.trained_turns
         chosen = [row for row in rows if topic == "all" or f"{row.key}.".startswith(f"{topic}.")]
         if not chosen:
             raise unknown_option(topic)
@@ -97,7 +98,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
         if group := group_in(hint):
             yield HelpRow(key, "...", doc)
             yield from option_rows(group, f"{key}.")
-        elif (base := component_in(hint)) and owner is RunConfig:
+        elif (base := component_in(hint)) and owner is RunConfig:  # objective.mu, a number or a Schedule, is below
             chosen = option.default[0] if is_list(hint) else option.default
             default = type(chosen).__name__ if isinstance(chosen, base) else chosen
             names = f"One of {listed_components(base, choices(hint))}."
@@ -105,7 +106,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
             yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
-            form = "" if hint is bool else "|".join(choices(hint)) or "VALUE"  # bool: a flag
+            form = "" if hint is bool else "|".join(choices(hint)) or "VALUE"  # bool: a flag; auto|fp32|bf16
             yield HelpRow(key, form, f"{doc}{more}{_default(option.default, doc)}".strip())
 
 
@@ -113,6 +114,7 @@ def _default(value: Any, doc: str) -> str:
     """Return the default in brackets, or "" for one that says nothing or is in the explanation."""
     if value is inspect.Parameter.empty:
         return " [required]"
+    # not == False, by which 0.0 would be left out
     if value is False or value in ("", [], {}) or (value is None and "null" in doc):
         return ""
     return f" [{value if isinstance(value, str) else json.dumps(value, default=str)}]"
@@ -125,7 +127,7 @@ def formatted(title: str, rows: Iterable[HelpRow], **texts: Any) -> str:
     group = parser.add_argument_group(title)
     for key, value, doc in rows:
         action: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
-        group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **action)
+        group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **action)  # argparse fills in %(default)s
     return parser.format_help()
 
 
@@ -141,11 +143,13 @@ def option_docs(owner: Any) -> dict[str, str]:
     Such a line is `name: text`.
     """
     if dataclasses.is_dataclass(owner):
+        # Python keeps no docstring of a field. In the source: `    eps: float = 1e-8\n    """AdamW epsilon."""`
         groups = [cls for cls in inspect.getmro(owner)[::-1] if dataclasses.is_dataclass(cls)]  # type: ignore[arg-type]
         source = "".join(map(inspect.getsource, groups))
         documented = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.M | re.S)
         return {name: " ".join(text.split()) for name, text in documented}
     names = "|".join(map(re.escape, options_of(owner)))
     text = inspect.getdoc(owner.__init__) or ""
+    # "mu: weight ...\nalpha: parameter ..." -> ["", "mu", "weight ...\n", "alpha", "parameter ..."]
     parts = re.split(rf"^\s*({names}):\s*", text, flags=re.M) if names else []
     return {name: " ".join(doc.split()) for name, doc in zip(parts[1::2], parts[2::2], strict=True)}

@@ -65,6 +65,7 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
     tree: Tree = {}
     applied = set[Path]()
     own = (arguments.options, *arguments.callbacks)
+    # a class that is named here, as --splitter my_lab.Mine, may be in a config.yaml as well
     trust = None if arguments.trust else {str(value) for words in own for value in words.values()}
     for file in arguments.configs:
         tree = merge_file(tree, file, applied, known, one_run=OF_COMPARE not in known, trust=trust)
@@ -72,7 +73,7 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
         tree = merge(tree, words, known)
     values = owner(**{name: tree[name] for name in known if name in tree})
     config = build(tree)
-    config.out = config.out and os.path.expanduser(config.out)
+    config.out = config.out and os.path.expanduser(config.out)  # --out=~/runs/first: the shell replaces no ~ there
     return config, tree, values
 
 
@@ -103,20 +104,20 @@ def read_arguments(argv: Sequence[str], owner: type = NoOptions) -> Arguments:
         word = words.popleft()
         name, equals, value = ("--help" if word == "-h" else word).partition("=")
         key = name.removeprefix("--")
-        if key in ("", name):
+        if key in ("", name):  # "--"; or no option, as "-x" and "3"
             raise _unexpected(word, seen[-1].rstrip("+"), hints)
-        argument: Any = Word(value) if equals else True
-        if not equals and key not in _FLAGS and words and not words[0].startswith("--"):
+        argument: Any = Word(value) if equals else True  # --seed=3, --with_baseline
+        if not equals and key not in _FLAGS and words and not words[0].startswith("--"):  # -0.1 is a value
             argument = Word(words.popleft())
         if key in ("help", *_FLAGS):
             setattr(arguments, key, "" if key == "help" and argument is True else argument)
         elif key == "config":
             arguments.configs.append(config_file(str(argument)))
-        elif key in seen and is_list(hints.get(key)):
+        elif key in seen and is_list(hints.get(key)):  # the last --seed wins, but of two lists both may be meant
             raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
         elif key.partition(".")[0].rstrip("+") == "callbacks":  # the one list of components
             arguments.callbacks.append({key: argument})
-        elif key.endswith("+"):
+        elif key.endswith("+"):  # --data.train+ a --data.train+ b -> {data.train+: [a, b]}
             arguments.options.setdefault(key, []).append(argument)
         else:
             arguments.options[key] = argument

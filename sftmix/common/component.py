@@ -82,7 +82,7 @@ class Component(metaclass=_Kept):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse an option once the constructor is done: its arguments are what a run records."""
-        if name in self._init_args:
+        if name in self._init_args:  # while __init__ runs this is the class's, which is empty
             option = f"{self.option}.{name}".removeprefix(".")
             raise ConfigError(f"{option} is set by the constructor: make a new {type(self).__name__}({name}=...)")
         super().__setattr__(name, value)
@@ -125,6 +125,7 @@ def files_of(options: Any) -> list[str]:
 def code_of(options: Any) -> dict[str, str]:
     """Return import path -> hash of the source, of all their classes that are neither the package's nor Python's."""
     classes = [cls for part in all_parts(options) for cls in type(part).__mro__]
+    # base classes as well: an edit of my_lab.Base changes what my_lab.Mine does
     foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_FOREIGN]
     return {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
 
@@ -137,7 +138,7 @@ def _source(cls: type) -> str:
     """
     try:
         source = inspect.getsource(cls)
-    except (OSError, TypeError):
+    except (OSError, TypeError):  # of type(), of a notebook, whose module has no file, or of a module that is gone
         source = _source_in_notebook(cls) or os.urandom(32).hex()
     return sha256(source.encode()).hexdigest()
 
@@ -145,7 +146,7 @@ def _source(cls: type) -> str:
 def _source_in_notebook(cls: type) -> str | None:
     """Return the source of a class of a notebook, whose cells are known by the code in them alone."""
     for method in filter(inspect.isfunction, vars(cls).values()):
-        cell = "".join(linecache.getlines(method.__code__.co_filename))
+        cell = "".join(linecache.getlines(method.__code__.co_filename))  # <ipython-input-3>: the text of that cell
         for node in ast.walk(ast.parse(cell)):
             if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
                 return ast.get_source_segment(cell, node)

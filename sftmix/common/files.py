@@ -49,10 +49,11 @@ def placing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; its file replaces `path`, whole, when the block ends. NoSpaceError on a full disk."""
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # beside it, as os.replace fails between two file systems
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
         try:
             yield staging
-            sync_path(staging)
+            sync_path(staging)  # or a power cut may leave the new name without the content
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
@@ -61,7 +62,7 @@ def placing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically."""
     with placing(path) as staging:
-        staging.write_bytes(text.encode())
+        staging.write_bytes(text.encode())  # Path.write_text would end lines in CRLF on Windows
 
 
 def write_json(path: Path, value: object) -> None:
@@ -96,6 +97,7 @@ def no_space(path: Path, needed: int | None = None, problem: str = "no space lef
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
     free = f"{need}{shutil.disk_usage(_folder(path)).free:,} are free"
+    # f_files 0: it does not count its files, as /proc
     if sys.platform != "win32" and (system := os.statvfs(_folder(path))).f_files and not system.f_favail:
         free = "the file system holds as many files as it can (inodes), whatever its free bytes"
     return NoSpaceError(f"{problem} {path}: {free}; free some and run again")
@@ -120,6 +122,7 @@ def refuse_links(directory: Path) -> None:
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
+    # .tmp-step-00000010.4711: name and process
     mine = directory.glob(f".tmp-{glob.escape(name)}.*") if name else directory.rglob(".tmp-*")
     for leftover in list(mine):
         if leftover.is_dir():
@@ -141,10 +144,10 @@ def decoded(data: bytes, errors: str = "strict") -> str:
     errors  what becomes of bytes that are not UTF-8, as for bytes.decode
     Raises ValueError that names the encoding of UTF-16 and UTF-32, or for bytes that are not UTF-8.
     """
-    encoding = json.detect_encoding(data)
+    encoding = json.detect_encoding(data)  # by the mark, or by the NULs of ASCII in UTF-16: b"{\0"
     if not encoding.startswith("utf-8"):
         raise ValueError(f"it is in {encoding.upper()}; save it as UTF-8")
-    return io.StringIO(data.decode("utf-8-sig", errors), newline=None).getvalue()
+    return io.StringIO(data.decode("utf-8-sig", errors), newline=None).getvalue()  # newline: \r\n, \r -> \n
 
 
 def read_json(path: Path, **needs: type) -> dict[str, Any]:
@@ -220,12 +223,12 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
         name = path.relative_to(staging).as_posix()
         return name, known.get(name) or file_entry(path)
 
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads:  # hashing and fsync let other threads run
         entries = dict(threads.map(entry, filter(Path.is_file, sorted(staging.rglob("*")))))
     manifest = {**about, "files": {**known, **entries}}
     write_json(staging / MANIFEST, hashed(manifest))
     sync_path(staging)
-    if final.exists():
+    if final.exists():  # os.rename replaces no directory that has files
         shutil.rmtree(final)
     os.rename(staging, final)
     sync_path(final.parent)
@@ -251,6 +254,7 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         file, entry = path / name, manifest["files"][name]
         if not file.is_file():
             return f"{name} is missing"
+        # ../../metrics.jsonl has grown: its first bytes must be the ones of then
         log, size = name.startswith("../") and name.endswith(".jsonl"), file.stat().st_size
         whole = size >= entry["bytes"] if log else size == entry["bytes"]
         if not whole or (hashes and sha256_file(file, entry["bytes"] if log else None) != entry["sha256"]):
@@ -308,7 +312,7 @@ def read_steps(stage: Path) -> list[dict[str, Any]]:
         lines = [
             read_object(line, f"{path}, line {number}", step=int)
             for number, line in enumerate(file, 1)
-            if line.endswith((b"}", b"\n"))
+            if line.endswith((b"}", b"\n"))  # `{"step": 3, "lo` is torn, `{"step": 3}` lacks its newline alone
         ]
     if len({line["step"] for line in lines}) < len(lines):
         raise not_as_written(path, ValueError("a step is there twice"))

@@ -131,6 +131,6 @@ def another_rank_failed() -> bool:
 
 
 def _error_file() -> Path | None:
-    """The file of this rank, DIRECTORY/LOCAL_RANK/error.json."""
+    """Return the file of this rank, /tmp/torchelastic_x/RUN_ID/attempt_0/LOCAL_RANK/error.json."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     return Path(file) if file else None

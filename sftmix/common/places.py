@@ -10,11 +10,13 @@ from pathlib import Path
 
 PathLike = str | os.PathLike[str]
 
+# gpt2, meta-llama/Llama-3.2-1B; not ../x, a/.., a/b/c or a name that ends in a newline
 HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
 """`NAME` or `OWNER/NAME` on the Hugging Face hub."""
 
 _NO_PLACE = {
-    r"^[A-Za-z][\w+.-]+:/": "is a URL; name a place on this machine",
+    r"^[A-Za-z][\w+.-]+:/": "is a URL; name a place on this machine",  # s3://bucket/x; not C:/x, of one letter
+    # runs/$NAME, runs/${NAME}; not cost-5$/run
     r"\$[\w{]": "holds a variable, which the shell replaces and a file does not; write the place itself",
     r"[\x00-\x1f\x7f]": "holds a control character; name a place without it",
 }
@@ -52,7 +54,7 @@ def names_from(starts: Sequence[PathLike], hub: str) -> Iterator[None]:
 
 def place_of(name: PathLike) -> Path:
     """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
-    places = [Path(start, os.path.expanduser(name)) for start in _started.get()[0]]
+    places = [Path(start, os.path.expanduser(name)) for start in _started.get()[0]]  # /data/x has no start
     return next(filter(is_there, places), places[0])
 
 
@@ -68,6 +70,7 @@ def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
         return problem
     path = Path(place)
     existing = next(part for part in (path, *path.parents) if os.path.exists(part))
+    # a_file/x is below a file; a_file itself may be replaced
     fits = existing.is_dir() or (existing == path and not folder)
     if fits and os.access(existing, os.W_OK):
         return None

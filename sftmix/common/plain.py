@@ -36,6 +36,7 @@ def differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("class_path") == new.get("class_path"):
         for name in dict.fromkeys([*old, *new]):
+            # objective: {init_args: {mu: 1}} is objective.mu
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
             yield from differing(old.get(name), new.get(name), inner)
     elif [old] != [new]:  # in lists, since nan is itself there

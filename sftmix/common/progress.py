@@ -23,6 +23,7 @@ class LogLines(tqdm):
 
     def update(self, n: float | None = 1) -> None:
         super().update(n)
+        # tqdm waits for miniters and mininterval; the first update is shown at once
         if self.leave and self.last_print_n == self.initial and self._time() >= self.start_t + self.delay:
             self.display()
 
@@ -36,7 +37,7 @@ class LogLines(tqdm):
         """Print the last line, if anything was printed at all."""
         if not self.disable and self.last_print_n > self.initial:
             self.display()
-        self.disable = True
+        self.disable = True  # as tqdm's own close, but for its last bar and newline
         self._decr_instances(self)
 
 
@@ -82,7 +83,7 @@ def progress_bar(
         miniters=max(1, (total or 0) * (SHARE if leave else INNER_SHARE)),
         mininterval=PAUSE,
         maxinterval=float("inf"),  # tqdm's monitor would print as well
-        smoothing=0,
+        smoothing=0,  # the mean rate since the start, not of the last updates
     )
 
 

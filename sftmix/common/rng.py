@@ -15,7 +15,7 @@ def stable_hash(*parts: object) -> int:
     for part in parts:
         plain = part.item() if isinstance(part, np.generic) else part
         value = str(plain)
-        text += f"{type(plain).__name__}:{len(value)}:{value}"  # lengths: no two keys give one text
+        text += f"{type(plain).__name__}:{len(value)}:{value}"  # int:1:7str:6:lambda: no two keys give one text
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 

@@ -35,11 +35,13 @@ def visible(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Make visible what is not, such as control characters and spaces without width; newlines and tabs stay."""
+    # a space of no width -> \u200b
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def as_lines(text: str, but: str = "\n\t") -> str:
     """Make control characters visible, all but some of them; what some scripts need, such as joiners, stays."""
+    # "\x1b[2J", which clears a terminal -> "\\x1b[2J"
     return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)
 
 

@@ -125,7 +125,9 @@ class World:
         """
         if self.store is None or isinstance(error, (RankError, HangError, KeyboardInterrupt)):
             return error
-        broken = isinstance(error, dist.DistError) or "gloo" in str(error)  # which has no class for its errors
+        # gloo has no class: "[.../gloo/transport/tcp/unbound_buffer.cc:129] Timed out waiting 3000ms for send ...",
+        # "[.../gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:19347: Connection reset by peer ..." (torch 2.13)
+        broken = isinstance(error, dist.DistError) or "gloo" in str(error)
         if broken and "Timed out waiting" in str(error):
             return HangError(
                 f"another rank did not answer within {self.timeout:g} s (training.timeout): it hangs, or its work "
@@ -148,7 +150,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | N
         return work(), None
     except (SFTMixError, Stopped) as error:
         error.everywhere = True
-        return None, error
+        return None, error  # any other error ends this rank at once, and `explained` tells the others
 
 
 @contextlib.contextmanager
@@ -184,7 +186,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     _process_group[:] = [dist.group.WORLD]
     finished = False
     try:
-        given = os.environ.get("LOCAL_WORLD_SIZE")  # not every launcher sets it
+        given = os.environ.get("LOCAL_WORLD_SIZE")  # without it: of 16 ranks 2 have the local number 0, so 8 a node
         world = World(rank, size, local, device, store=store, timeout=timeout)
         local_size = size // world.gather(local).count(0) if given is None else int(given)
         yield replace(world, local_size=local_size)

@@ -233,6 +233,8 @@ class Optimizer(Component, ABC):
         """
 
 
+# experts.gate_up_proj_bias (gpt-oss), self_attn.q_norm (Cohere), final_layer_norm, norm1, mixer.A_log, mixer.D (Mamba);
+# not mlp.D or normalizer. GPT-2's ln_1 is a vector, which needs no name
 NOT_DECAYED = re.compile(r"bias|(^|[._])(layer|rms)?norm\d*([._]|$)|(^|\.)(A_log|D)$", re.IGNORECASE)
 """Names of biases and norms, which some models have as matrices (of experts, of heads), and of state-space models."""
 

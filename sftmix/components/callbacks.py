@@ -51,4 +51,4 @@ class EarlyStopping(Callback):
             best, since = (nll, 0) if nll < best - self.min_delta else (best, since + 1)
         return CallbackResult(stop=since >= self.patience)
 
-    on_epoch_end = on_step_end
+    on_epoch_end = on_step_end  # Evaluate evaluates at one of both, and is asked before

@@ -58,7 +58,7 @@ def read_only(record: Record) -> Record:
 
 def _fixed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        value = value.view()
+        value = value.view()  # its owner goes on writing to the array itself
         value.flags.writeable = False
     elif isinstance(value, Mapping):
         value = {name: _fixed(one) for name, one in value.items()}
@@ -83,7 +83,7 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
             dynamics = replace(dynamics, **{name: _array(reference, name, column, shape, kinds)})
     if len(set(dynamics.ids)) < len(dynamics.ids):
         raise broken(reference, "ids of which some are equal", "each example once")
-    if (states := dynamics.states) is not None:
+    if (states := dynamics.states) is not None:  # [N, D], whatever D
         _array(reference, "states", states, (len(dynamics.ids), np.shape(states)[-1]), "f")
     for name in OF_TOKENS:
         if (column := getattr(dynamics, name)) is not None:
@@ -104,7 +104,7 @@ def _check_tokens(reference: Component, name: str, column: Any, dynamics: Traini
 def check_confidence(estimator: Component, confidence: Any, dynamics: TrainingDynamics) -> Float64:
     """Return the confidence as f64[N] if it is finite, and NaN exactly where unscored; else raise ContractError."""
     values = _array(estimator, "confidence", confidence, (len(dynamics.ids),), "iuf").astype(np.float64)
-    wrong = np.isinf(values) | (np.isnan(values) == dynamics.scored)
+    wrong = np.isinf(values) | (np.isnan(values) == dynamics.scored)  # NaN of a scored one, a number of an unscored
     allowed = "a finite number for each example that was scored, NaN for each that was not"
     _check_each(estimator, "confidence of", values, wrong, dynamics.ids, allowed)
     return values
@@ -119,7 +119,7 @@ def check_split(splitter: Component, split: Any, scores: Scores) -> Split:
         allowed = f"at most {MOST_GROUPS} texts, each once, and none {UNPAIRED_NAME!r}"
         raise broken(splitter, f"{len(names)} groups with the names {list(names)}", allowed)
     group = _array(splitter, "group", split.group, (len(scores),), least=UNPAIRED, most=len(names) - 1)
-    if np.isfinite(scores.confidence).any():
+    if np.isfinite(scores.confidence).any():  # else none was asked for, as by QualityLabel
         wrong = np.isnan(scores.confidence) & (group != UNPAIRED)
         allowed = "-1 (unpaired) for every example without a confidence (NaN)"
         _check_each(splitter, "group of", group, wrong, scores.id, allowed)
@@ -156,8 +156,8 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
     _check_type(objective, plan, Plan)
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]
-    last, largest = len(batch.labels) - 1, np.finfo(np.float32).max
+    tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]  # [T], [M]
+    last, largest = len(batch.labels) - 1, np.finfo(np.float32).max  # pairs are rows of labels; inf is refused
     for name, kinds, shape, least, most in (
         ("pairs", "iu", (*pairs, 2), 0, last),
         ("row_weight", "f", tokens, -largest, largest),
@@ -182,7 +182,7 @@ def _check_weights(objective: Component, plan: Plan, batch: Batch) -> None:
         raise broken(objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
     if not plan.mu and plan.pair_weight.any():
         raise broken(objective, "mu 0 for pairs with a weight", "the mu in their weights, by which the log divides")
-    if plan.row_weight[batch.ntp_weight[batch.slot] == 0].any():
+    if plan.row_weight[batch.ntp_weight[batch.slot] == 0].any():  # slot: of each token its example, [T]
         answer = "row_weight above 0 for tokens of an example that is repeated"
         raise broken(objective, answer, "0, as batch.ntp_weight; it is there to be mixed, and NTP counts it once")
 
@@ -227,6 +227,7 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
     for need, given in ((Need.STOP, result.stop), (Need.EVALUATIONS, "eval_nll" in result.metrics)):
         if given and need not in callback.gives:
             raise broken(callback, f"{need} from {hook}()", f"none, as {need.name} is not in its `gives`")
+    # np.float32 and np.int64 are numbers that json does not write
     metrics = {name: value.item() if hasattr(value, "item") else value for name, value in result.metrics.items()}
     return replace(result, metrics=metrics)
 
@@ -247,12 +248,14 @@ def _array(
     """
     try:
         array = np.asarray(answer)
-    except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor with a graph
+    except (TypeError, ValueError, RuntimeError):  # [[1], [1, 2]], or a tensor with a graph
         array = np.empty(0, dtype=object)
+    # (-1, 2) fits any number of pairs
     fits = array.ndim == len(shape) and shape in (array.shape, (-1, *array.shape[1:]))
     if array.dtype.kind not in kinds or not fits:
         numbers = {"iu": "whole numbers", "f": "floats without a graph"}.get(kinds, "numbers")
         raise broken(component, f"{name} {_described(answer)}", f"{numbers} {list(shape)}")
+    # a NaN among the values is both their min and their max, and in no range
     if most is not None and array.size and not least <= array.min() <= array.max() <= most:
         raise broken(component, f"{name} {array.min()} to {array.max()}", f"{least} to {most}")
     return array

@@ -23,6 +23,8 @@ class AdamW(Optimizer):
         groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
         on_cuda = all(parameter.is_cuda for parameter in parameters.values())
         fused = on_cuda if self.fused == "auto" else self.fused
+        # a DTensor, as under fsdp, is no torch.Tensor by type
         whole_on_cpu = all(type(one.data) is torch.Tensor and one.is_cpu for one in parameters.values())
+        # fused False would also forbid foreach: of None torch chooses (2.13)
         kind = torch.optim.AdamW if fused or not whole_on_cpu else BlockwiseAdamW
         return kind(groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=fused or None)

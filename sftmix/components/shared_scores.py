@@ -27,7 +27,7 @@ def fetched_scores(name: str) -> Sequence[str]:
     """
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = name.partition("@")  # the name of a repository has no @
+    repository, _, revision = name.partition("@")  # me/scores@main; the name of a repository has no @
     try:
         place = snapshot_download(
             repository, repo_type="dataset", revision=revision or None, allow_patterns=list(SHARED_FILES)

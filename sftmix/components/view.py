@@ -104,4 +104,4 @@ class LossView:
                    keeps several states of each token between its layers (Gemma 3n)
         Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
         """
-        raise ConfigError(_STEPS_ALONE)
+        raise ConfigError(_STEPS_ALONE)  # in a training step the view is one that can

@@ -36,7 +36,7 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
         f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
         for key, given, read in differing(stored, plain(merge({}, stored)))
     ]
-    refuse(problems or list(_problems(config, needs_out)), "the configuration")  # which compares values of their types
+    refuse(problems or list(_problems(config, needs_out)), "the configuration")  # 0 < '3' would raise there
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
@@ -49,6 +49,7 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     reference, optimizer = config.reference, config.optimizer
     own = [*_training("", config.training, optimizer, config.model.lora), *_lora("model.lora", config.model.lora)]
     yield from own
+    # inherited options are not in it: only what the reference has itself can exclude each other
     both = reference.training and (reference.training.epochs, reference.training.max_steps)
     if both and None not in both:
         yield (
@@ -57,7 +58,7 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
         )
     training, lora = inherit(config.training, reference.training), reference_lora(config.model, reference.model)
     for problem in (*_training("reference.", training, optimizer, lora), *_lora("reference.model.lora", lora)):
-        if problem.replace("reference.", "") not in own:  # of an inherited option
+        if problem.replace("reference.", "") not in own:  # of an inherited option, as training.eps is 0.0
             yield problem
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
@@ -149,6 +150,7 @@ def _lora(prefix: str, lora: LoraOptions) -> Iterator[str]:
                 f"{prefix}.{name} is {value!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
                 f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
             )
+    # looked up and not imported: options are checked before anything heavy is loaded
     if lora.r and lora.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
         yield (
             f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
@@ -202,7 +204,8 @@ def _needs(config: RunConfig) -> Iterator[str]:
         yield from _of_pairing(config, pairs)
     for part in all_parts([*vars(config).values()]):
         if problem := missing_package(part):
-            yield f"{part.option} {part} {problem}, or choose another".lstrip()
+            yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
+    # the step computes BATCH_NLL for any objective, and auto recomputes nothing if one needs STATES
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
     by = f"reference {config.reference}" if online else "this run"
@@ -222,7 +225,7 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
         if isinstance(callback, Evaluate) and callback.every is not None and not held_out:
             yield f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; {_ROWS}, or remove it"
         yield from _missing("callbacks:", callback, available, "this run")
-        available |= callback.gives
+        available |= callback.gives  # to the callbacks behind it
 
 
 def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
@@ -232,7 +235,7 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     yield from _missing("pairing", pairing, available, f"splitter {config.splitter}")
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
-        if size is not None and size >= 1 and size % 2:
+        if size is not None and size >= 1 and size % 2:  # below 1 it is out of range, which is said before
             yield (
                 f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                 f"use {size + 1}, or --pairing null with an objective that does not mix"
@@ -256,7 +259,7 @@ def confidence_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _missing(name: str, component: Component, available: Container[Need], by: str) -> Iterator[str]:
-    for need in sorted(component.needs):
+    for need in sorted(component.needs):  # a set of texts has another order in each process
         if need not in available:
             remedy = _REMEDIES.get(need, "nothing can give it, so take it out of `needs`")
             yield f"{name} {component} needs {need}, which {by} does not give; {remedy}"

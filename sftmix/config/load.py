@@ -19,7 +19,7 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 def load(text: str, *, texts: bool = False) -> Any:
     """Return what a text is to YAML.
 
-    A number that is not written as a decimal one is text: an option of numbers takes 010 as 10, and refuses 1:30.
+    010 and 1:30, to YAML 1.1 the numbers 8 and 90, are text: an option of numbers takes 010 as 10, and refuses 1:30.
     Raises ValueError, with a message of one line, for what is no YAML, is too deep or too large, or repeats a key.
 
     texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
@@ -27,19 +27,20 @@ def load(text: str, *, texts: bool = False) -> Any:
     loader = yaml.BaseLoader if texts else yaml.SafeLoader  # in Python, as the one in C crashes if lists are too deep
     try:
         reader = loader(text)
-        document = reader.get_single_node()
+        document = reader.get_single_node()  # nodes first: values have lost their lines, repeated keys and spellings
         _check(document)
         return None if document is None else reader.construct_document(document)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ValueError(f"line {line}: {error.problem}") from error
     except (ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        # 2024-13-01 is no date, [[[... is too deep, and NUL is no character; some of the messages have several lines
         raise ValueError(" ".join(str(error).split())) from error
 
 
 def _check(document: yaml.Node | None) -> None:
     """Raise ValueError for a document that repeats a key or unfolds to too many values; make misread numbers text."""
-    nodes, seen = [document], 0
+    nodes, seen = [document], 0  # `base: &a [*a]` holds itself: without a limit this would not end
     while nodes:
         node, seen = nodes.pop(), seen + 1
         if seen + len(nodes) > _MOST:
@@ -50,6 +51,7 @@ def _check(document: yaml.Node | None) -> None:
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
         elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _NO_DECIMAL.fullmatch(node.value):
+            # seed: 010 -> "010", so that it is not 8; `--seed 010` comes here as well
             node.tag = _TEXT
 
 
@@ -57,11 +59,11 @@ def _check_keys(mapping: yaml.MappingNode) -> None:
     """Make each key text, as `on` would be true; YAML would take the last value of a key that is there twice."""
     lines: dict[str, int] = {}
     for key, _ in mapping.value:
-        if key.tag == _MERGE:  # all that are merged count
+        if key.tag == _MERGE:  # `<<: *rates`: all that are merged count
             continue
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
             raise ValueError(f"{name} is in lines {lines[name]} and {line}; write it once")
         lines[name] = line
-        if isinstance(key, yaml.ScalarNode):
+        if isinstance(key, yaml.ScalarNode):  # else `{[a]: 1}`, which PyYAML refuses
             key.tag = _TEXT

@@ -50,6 +50,7 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
     """
     try:
         known = {**options_of(RunConfig), **(more or {})}
+        # of this layer alone: max_steps of a file and --training.epochs may both be set
         of_training = {key: value for key, value in values.items() if key.startswith("training")}
         _refuse_both(_merge_options({}, of_training, known, "").get("training", {}))
         return _merge_options(tree, values, known, "")
@@ -82,7 +83,7 @@ def _refuse_both(given: Tree) -> None:
 
 def _order(item: tuple[str, Any]) -> tuple[int, bool]:
     """Sort the keys of a layer: an option before those inside it, a list before what is added to it."""
-    key = item[0].removesuffix(f".{CLASS}")
+    key = item[0].removesuffix(f".{CLASS}")  # objective.class_path before objective.mu, as objective is
     return key.count("."), key.endswith("+")
 
 
@@ -99,27 +100,27 @@ def _merge_options(
     """
     tree = dict(old)
     for key, given in sorted(new.items(), key=_order):
-        first, _, rest = key.partition(".")
+        first, _, rest = key.partition(".")  # objective.mu.start -> objective, mu.start; data.train+ -> data, train+
         name, full = first.removesuffix("+"), f"{prefix}{first.removesuffix('+')}"
         if name not in known:
             raise no_option_of(cls, full) if cls else unknown_option(f"{prefix}{key}")
         hint = known[name].annotation
         if name != first and not is_list(hint):
             raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
-        before = tree.get(name, _plain_default(known[name].default))
+        before = tree.get(name, _plain_default(known[name].default))  # --callbacks.every 5 changes the default one
         value = {rest: given} if rest else given
         if (base := component_in(hint)) and is_list(hint):
             tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
             tree[name] = _merge_component(before, value, hint, base, full)
-        elif (group := group_in(hint)) and isinstance(value, Mapping):
+        elif (group := group_in(hint)) and isinstance(value, Mapping):  # else null, as of reference.model, or refused
             options = before if isinstance(before, dict) else {}
             tree[name] = _merge_options(options, value, options_of(group), f"{full}.")
-        elif rest and isinstance(before, dict):  # one entry of a mapping
+        elif rest and isinstance(before, dict):  # one entry of a mapping: data.columns.response
             tree[name] = _convert(before | value, hint, full)
         else:
             tree[name] = _convert(value, hint, full)
-            if name != first:
+            if name != first:  # data.train+: b -> [a, b]
                 tree[name] = [*as_list([] if before is None else before), *as_list(tree[name])]
     return tree
 
@@ -142,9 +143,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
 
 def _merge_components(old: list[Any], new: Any, base: type[Component], key: str, *, added: bool) -> list[Any]:
     """Lay new components over those of a list. Options without a class (`callbacks.every`) are for the last one."""
-    spelled = from_yaml(new)
+    spelled = from_yaml(new)  # --callbacks '[Evaluate, EarlyStopping]'
     if isinstance(spelled, Mapping) and CLASS not in spelled:
-        last = old[-1] if old else None
+        last = old[-1] if old else None  # {every: 3}, of callbacks.every
         return [*old[:-1], _merge_component(last, spelled, base, base, key)]
     components = [_merge_component(None, item, base, base, key) for item in as_list(spelled)]
     return [*old, *components] if added else components
@@ -157,7 +158,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     """
     spelled = from_yaml(new)  # --objective '{class_path: SFTMix, mu: 0.1}'
     options = dict(spelled) if isinstance(spelled, Mapping) else {CLASS: new}
-    if isinstance(options.get(ARGS), Mapping):
+    if isinstance(options.get(ARGS), Mapping):  # {class_path: SFTMix, init_args: {mu: 0.1}} and the one above are one
         options |= options.pop(ARGS)
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
@@ -170,7 +171,9 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed_components(base)}"
         )
     known = options_of(cls)
+    # mu 0.4 of SFTMix stays if --objective CutMix follows, and is dropped by --objective NTP
     args = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
+    # objective.init_args.mu: 0.1, with dots
     given = {str(name).removeprefix(f"{ARGS}."): value for name, value in options.items()}
     return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(args, given, known, f"{key}.", cls)}
 
@@ -178,7 +181,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
 def _chosen(name: Any, hint: Any, base: type[Component], key: str) -> Any:
     """Return the class of a name, or the plain value that the option takes instead."""
     try:
-        return converted(name, hint)
+        return converted(name, hint)  # auto of pairing, 0.3 of objective.mu
     except NoValueError as error:
         if not isinstance(name, str):
             raise not_allowed(key, hint, name) from error

@@ -40,7 +40,7 @@ def config_file(name: str, *, where: str = "--config") -> str:
     shipped, recipe = recipes(), name.removeprefix(RECIPE)
     if recipe != name and recipe in shipped:
         return str(_RECIPES / f"{recipe}.yaml")
-    if recipe == name and os.path.isfile(name):
+    if recipe == name and os.path.isfile(name):  # without `recipe:`, a path
         return name
     problem = f"{where}: no {'file' if recipe == name else 'recipe'} {recipe!r}"
     raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
@@ -70,8 +70,9 @@ def read_layers(path: PathLike, applied: set[Path] | None = None, *, one_run: bo
     for base in bases:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE} is {base!r}; allowed: a file, {RECIPE}NAME, or a list of them")
+        # ../base.yaml begins at the file that names it, wherever the command is called
         file = config_file(base if base.startswith(RECIPE) else str(path.parent / base), where=f"{path}: {BASE}")
-        if Path(file).resolve() not in applied:
+        if Path(file).resolve() not in applied:  # by which two files that name each other end as well
             layers += read_layers(file, applied, one_run=one_run)
     return [*layers, (name, values)]
 
@@ -88,6 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
+    # x-rates: &rates {learning_rate: 1e-3}
     return {name: value for name, value in values.items() if not name.startswith("x-")}
 
 

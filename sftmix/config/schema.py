@@ -60,13 +60,14 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     """
     named, parameters = f"{owner.__module__}.{owner.__qualname__}.__init__", inspect.signature(owner).parameters
     try:
-        hints = typing.get_type_hints(owner.__init__)
+        hints = typing.get_type_hints(owner.__init__)  # with `from __future__ import annotations` they are texts
     except (NameError, AttributeError, TypeError) as error:
         raise ConfigError(f"the types in {named} cannot be read, and they are its options: {error}") from error
     for parameter in parameters.values():
         if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             raise ConfigError(f"{named} takes {parameter}, and its parameters are its options: name each option")
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    # a field with a default_factory has `<factory>` in the signature
     defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     return {
         p.name: p.replace(annotation=hints.get(p.name, typing.Any), default=defaults.get(p.name, p.default))
@@ -125,7 +126,7 @@ def _shipped() -> set[str]:
 
 def path_now(path: str) -> str:
     """Return the import path of a class, of this package the one that it has now."""
-    if path not in _shipped() and (moved := _MOVED.fullmatch(path)):
+    if path not in _shipped() and (moved := _MOVED.fullmatch(path)):  # sftmix.components.schedules.Linear
         return next((now for now in _shipped() if ".others." in now and now.endswith(moved[1])), path)
     return path
 
@@ -137,7 +138,7 @@ def import_class(path: str) -> type:
     module may import others beside it when it runs.
     """
     path = path_now(path)
-    trusted = _trusted[-1] if _trusted and None not in _trusted else None
+    trusted = _trusted[-1] if _trusted and None not in _trusted else None  # --trust holds for all that is called
     if trusted is not None and path not in {*trusted, *_shipped()}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
@@ -150,13 +151,13 @@ def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     package, here = module.partition(".")[0], str(Path.cwd().resolve())
     if package not in sys.modules and find_spec(package) is None and PathFinder.find_spec(package, [here]):
-        sys.path.append(here)
+        sys.path.append(here)  # at the end, so that no file there hides an installed module
     try:
         owner: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module or "." not in module:
-            raise
-        owner = _imported(module)  # a class inside a class
+            raise  # my_lab is not there, or is there and imports what is not
+        owner = _imported(module)  # my_lab.Outer of my_lab.Outer.Inner: a class inside a class
     return getattr(owner, name)
 
 
@@ -176,6 +177,7 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
     classes = base.__subclasses__()
     for cls in classes:
         classes += cls.__subclasses__()  # and theirs
+        # ScoreAtCheckpoints in sftmix.training, which no option takes
         internal = cls.__module__.startswith("sftmix.") and chosen_by(cls) != cls.__name__
         if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
             known[chosen_by(cls)] = cls  # the last one of a notebook that has made a class again
@@ -195,14 +197,14 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
     """
     where, reason = f"{key}: " if key else "", ""
     cls = known_components(base).get(name)
-    if "." in name and (cls is None or _trusted):
+    if "." in name and (cls is None or _trusted):  # one that is imported already may still not be trusted
         try:
             cls = import_class(name)
         except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
             reason = f": {error}"
     if cls is None:
         near = [*known_components(base), *words]  # with the components of a module that was imported just now
-        guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)
+        guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)  # sftmix.components.Medin -> Median
         problem = f"{where}no {base.__name__} {name!r}{reason}"
         raise ConfigError(told(problem, guess, f"there are {listed_components(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):

@@ -67,11 +67,12 @@ def converted(value: Any, hint: Any) -> Any:
             return _collection(dict if isinstance(value, dict) else list, (), value)
         if type(value) not in _PLAIN:
             raise NoValueError(value)
+        # --data.template_options.version 3.10 is the number 3.1; version: "3.10" in a file stays text
         return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
     if not (kinds or component_in(hint) or group_in(hint) or isinstance(value, Word)):
-        return converted(value, Any)  # for a type that the command line cannot spell
-    for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
+        return converted(value, Any)  # for a type that no word can spell: `path: Path` of one's own class
+    for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):  # str | None: null is None
         with suppress(ValueError):
             return _as(kind, value)
     raise NoValueError(value)
@@ -85,7 +86,7 @@ def from_yaml(value: Any, *, texts: bool = False) -> Any:
     try:
         return load(value, texts=texts) if isinstance(value, str) else value
     except ValueError:
-        return str(value)
+        return str(value)  # "a: b: c" and "[" are no YAML; no Word any more, so it is not read a second time
 
 
 def _type_of(hint: Any) -> Any:
@@ -98,30 +99,32 @@ def _as(kind: Any, value: Any) -> Any:
     if origin in (dict, list, tuple, collections.abc.Sequence):
         return _collection(origin, get_args(kind), value)
     if kind is str and type(value) in (str, Word):
-        return value.encode().decode()  # which raises for what no file of a run can hold
+        return value.encode().decode()  # which raises for what no file of a run can hold, as "\udc80"
     if kind is types.NoneType and value in (None, "null", "~"):
         return None
     parsed = from_yaml(value)
     if origin is Literal:
         for word in get_args(kind):
-            if repr(word) in (repr(value), repr(parsed)):  # by which 1 is neither true nor 1.0
+            # "on" as it is written (YAML: true), "2" as the number 2; by repr 1 is neither true nor 1.0
+            if repr(word) in (repr(value), repr(parsed)):
                 return word
     elif kind is bool and isinstance(parsed, bool):
         return parsed
-    elif kind in (int, float) and type(parsed) in (str, int, kind):
+    elif kind in (int, float) and type(parsed) in (str, int, kind):  # not isinstance: true is an int to Python
         return kind(parsed)  # 1e-4 is a text to YAML, since it has no point, and so is 010
     raise ValueError
 
 
 def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
     """Return the value as a mapping, a list or a tuple of these types; raise as `_as` does."""
+    # {prompt: no} for dict[str, str], [007] for list[str]: no and 007 as they are written
     parsed = from_yaml(value, texts=str in inside and Any not in inside)
     if origin is dict and isinstance(parsed, dict):
         of_values = inside[1] if inside else Any
         return {str(name): _inside(item, of_values) for name, item in parsed.items()}
     if origin is dict or not isinstance(parsed, (list, tuple)):
         raise ValueError
-    of_any_length = origin is not tuple or inside[1:] == (...,)
+    of_any_length = origin is not tuple or inside[1:] == (...,)  # tuple[float, float]: exactly two, or zip raises
     kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
     items = [_inside(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
     return tuple(items) if origin is tuple else items
@@ -129,7 +132,7 @@ def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
 
 def _inside(value: Any, hint: Any) -> Any:
     """Convert a value inside a list or mapping; a number, true or false there may mean text."""
-    is_text = set(alternatives(hint)) <= {str, types.NoneType}
+    is_text = set(alternatives(hint)) <= {str, types.NoneType}  # {prompt: 0} of a file -> {"prompt": "0"}
     return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
 
 
@@ -169,7 +172,7 @@ def _fault(value: Any, hint: Any) -> str:
     if problem := not_utf8(str(value)):
         return f" is {problem}"
     try:
-        load(str(value))
+        load(str(value))  # {response: a -> line 1: expected ',' or '}'
     except ValueError as error:
         return f": {value!r} is refused, {error}"
     return f": {value!r} is not allowed"
@@ -184,6 +187,7 @@ def unknown_option(key: str) -> ConfigError:
     """Return the error for an unknown option of a run, with the one of such a key, or such a last part of it."""
     allowed = ["config", "print_config", "trust", *options_of(RunConfig), *option_hints()]
     by_name = {option.rpartition(".")[2]: option for option in allowed}
+    # trainning -> training, data.traim -> data.train; then by the last part: epoch, train.epochs -> training.epochs
     near = nearest(key, option_hints(), cutoff=0.85) or by_name.get(
         nearest(key.rpartition(".")[2], by_name, cutoff=0.7), ""
     )

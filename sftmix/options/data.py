@@ -102,7 +102,7 @@ class DataOptions(PlainFields):
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from column_problems(self.format, self.columns or {})
         for name in ("template", "template_options", "thoughts", "special_tokens") if self.renderer else ():
-            if getattr(self, name) != getattr(DataOptions, name):
+            if getattr(self, name) != getattr(DataOptions, name):  # the class has the default
                 yield f"data.renderer and data.{name} exclude each other: leave one out, or give the class an option"
         yield from out_of_range("data", self, _DATA)
         if problem := path_problem(cache := self.cache_dir or os.environ.get("SFTMIX_CACHE", "")):
@@ -114,7 +114,7 @@ class DataOptions(PlainFields):
         if not train:
             yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
         for key, names in (("train", train), ("eval", held_out or [])):
-            if any(not name.strip() for name in names):  # as a path it would be the working directory
+            if any(not name.strip() for name in names):  # "$ROWS" unset: as a path, the working directory
                 yield f"data.{key} has an empty name ({names}): name a file, directory or hub id (an unset variable?)"
         if held_out is not None and self.eval_fraction is not None:
             yield (

@@ -11,7 +11,7 @@ def out_of_range(prefix: str, options: object, checks: tuple[Check, ...]) -> Ite
     """Yield one sentence for each option that is set (not None) and out of its range."""
     for name, allowed, words in checks:
         value = getattr(options, name, None)
-        if value is not None and not allowed(value):
+        if value is not None and not allowed(value):  # nan is not: no comparison holds for it
             yield f"{prefix}.{name} is {value!r}; allowed: {words}"
 
 

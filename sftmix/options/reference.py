@@ -31,8 +31,9 @@ _Class = TypeVar("_Class", bound=type)
 def _null_inherits(cls: _Class) -> _Class:
     """Give a class the options of StageTraining, each of which may be null, and is by default."""
     options = fields(StageTraining)
+    # types, since options/training.py has no `from __future__ import annotations`, which would make texts of them
     hints = {option.name: option.type | None for option in options}  # type: ignore[operator]
-    cls.__annotations__ = hints | cls.__annotations__
+    cls.__annotations__ = hints | cls.__annotations__  # read by @dataclass, which runs after this
     for option in options:
         setattr(cls, option.name, None)
     return cls
@@ -78,5 +79,6 @@ def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> T
         aside["padding_free"] = "auto"
     if chosen.get("padding_free") is True:
         aside["length_groups"] = None
+    # ddp of the reference puts fsdp's options aside; a reference without a choice keeps them all, as each is of hsdp
     aside |= {name: default for name, default, of in OF_SHARDS if chosen.get("parallel", "hsdp") not in of}
     return replace(training, **aside | chosen)

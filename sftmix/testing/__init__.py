@@ -44,10 +44,12 @@ from sftmix.types import Batch, BatchNLL, RowScores, Scores, Split, TrainingDyna
 
 SEED, STEPS = 7, 3
 _ROLES = {"system", "user", "assistant", "tool"}
+# what a field may hold in anyone's file: another type, nothing, JSON that was cut, empty or null inside
 _OTHER_VALUES: list[Any] = [3, "", "{", [], {}, [[]], [{}], {"a": [None]}]
 Tables = st.SearchStrategy[Scores]
 _DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), score_tables(confidence=False)
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
+# three pairs; row 6 with row 2 once more, which NTP counts once (weight 0); a row without a pair
 _UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
@@ -151,6 +153,7 @@ def check_row_format(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> No
     for row in ({}, *({**given[0], name: value} for name in given[0] for value in _OTHER_VALUES)):
         with suppress(BadRow):
             used.read(row, roles={})
+            # a row with another value in it may be read; {} must not
             assert row, "a row without any field is read; allowed: BadRow"
 
 
@@ -191,9 +194,9 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
         plan = objective.plan(batch, step=step, total_steps=STEPS, seed=SEED)
         plans.append(contracts.check_plan(objective, plan, batch))
     config = transformers.GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn from torch's global state, which is watched
         torch.manual_seed(SEED)
-        module = TrainingModule(transformers.GPT2LMHeadModel(config).double().eval())
+        module = TrainingModule(transformers.GPT2LMHeadModel(config).double().eval())  # eval: no dropout
     weights = list(module.parameters())
     moved = nn.utils.parameters_to_vector(weights).detach() + torch.as_tensor(move)
     nn.utils.vector_to_parameters(moved, weights)
@@ -235,6 +238,7 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
         [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
+    # whole: one micro-batch; cuts: one for each unit, and two with the second half first
     values = answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
     for step, value in enumerate(values):
         for batches in cuts:
@@ -243,6 +247,7 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
             np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=message)
     if finite_differences:
         gradient = values[-1][1:]
+        # along sign(gradient) the slope is the sum of |gradient|, in which nothing cancels
         ahead, behind = (_loss(objective, whole, STEPS - 1, way * np.sign(gradient))[0] for way in (1e-6, -1e-6))
         slope, measured = np.abs(gradient).sum(), (ahead - behind) / 2e-6
         assert math.isclose(measured, slope, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
@@ -258,7 +263,7 @@ def check_perturbation(perturbation: base.Perturbation) -> None:
     contracts.check_embeddings(perturbation, e, together)
     (gradient,) = torch.autograd.grad(together.sum(), e)
     assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
-    for row, length in enumerate(lengths):  # a copy, which has seen none of the others
+    for row, length in enumerate(lengths):  # without padding, by a copy, which has seen none of the others
         one, fresh = slice(row, row + 1), copy.deepcopy(perturbation)
         alone = fresh.embeddings(e[one, :length], mask[one, :length], ids=ids[one], step=2, seed=SEED)
         torch.testing.assert_close(alone[0], together[row, :length], rtol=0, atol=0)
@@ -270,7 +275,7 @@ def check_optimizer(optimizer: base.Optimizer) -> None:
 
     def trained(component, rate=0.01):
         """Return the weights after two steps, and the optimizer."""
-        layer = nn.utils.skip_init(nn.Linear, 6, 4)
+        layer = nn.utils.skip_init(nn.Linear, 6, 4)  # without a random draw; 24 weights and 4 biases
         nn.utils.vector_to_parameters(start.clone(), layer.parameters())
         built = build_optimizer(layer, TrainingOptions(), component)
         for step in (1, 2):

@@ -37,11 +37,13 @@ def _check_turn(renderer: Renderer, turn: RenderedTurn, example: Example, place:
     served = Renderer.prompt(renderer, before, example.tools)  # of the base class: transformers' own, by `template`
     assert turn.prompt == served == renderer.prompt(before, example.tools), f"{where}: not the served prompt"
     answer = turn.ids[len(served) :]
+    # by slices: an empty answer fails as well
     assert {*answer[-1:]} & {*renderer.ends}, f"{where}: its last id is none of {renderer.ends}"
     assert not set(answer[:-1]) & {*renderer.ends}, f"{where}: an id that ends a turn is inside it"
     assert all(math.isfinite(weight) and weight >= 0 for _, weight in turn.parts), f"{where}: a weight is below 0"
     text, said = tokenizer.decode(answer), example.messages[place].content.strip()
     assert text.count(said) == 1, f"{where}: {said!r} is not once in {text!r}"
     for number, token in tokenizer.added_tokens_decoder.items():
+        # white space, which some tokenizers have among their added tokens, is in any text
         spelt = tokenizer.decode(turn.ids).count(token.content)
         assert turn.ids.count(number) >= spelt or not token.content.strip(), f"{where}: {token.content!r} is in pieces"

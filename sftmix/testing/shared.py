@@ -84,7 +84,7 @@ def permuted(record: Any, order: Int64) -> Any:
             return {name: moved(column) for name, column in values.items()}
         return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
 
-    columns = asdict(record).items()
+    columns = asdict(record).items()  # steps are the checkpoints' own; a list (ids, texts) has no index by an array
     return replace(record, **{name: moved(values) for name, values in columns if name not in ("row", "steps")})
 
 
@@ -93,7 +93,7 @@ def check_rows(component: Component, inputs: st.SearchStrategy[Any], ask: Ask) -
 
     def holds(record):
         values = answer_of(component, ask, record)
-        order = np.random.default_rng(len(values)).permutation(len(values))
+        order = np.random.default_rng(len(values)).permutation(len(values))  # the same one in each run
         message = "it depends on the order of the examples; break ties by id"
         np.testing.assert_allclose(ask(component, permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
 

@@ -35,7 +35,7 @@ def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
     size = draw(st.integers(2, 24))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n_tokens = rng.integers(0, 41, size) * (rng.random(size) > draw(st.sampled_from([0.0, 0.2])))
-    n_tokens[0] += 1
+    n_tokens[0] += 1  # one example at least is scored
     mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, 3)), draw(st.sampled_from([0, 6])))  # rounded: ties
     nll = (mean_nll + 0.5) * n_tokens[:, None]
     return TrainingDynamics(
