@@ -28,7 +28,7 @@ def pairs_by(
         groups, table = divided(epoch)
         if groups is None or pairing is None:
             return None
-        split, scores = read_only(groups), read_only(table)
+        split, scores = read_only(groups), read_only(table)  # a sampler of one's own cannot change what others see
         pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
         if len(pairs) == 0:
             raise DataError("no pair can be made of the groups of the split; give more rows")
