@@ -162,7 +162,7 @@ def _spread_tokens(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal 
     right order seldom is the best. Return None if no deal is within the limits.
     """
     best: Deal | None = None
-    noise = np.random.default_rng(0)  # the same on every rank, which work this out alone
+    noise = np.random.default_rng(0)  # the same numbers on each rank, which deals for all
     for off in OFF if limits.padding_free and limits.ranks > 1 else OFF[:1]:
         # Pairs first: singles dealt before would leave one free place here and there, where no pair fits.
         ordered = sorted(units, key=lambda u: (-len(u), -limits.weight(u) * noise.lognormal(sigma=off)))
@@ -195,7 +195,7 @@ def _by_length(units: Sequence[Unit], limits: _Limits) -> Deal:
     high = max(map(limits.cost, bins))
     if limits.tokens:
         high = min(high, limits.tokens)
-    low = min(high, sum(map(limits.weight, units)) // n_bins)  # equal shares without padding: none is smaller
+    low = min(high, sum(map(limits.weight, units)) // n_bins)  # equal shares, no padding: no less is possible
     # If each has as many examples as are allowed, none can be smaller.
     full = sum(map(len, units)) == n_bins * limits.examples
     for _ in range(0 if full or limits.ranks == 1 else BALANCE_STEPS):

@@ -94,7 +94,7 @@ Unit = tuple[Slot, ...]
 
 def digest(units: Sequence[Unit]) -> str:
     """Return a short hash of the rows of some units: of their numbers, their order, and which are a pair."""
-    # of [[0, 3], [1, 2]]; of [[0], [3], [1, 2]] another one
+    # [[0, 3], [1, 2]] and [[0], [3], [1, 2]] have other hashes
     return sha256_json([[slot.row for slot in unit] for unit in units])[:16]
 
 
@@ -189,7 +189,7 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     paired = zip(slots[::2], slots[1::2], strict=True)
     rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
     singles = ((Slot(row),) for row in rows.tolist())
-    twos = len(rows) // 2  # so many pairs of singles among the pairs
+    twos = len(rows) // 2  # places that two singles share
     total = len(pairs) + twos
     places = {int((k + 0.5) * total / twos) for k in range(twos)}  # 2 pairs, 3 twos: 0, 2, 4
     merged: list[Unit] = []

@@ -90,6 +90,7 @@ class RunDirectory(Hold):
             remove_leftovers(directory)
             here = os.getcwd()
             relative = os.path.relpath(here, self.path.resolve())  # of a run that is moved with its data
+            # Before config.yaml: that file in a directory without this one would be refused as somebody else's.
             write_json(self.path / STARTED, {"directory": here, "relative": relative})
             written = directory / "inputs.json"
             if not written.exists() or differences(read_inputs(directory), inputs):  # the checkpoints know its hash

@@ -124,7 +124,7 @@ def scoring_model(
 def export_dtype(options: ModelOptions, dtype: str = "auto", *, merged: bool = False) -> torch.dtype:
     """Return the dtype of exported weights.
 
-    dtype   auto: that of the options, which may be auto, too: then the dtype the base model was stored in, or for
+    dtype   auto: that of the options, which may be auto as well: then the dtype the base model was stored in, or for
             adapters that of their training
     merged  True: adapters are in the weights of the base model
     """

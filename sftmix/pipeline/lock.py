@@ -68,7 +68,7 @@ class Hold:
         return self
 
     def _take_lock(self) -> None:
-        """Take the lock; if the file system has none, a second file stands for it, as FileLock does after ENOSYS."""
+        """Take the lock; if the file system has none, use a second file instead, as FileLock does after ENOSYS."""
         try:
             self._lock.acquire(blocking=False)
         except OSError as error:

@@ -1,10 +1,10 @@
 """Atomic, verified checkpoints of model and optimizer: safetensors and JSON only.
 
 `step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors; `optimizer.json`
-with the optimizer's numbers; `state.json` with the state of the loop; and MANIFEST.json, written last, with the SHA-256
-of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor atomic renames
-are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on one rank, and the other way round. For a
-model with adapters, only the trained weights are stored; the rest belongs to the base model.
+with the optimizer's numbers; `state.json` and `arrays.st` with the state of the loop; and MANIFEST.json, written last,
+with the SHA-256 of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor
+atomic renames are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on one rank, and the other
+way round. For a model with adapters, only the trained weights are stored; the rest belongs to the base model.
 
 A thread of each rank writes and hashes its files, on a GPU while the training goes on. It calls no collective: ranks
 agree between two steps that all files are there, and then rank 0 writes the manifest.

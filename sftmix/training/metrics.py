@@ -32,6 +32,7 @@ class MetricsLog:
             if lines:
                 # A number that was not finite is null in the log; rows are a hash, and no metric.
                 self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
+            # In one step: a kill leaves the log as it was, or this one.
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
             return path.open("a", encoding="utf-8")
 

@@ -196,7 +196,7 @@ def gather_nll(parts: Sequence[torch.Tensor], world: World) -> dict[str, torch.T
     """
     mine = torch.cat(list(parts), dim=1).cpu().numpy() if parts else np.empty((4, 0))  # f64[4, slots]
     whole = torch.from_numpy(np.concatenate(world.gather(mine), axis=1))
-    turns = whole[:, whole[3] > 0]  # row 3: the NTP weight
+    turns = whole[:, whole[3] > 0]  # the fourth: their NTP weights
     row, nll_sum, n_tokens, _ = turns[:, turns[0].argsort()]
     return {"row": row.long(), "nll_sum": nll_sum, "n_tokens": n_tokens.long()} if whole.numel() else {}
 
