@@ -82,7 +82,7 @@ def _files(known: Known, *components: Component | None) -> Any:
     """
     names, code = files_of(components), code_of(components)
     if known.world is UNKNOWN:  # code needs no ranks
-        return dict.fromkeys(map(_from_here, names), UNKNOWN) | code  # the names at least are compared
+        return dict.fromkeys(map(_from_here, names), UNKNOWN) | code  # no file is read yet
     return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
@@ -124,7 +124,7 @@ def _data(known: Known) -> Inputs:
         inputs["format"] = UNKNOWN
     return {
         **inputs,
-        # as resolved: null and 2048 are one value
+        # As resolved: null, and the length that it means for this model, are one value.
         "max_length": data.max_length or rows.data.report.max_length,
         "template": rows.encoder.name,  # the name; its text, as any byte of a row, is in the fingerprint
         "fingerprint": rows.data.train.fingerprint,
@@ -169,7 +169,7 @@ def reference_inputs(known: Known) -> Inputs:
     inputs = {
         **_rows_and_model(known),
         "reference": spec,
-        # files of scores, the code of classes of one's own
+        # Contents of files of scores, and the code of classes of one's own.
         "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:

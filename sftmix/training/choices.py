@@ -49,7 +49,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, **world.share(decided_before(recorded, machine)))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        options = world.share(settled(setup, Footprint(setup), room(setup)))  # rank 0's, though each has measured
+        options = world.share(settled(setup, Footprint(setup), room(setup)))  # those of rank 0
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:

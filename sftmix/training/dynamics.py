@@ -68,7 +68,7 @@ class ScoreAtCheckpoints(Callback):
             else:
                 assert state.score is not None
                 started = time.perf_counter()
-                scores = state.score()  # f64[N], of all ranks
+                scores = state.score()  # of N rows, equal on every rank
                 alone = state.score(alone=True) if self.alone else None
                 dynamics = one_checkpoint(self.ids, state.step, scores, alone)
                 self.world.on_main(lambda: write_dynamics(path, dynamics))

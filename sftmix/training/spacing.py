@@ -42,5 +42,6 @@ class Spacing:
 
     def most(self, step: int) -> int:
         """Return the largest number of checkpoints after `step` steps; by the clock each step may have one."""
-        by_steps = self._seconds == math.inf  # 10 steps, every 3: at most 4
+        by_steps = self._seconds == math.inf
+        # 10 steps, every 3: 4
         return math.ceil((self.total - step) / (self.every if by_steps else 1)) if self.every else 0
