@@ -149,7 +149,7 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
     """Return the most tokens of an example: as requested, or the smaller of 2,048 and the model's context."""
     config = model_config(model_path)
-    context, border = context_length(config), position_border(config)
+    context, border = context_length(config), position_border(config)  # Phi-3 mini 128k: 131072 and 4096
     length = min(2048, context or 2048) if requested is None else requested  # context None: config.json names none
     require(length >= 2, key, length, LENGTHS)
     if context is not None and length > context:

@@ -59,7 +59,7 @@ _KEYS = {"STATUS.json": "stage", STARTED: "directory"}
 
 def is_ours(file: Path) -> bool:
     """Return True if a file of `_KEYS` is one that a run, or a table, wrote."""
-    with suppress(DifferenceError, KeyError):
+    with suppress(DifferenceError, KeyError):  # KeyError: config.yaml and summary.json name nobody
         return bool(read_json(file, **{_KEYS[file.name]: str}))
     return False
 
