@@ -35,6 +35,7 @@ def collate(
     slot_pairs = []
     for unit in units:
         if len(unit) == 2:
+            # units (4,), (0, 3): slots 0 1 2 are rows 4 0 3, and the pair is slots 1 and 2
             slot_pairs.append((len(slots), len(slots) + 1))
         slots += unit
     encoded = [data[slot.row] for slot in slots]
@@ -42,8 +43,8 @@ def collate(
     targets = [np.flatnonzero(e.target[1:]) + 1 for e in encoded]
     counts = torch.tensor([len(t) for t in targets])
     labels = np.concatenate([e.input_ids[t] for e, t in zip(encoded, targets, strict=True)])
-    token_rows = torch.arange(len(labels)).split(counts.tolist())
-    slot_pairs_P2 = torch.tensor(slot_pairs, dtype=torch.int64).reshape(-1, 2)
+    token_rows = torch.arange(len(labels)).split(counts.tolist())  # counts 3 2 1 -> (0 1 2), (3 4), (5)
+    slot_pairs_P2 = torch.tensor(slot_pairs, dtype=torch.int64).reshape(-1, 2)  # [0, 2] without any
     pairs, pair_index = align(counts, slot_pairs_P2)
     rows = np.array([s.row for s in slots])
     group = np.full(len(slots), -1) if split is None else split.group[rows].astype(np.int64)
@@ -55,7 +56,7 @@ def collate(
         group=torch.from_numpy(group),
         n_groups=0 if split is None else len(split.names),
         labels=torch.from_numpy(labels.astype(np.int64)),
-        slot=torch.repeat_interleave(counts),
+        slot=torch.repeat_interleave(counts),  # counts 3 2 1 -> 0 0 0 1 1 2
         slot_pairs=slot_pairs_P2,
         pairs=pairs,
         pair_index=pair_index,
@@ -79,7 +80,7 @@ def _layout(lengths: Sequence[int], n_segments: int, *, padding_free: bool) -> l
     if padding_free:
         return [[list(range(len(lengths)))]]
     _, groups = length_groups(lengths, min(n_segments, len(lengths)))
-    idle: list[list[int]] = [[]]
+    idle: list[list[int]] = [[]]  # one line without a slot
     return [[[slot] for slot in alike] for alike in groups] + [idle] * (n_segments - len(groups))
 
 
@@ -114,15 +115,15 @@ def _segment(
             example = encoded[slot]
             end = start + len(example.input_ids)
             input_ids[b, start:end] = example.input_ids
-            index.append(b * width + start + targets[slot] - 1)
-            order.append(token_rows[slot])
+            index.append(b * width + start + targets[slot] - 1)  # the state one place before predicts the token
+            order.append(token_rows[slot])  # lines are sorted by length, so tokens are not in the batch's order
             documents += [start] if example.starts is None else (start + example.starts).tolist()
             start = end
-        mask[b, : max(1, start)] = 1
+        mask[b, : max(1, start)] = 1  # also the token of an idle segment, which so needs no mask
         several |= len(documents) > 1
-        documents += [start] if start < width else []
+        documents += [start] if start < width else []  # the padding
         starts += [b * width + document for document in documents]
-        for first, last in itertools.pairwise([*documents, width]):
+        for first, last in itertools.pairwise([*documents, width]):  # rows of 5, 3 and 2 tokens: 01234 012 01
             positions[b, first:last] = np.arange(last - first)
     slots = [slot for line in lines for slot in line]
     return Segment(
@@ -131,7 +132,7 @@ def _segment(
         attention_mask=torch.from_numpy(mask),
         index=torch.from_numpy(np.concatenate(index)),
         order=torch.cat(order),
-        starts=torch.tensor([*starts, len(lines) * width], dtype=torch.int32),
+        starts=torch.tensor([*starts, len(lines) * width], dtype=torch.int32),  # rows of 5, 3, 2: 0 5 8 10
         position_ids=torch.from_numpy(positions) if several else None,
         lengths=tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
         padded=not mask.all(),
@@ -165,10 +166,11 @@ def length_groups(lengths: Sequence[int], n_groups: int) -> tuple[int, list[list
     In order of length the best groups are runs of neighbours, so a small dynamic programme finds them. The cost of a
     group is its size times its longest member.
     """
+    # Lengths 5 3 2 9 in two groups: 2 and 3 padded to 3, 5 and 9 padded to 9, which are 6 + 18 token slots.
     longest = np.sort(np.array([0.0, *lengths]))  # of a group that ends at i
     at = np.arange(len(longest))
     group = np.where(at[:, None] < at, (at - at[:, None]) * longest, np.inf)  # [start, end]
-    best = np.where(at == 0, 0.0, np.inf)
+    best = np.where(at == 0, 0.0, np.inf)  # slots of the first i examples in the groups so far; no group is empty
     cuts = []  # for each group its start if it ends at i
     for _ in range(n_groups):
         cost = best[:, None] + group
@@ -177,7 +179,7 @@ def length_groups(lengths: Sequence[int], n_groups: int) -> tuple[int, list[list
     order = np.argsort(lengths, kind="stable").tolist()
     groups = []
     end = len(order)
-    for starts in reversed(cuts):
+    for starts in reversed(cuts):  # the last group begins where its cut says, and there the one before it ends
         start = int(starts[end])
         groups.append(order[start:end])
         end = start

@@ -73,11 +73,14 @@ def deal(
     if groups is None:
         expected = examples or int((tokens or lengths.sum()) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
+    # 2 * len(units) limits nothing: a unit has at most two slots.
     limits = _Limits(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
     # Sorted, so that the ranks of a micro-step have about the same work.
     bins = sorted(_deal(units, limits), key=limits.cost, reverse=True)
     shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
     filler = (Slot(shortest.row, 0.0),)
+    # Pairs 0-3 and 1-2, single 4, lengths 5 4 6 3 2, two ranks, two examples: rank 0 gets 1-2, rank 1 gets 0-3; then
+    # rank 0 gets 4, and rank 1 a filler, 4 again with NTP weight 0.
     steps = []
     for start in range(0, len(bins), ranks):
         shares = [share or [filler] for share in bins[start : start + ranks]]
@@ -105,7 +108,7 @@ class _Limits(NamedTuple):
     def cost(self, units: Sequence[Unit]) -> int:
         """Count the token slots of the units in one micro-batch, with idle segments."""
         lengths = [int(self.lengths[slot.row]) for unit in units for slot in unit]
-        idle = max(0, self.segments - len(lengths)) if self.ranks > 1 else 0
+        idle = max(0, self.segments - len(lengths)) if self.ranks > 1 else 0  # of FSDP; other wrappings leave them out
         return token_slots(lengths, self.segments, padding_free=self.padding_free) + idle
 
     def holds(self, units: Sequence[Unit], tokens: int | None) -> bool:
@@ -119,6 +122,7 @@ class _Limits(NamedTuple):
 
     def total(self, bins: Deal) -> int:
         """Count the token slots of the slowest rank of each micro-step, and add them up."""
+        # two ranks: bins of 9, 8, 3, 2 slots are two micro-steps, 9 + 3
         costs = [self.cost(units) for units in bins]
         return sum(max(costs[k : k + self.ranks]) for k in range(0, len(costs), self.ranks))
 
@@ -132,6 +136,7 @@ def _deal(units: Sequence[Unit], limits: _Limits) -> Deal:
     # the fewest micro-batches that the limits could allow
     fewest_bins = sum(map(len, units)) / limits.examples
     if limits.tokens is not None:
+        # a unit above the limit fills one micro-batch, and not more
         fewest_bins = max(fewest_bins, sum(min(limits.weight(unit), limits.tokens) for unit in units) / limits.tokens)
     steps = math.ceil(fewest_bins / limits.ranks)
     balanced = _spread_tokens(units, limits, steps * limits.ranks)
@@ -157,8 +162,9 @@ def _spread_tokens(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal 
     right order seldom is the best. Return None if no deal is within the limits.
     """
     best: Deal | None = None
-    noise = np.random.default_rng(0)
+    noise = np.random.default_rng(0)  # the same numbers on each rank, which deals for all
     for off in OFF if limits.padding_free and limits.ranks > 1 else OFF[:1]:
+        # Pairs first: singles dealt before would leave one free place here and there, where no pair fits.
         ordered = sorted(units, key=lambda u: (-len(u), -limits.weight(u) * noise.lognormal(sigma=off)))
         best = min(filter(None, (best, _in_order(ordered, limits, n_bins))), key=limits.total, default=None)
         if best is not None and limits.ranks * limits.total(best) <= EVEN * sum(map(limits.weight, units)):
@@ -171,7 +177,7 @@ def _in_order(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal | Non
     bins: Deal = [[] for _ in range(n_bins)]
     tokens, free = np.zeros(n_bins), np.full(n_bins, limits.examples)
     for unit in units:
-        best = np.argmin(np.where(free >= len(unit), tokens, np.inf))
+        best = np.argmin(np.where(free >= len(unit), tokens, np.inf))  # 0 if none has room: hence the next line
         if free[best] < len(unit):
             return None
         bins[best].append(unit)
@@ -184,12 +190,12 @@ def _by_length(units: Sequence[Unit], limits: _Limits) -> Deal:
     """Cut the units, in order of length, into micro-batches: in few micro-steps, and the largest one small."""
     ordered = sorted(units, key=lambda unit: -max(int(limits.lengths[slot.row]) for slot in unit))
     bins = _cut(ordered, limits, limits.tokens)
-    n_bins = len(bins) + -len(bins) % limits.ranks
+    n_bins = len(bins) + -len(bins) % limits.ranks  # 5 on 4 ranks: 8, two whole micro-steps
     # The smallest size of the largest micro-batch that needs no more of them, by halving an interval.
     high = max(map(limits.cost, bins))
     if limits.tokens:
         high = min(high, limits.tokens)
-    low = min(high, sum(map(limits.weight, units)) // n_bins)
+    low = min(high, sum(map(limits.weight, units)) // n_bins)  # equal shares, no padding: no less is possible
     # If each has as many examples as are allowed, none can be smaller.
     full = sum(map(len, units)) == n_bins * limits.examples
     for _ in range(0 if full or limits.ranks == 1 else BALANCE_STEPS):
@@ -220,6 +226,7 @@ def _cut(units: list[Unit], limits: _Limits, tokens: int | None) -> Deal:
     while units:
         longer = range(2, min(len(units), limits.examples) + 1)
         # One more unit never costs less, so bisection finds the longest run that fits.
+        # If 2 and 3 units fit and 4 do not, the place of 4 in 2, 3, 4, ... is 2: a run of 3.
         count = 1 + bisect.bisect_left(longer, True, key=lambda n: not limits.holds(units[:n], tokens))
         bins.append(units[:count])
         units = units[count:]

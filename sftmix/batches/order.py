@@ -73,6 +73,7 @@ class ResponsesAlone(RowSubset):
         whole = super().__getitem__(row)
         if whole.starts is not None:
             raise ConfigError("plain text has no instructions, so there are no responses to score alone")
+        # target 0 0 1 1 1 -> places 0 2 3 4, whose targets are 0 1 1 1
         kept = np.concatenate([[0], np.flatnonzero(whole.target[1:]) + 1])
         return replace(whole, input_ids=whole.input_ids[kept], target=np.arange(len(kept)) > 0, weight=None)
 
@@ -93,6 +94,7 @@ Unit = tuple[Slot, ...]
 
 def digest(units: Sequence[Unit]) -> str:
     """Return a short hash of the rows of some units: of their numbers, their order, and which are a pair."""
+    # [[0, 3], [1, 2]] and [[0], [3], [1, 2]] have other hashes
     return sha256_json([[slot.row for slot in unit] for unit in units])[:16]
 
 
@@ -124,8 +126,10 @@ class TrainingOrder:
         self.total_steps = 0
         most = math.inf if options.max_steps is None else options.max_steps
         epochs = as_written(options.epochs) if options.max_steps is None else math.inf
+        # As fractions: epochs 1.1 of 10 batches are 11 steps; of floats 1.1 - 1 is above 0.1, which makes 12.
         while epochs > len(self.ends) and self.total_steps < most:
             epoch = len(self.ends)
+            # 3 batches an epoch and epochs 1.5: the ends are 3 and 5
             steps = self.total_steps + math.ceil(min(1, epochs - epoch) * self._count(epoch))
             self.total_steps = int(min(steps, most))
             self.ends.append(self.total_steps)
@@ -138,6 +142,7 @@ class TrainingOrder:
     def _count(self, epoch: int) -> int:
         """Return the number of an epoch's global batches, which are made only if an example may have several slots."""
         pairs = self._pairs_of(epoch) if self._pairs_known else None
+        # Of an odd size, a batch leaves a slot free before a pair that does not fit, so there may be more of them.
         several = pairs is not None and (self._size % 2 or len(np.unique(pairs)) < pairs.size)
         return len(self._batches_of(epoch)) if several else self._expected
 
@@ -155,7 +160,7 @@ class TrainingOrder:
 
     def epoch_of(self, step: int) -> int:
         """Epoch of step `step` (both from 0)."""
-        return bisect.bisect_right(self.ends, step)
+        return bisect.bisect_right(self.ends, step)  # ends 3, 6: step 2 is in epoch 0, step 3 in epoch 1
 
     def batch(self, step: int) -> list[Unit]:
         """Units of the global batch of step `step`."""
@@ -177,15 +182,16 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     if pairs is None:
         order = generator(seed, "order", epoch).permutation(n_rows)
         return [(Slot(row),) for row in order.tolist()]
+    # [[0, 3], [1, 3]] -> weights 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
     weights = np.zeros(pairs.size)
     weights[np.unique(pairs, return_index=True)[1]] = 1.0  # the first slot of each row
     slots = list(map(Slot, pairs.ravel().tolist(), weights.tolist()))
     paired = zip(slots[::2], slots[1::2], strict=True)
     rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
     singles = ((Slot(row),) for row in rows.tolist())
-    twos = len(rows) // 2
+    twos = len(rows) // 2  # places that two singles share
     total = len(pairs) + twos
-    places = {int((k + 0.5) * total / twos) for k in range(twos)}
+    places = {int((k + 0.5) * total / twos) for k in range(twos)}  # 2 pairs, 3 twos: 0, 2, 4
     merged: list[Unit] = []
     for place in range(total):
         merged += itertools.islice(singles, 2) if place in places else itertools.islice(paired, 1)
@@ -197,7 +203,7 @@ def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[U
     batches: list[list[Unit]] = []
     room = 0
     for unit in units:
-        if len(unit) > room:
+        if len(unit) > room:  # pairs 0-3 and 1-2, then 4 and 5, in batches of 3: 0 3 | 1 2 4 | 5
             batches.append([])
             room = global_batch_size
         batches[-1].append(unit)

@@ -28,6 +28,7 @@ from sftmix.types import Batch, Float64, Int64, RowScores
 
 N_BINS = 15
 
+# 8, 5.66, 4, 2.83, 2, 1.41, 1, 0.71, 0.5, 0.35, 0.25
 TAUS = tuple(2.0 ** (-k / 2) for k in range(-6, 5))
 """Temperatures from 8 down to 1/4: their inverses rise by a factor of sqrt(2)."""
 
@@ -55,10 +56,10 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
         of_tokens = [split_by_slot(confidence, batch), split_by_slot(correct, batch)]
         return [*of_tokens, sum_by_slot(brier, batch), sum_by_slot(tempered, batch)]
 
-    confidences, hits, *sums = scorer.columns(module, data, statistics)
-    brier_sum, tempered = map(np.array, sums)
+    confidences, hits, *sums = scorer.columns(module, data, statistics)  # N entries each: f32[n], bool[n]
+    brier_sum, tempered = map(np.array, sums)  # f64[N], f64[N, 11, 3]
     n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
-    scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct)
+    scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct)  # the NLL at temperature 1
     metrics, confidence = held_out_metrics(scores), np.concatenate(confidences)
     tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
     figures = {
@@ -97,11 +98,11 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
 def _block_statistics(x: Tensor, labels: Tensor) -> list[Tensor]:
     """Return what `token_statistics` does, from logits x [rows, V], which are written over."""
     x.sub_(x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
-    at_label = x.gather(1, labels[:, None]).squeeze(1)
+    at_label = x.gather(1, labels[:, None]).squeeze(1)  # [rows], before small logits are raised
     x.clamp_(min=_LEAST_LOGIT)  # times exp(_LEAST_EXPONENT) it is still nothing
     totals = []
     tempered = []
-    e = torch.empty_like(x)
+    e = torch.empty_like(x)  # [rows, V], of every temperature in turn
     for tau in TAUS:
         torch.mul(x, 1 / tau, out=e)
         total = e.clamp_(min=_LEAST_EXPONENT).exp_().sum(1)
@@ -160,13 +161,14 @@ def fitted_temperature(sums: Float64) -> tuple[Any, float]:
     from scipy.interpolate import BPoly
     from scipy.optimize import brentq
 
-    value, first, second = sums.T
+    value, first, second = sums.T  # [11] each
     beta = 1 / np.asarray(TAUS)
+    # In t = log b: d/dt = b d/db, so f'' = b^2 second + b first.
     curve = BPoly.from_derivatives(
         np.log(beta), np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
     )
-    if first[0] >= 0:
+    if first[0] >= 0:  # rises with 1 / tau from the start: hotter than 8
         return curve, TAUS[0]
-    if first[-1] <= 0:
+    if first[-1] <= 0:  # still falls: colder than 1/4
         return curve, TAUS[-1]
     return curve, float(np.exp(-brentq(curve.derivative(), *curve.x[[0, -1]])))

@@ -80,10 +80,10 @@ def confidence_std(run: Path, *arms: str) -> dict[str, Any]:
 
     arms  stages of the run: a trained model's, and NTP's, if it is to be held beside it
     """
-    nll = [read_dynamics(run / stage / SAMPLE).mean_nll[:, -1] for stage in ("base", *arms)]
+    nll = [read_dynamics(run / stage / SAMPLE).mean_nll[:, -1] for stage in ("base", *arms)]  # [sample] each
     figures: dict[str, Any] = {"rows": len(nll[1])}
     for prefix, spread in (("", lambda n: np.exp(n).std()), ("log_", np.std)):
-        before, after, *plain = (finite(spread, n) for n in nll)
+        before, after, *plain = (finite(spread, n) for n in nll)  # plain: NTP's, or nothing
         figures |= {f"{prefix}before": before, f"{prefix}after": after, f"{prefix}change": change(before, after)}
         figures |= {f"{prefix}vs_baseline": change(other, after) for other in plain}
     return figures
@@ -109,6 +109,7 @@ def best_evaluation(lines: Sequence[Any], last: float | None) -> dict[str, Any]:
     """
     if last is None:
         return {}
+    # An evaluation before the first step is in the line of step 1, under a name of its own.
     start = {"step": 0, "epoch": 0, "eval_nll": (lines or [{}])[0].get("start_eval_nll")}
     *earlier, end = [start, *lines]  # start, if training stopped before the first step
     evaluated = [line for line in [*earlier, {**end, "eval_nll": last}] if line.get("eval_nll") is not None]
@@ -137,4 +138,5 @@ def mixed_share(batch: Callable[[int], Any], lines: Sequence[Any], n_tokens: Int
             depth = min(counts[row] for row in rows) if len(rows) == 2 and line["mixup_tokens"] else 0
             for row in rows:
                 depths[line["epoch"], row] = max(depth, depths[line["epoch"], row])
+    # 5, 3 and 2 tokens, the first two a pair: 3 + 3 of 10 were mixed
     return sum(depths.values()) / max(1, sum(counts[row] for _, row in depths))

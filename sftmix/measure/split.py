@@ -30,7 +30,7 @@ def describe_split(root: Path, scores: Scores, split: Split) -> dict[str, Any]:
     figures = {}
     for group, name in enumerate(split.names):
         rows = split.rows(group)
-        confidence = scores.confidence[rows[measured[rows]]]
+        confidence = scores.confidence[rows[measured[rows]]]  # without NaN and infinity
         labels = Counter(str(scores.label[row]) for row in rows if scores.label)
         figures[name] = {
             "examples": len(rows),
@@ -53,6 +53,7 @@ def describe_split(root: Path, scores: Scores, split: Split) -> dict[str, Any]:
 
 def tied_at_the_cut(scores: Scores, split: Split) -> float:
     """Return the share of the examples that have the confidence of one in another group."""
+    # 3 2 | 2 1 -> 1 2 2 3, where 2 is there once for each group: two of four are tied.
     values_of_groups = np.unique(np.stack([scores.confidence, split.group]), axis=1)[0]
     values, n_groups = np.unique(values_of_groups, return_counts=True)
     return np.isin(scores.confidence, values[n_groups > 1]).mean().item()  # NaN equals nothing
@@ -74,7 +75,7 @@ def confounds(scores: Scores, split: Split) -> dict[str, Any]:
     if measured.sum() > 1:
         ranks = rankdata(np.stack([scores.confidence, scores.n_tokens], axis=1)[measured], axis=0)
         correlation = finite(lambda ranks: np.corrcoef(ranks, rowvar=False)[1, 0], ranks)
-    first, last = scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]
+    first, last = scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]  # 5 3 | 2 1: an AUC of 1
     if len(first) and len(last):
         area = float(mannwhitneyu(first, last, method="asymptotic").statistic) / (len(first) * len(last))
     return {"spearman_confidence_length": correlation, "auc_length_confident": area}

@@ -64,6 +64,7 @@ class RunContext:
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self.stop.check(self.world)
+        # Not sooner: it hashes files that the stages before have made.
         inputs = STAGE_INPUTS[stage](Known(self.config, self.world, self.rows, self.path))
         memory, began = PeakMemory(self.world.device), time.time()
         if self.directory.begin(stage, inputs, self.config.yaml()):
@@ -113,6 +114,7 @@ class RunContext:
             packed=packed,
             checkpoint=config.checkpoint,
             directory=self.path / name,
+            # Of the file, which `begin` leaves as it is while the inputs are equal, also if a class has moved.
             identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),
             seed=config.seed,
             pad_id=encoder.pad_id,

@@ -56,9 +56,10 @@ class RunDirectory(Hold):
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        error = raised[1] and self.world.explained(raised[1])
+        error = raised[1] and self.world.explained(raised[1])  # None, or the other rank's error that caused this one
         if error is None:  # the command did all it should
             unfinished = [file for file in self.path.glob("*/inputs.json") if not file.with_name(MANIFEST).exists()]
+            # An earlier process failed, or was killed, behind its last stage; all were read back now, so it ended well.
             if self._earlier.get("exit_code") != 0 and not unfinished:
                 self.starts_work()
             self.status(exit_code=0, message="")
@@ -82,13 +83,14 @@ class RunDirectory(Hold):
         directory = self.path / stage
 
         def enter() -> bool:
-            refuse_others(directory, inputs)
+            refuse_others(directory, inputs)  # before anything is written
             if is_finished(directory):
                 return True
             self.starts_work()
             remove_leftovers(directory)
             here = os.getcwd()
-            relative = os.path.relpath(here, self.path.resolve())
+            relative = os.path.relpath(here, self.path.resolve())  # of a run that is moved with its data
+            # Before config.yaml: that file in a directory without this one would be refused as somebody else's.
             write_json(self.path / STARTED, {"directory": here, "relative": relative})
             written = directory / "inputs.json"
             if not written.exists() or differences(read_inputs(directory), inputs):  # the checkpoints know its hash
@@ -97,9 +99,9 @@ class RunDirectory(Hold):
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):
                 equal = (source / MANIFEST).exists() and not differences(read_inputs(source), inputs)
-                if equal and is_finished(source):
+                if equal and is_finished(source):  # which reads all of its files
                     for name in read_json(source / MANIFEST, files=dict)["files"]:
-                        _link(source / name, directory / name)
+                        _link(source / name, directory / name)  # also ../confidence/dynamics.parquet, of the reference
                     write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
                     _link(source / MANIFEST, directory / MANIFEST)  # last: what was interrupted before is done again
                     return True

@@ -82,13 +82,13 @@ def _files(known: Known, *components: Component | None) -> Any:
     """
     names, code = files_of(components), code_of(components)
     if known.world is UNKNOWN:  # code needs no ranks
-        return dict.fromkeys(map(_from_here, names), UNKNOWN) | code
+        return dict.fromkeys(map(_from_here, names), UNKNOWN) | code  # no file is read yet
     return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
 def _from_here(name: str) -> str:
     """Return a path below the directory of the command from there on, so that a project may be moved as a whole."""
-    path, here = Path(name), Path.cwd()
+    path, here = Path(name), Path.cwd()  # /project/own.py -> own.py; own.py and org/name stay
     return path.relative_to(here).as_posix() if path.is_absolute() and path.is_relative_to(here) else name
 
 
@@ -124,8 +124,9 @@ def _data(known: Known) -> Inputs:
         inputs["format"] = UNKNOWN
     return {
         **inputs,
+        # As resolved: null, and the length that it means for this model, are one value.
         "max_length": data.max_length or rows.data.report.max_length,
-        "template": rows.encoder.name,
+        "template": rows.encoder.name,  # the name; its text, as any byte of a row, is in the fingerprint
         "fingerprint": rows.data.train.fingerprint,
     }
 
@@ -136,6 +137,7 @@ def _rows_and_model(known: Known) -> Inputs:
     return {
         "data": _data(known),
         "model": known.world.from_main(lambda: _fingerprint(config.model.path)),
+        # bf16 and fp32, sdpa and eager, give other losses, so another confidence.
         "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
     }
 
@@ -143,7 +145,7 @@ def _rows_and_model(known: Known) -> Inputs:
 def _training(known: Known, options: TrainingOptions) -> Inputs:
     """Return the training options that decide the result; others say how a step is computed, and may change."""
     values = {**plain(options), "precision": _precision(known, options)}
-    return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}
+    return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}  # timeout decides on hanging ranks alone
 
 
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
@@ -167,13 +169,14 @@ def reference_inputs(known: Known) -> Inputs:
     inputs = {
         **_rows_and_model(known),
         "reference": spec,
+        # Contents of files of scores, and the code of classes of one's own.
         "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:
         inputs |= {
             "optimizer": config.optimizer.spec(),
-            "lora": plain(lora) if lora.r else None,
-            "training": _training(known, own.training),
+            "lora": plain(lora) if lora.r else None,  # without adapters, their alpha and dropout say nothing
+            "training": _training(known, own.training),  # as inherited: null and the run's own value are one
             "callbacks": plain(deciding),
             "seed": own.seed,
         }
@@ -195,11 +198,11 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
     inputs = {
         **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint,
-        "dtype": config.model.dtype,
+        "eval": known.rows.eval_fingerprint,  # decides figures, and where EarlyStopping stops
+        "dtype": config.model.dtype,  # of the export, as is the rounding
         "rounding": known.world.from_main(lambda: _rounding(config)),
         "lora": plain(lora) if lora.r else None,
-        "split": _made(known, "split/split.parquet", paired),
+        "split": _made(known, "split/split.parquet", paired),  # the groups themselves, whichever splitter made them
         "confidence": _made(known, "confidence/confidence.parquet", scored),
         "pairing": plain(pairing),
         "objective": config.objective.spec(),
@@ -212,13 +215,14 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     }
     if single:
         chosen = (config.reference, config.confidence, config.splitter)
+        # A split for each epoch is no file: what makes it counts itself.
         inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
     return inputs
 
 
 STAGE_INPUTS = {
     "selection": lambda known: {
-        "data": known.rows.whole.fingerprint,
+        "data": known.rows.whole.fingerprint,  # all rows: the selected ones are the result
         "selector": known.config.selector.spec(),
         "seed": known.config.seed,
         "selector_files": _files(known, known.config.selector),
@@ -243,7 +247,7 @@ STAGE_INPUTS = {
     "base": lambda known: {
         **_rows_and_model(known),
         "eval": known.rows.eval_fingerprint,
-        "quantize": known.config.model.lora.quantize,
+        "quantize": known.config.model.lora.quantize,  # the base of QLoRA is measured as it is trained on
     },
 }
 """Stage -> its inputs, as far as they are known; in the order in which stages are entered."""

@@ -70,10 +70,11 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
         mapped = None if lora.r else mapped_model(path, attention=attention)
         # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
         loaded = mapped or world.on_main(whole)
+        # As the files decide, which only ranks with the values know: config.json may say otherwise.
         tied = world.share(loaded and loaded.config.get_text_config().tie_word_embeddings)
         model = loaded or empty_model(path, attention=attention, tied=tied)
         if lora.r and loaded is None:
-            add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
+            add_adapters(model, replace(lora, init_lora_weights=True), seed=0)  # their shapes: the values are rank 0's
         carry(model, world, from_main=mapped is None, check=check)
     if stored_dtype(path) == compute == torch.bfloat16 and (lora.r or not trains):  # a trained model is exported whole
         keep_in_bfloat16(model, trains=trains)
@@ -123,7 +124,7 @@ def scoring_model(
 def export_dtype(options: ModelOptions, dtype: str = "auto", *, merged: bool = False) -> torch.dtype:
     """Return the dtype of exported weights.
 
-    dtype   auto: that of the options, which may be auto, too: then the dtype the base model was stored in, or for
+    dtype   auto: that of the options, which may be auto as well: then the dtype the base model was stored in, or for
             adapters that of their training
     merged  True: adapters are in the weights of the base model
     """

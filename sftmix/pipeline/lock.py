@@ -58,6 +58,7 @@ class Hold:
             ) from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
+        # What kills left at the top: a stage tidies its own directory. "nonce" is the file of check_same_directory.
         for name in ("STATUS.json", "config.yaml", STARTED, "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
@@ -67,7 +68,7 @@ class Hold:
         return self
 
     def _take_lock(self) -> None:
-        """Take the lock; if the file system has none, a second file stands for it, as FileLock does after ENOSYS."""
+        """Take the lock; if the file system has none, use a second file instead, as FileLock does after ENOSYS."""
         try:
             self._lock.acquire(blocking=False)
         except OSError as error:
@@ -89,7 +90,7 @@ class Hold:
 
         Raises DifferenceError if the directory was moved or removed: what is written would make a new one in its place.
         """
-        if self._lock.is_locked and not (self.path / ".lock").exists():
+        if self._lock.is_locked and not (self.path / ".lock").exists():  # other ranks hold none
             raise DifferenceError(f"{self.path} was moved or removed while it was used; continue it where it is now")
         self._status |= fields
         now = time.monotonic()

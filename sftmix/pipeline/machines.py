@@ -59,7 +59,7 @@ def check_same(read: Callable[[], Mapping[str, str | None]], world: World) -> No
     expected = world.from_main(read)
 
     def compare() -> None:
-        own = expected if world.local_rank else read()
+        own = expected if world.local_rank else read()  # one rank a node hashes
         for name, value in expected.items():
             if own[name] != value:
                 raise ConfigError(

@@ -28,7 +28,7 @@ def pairs_by(
         groups, table = divided(epoch)
         if groups is None or pairing is None:
             return None
-        split, scores = read_only(groups), read_only(table)
+        split, scores = read_only(groups), read_only(table)  # a sampler of one's own cannot change what others see
         pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
         if len(pairs) == 0:
             raise DataError("no pair can be made of the groups of the split; give more rows")
@@ -49,11 +49,11 @@ def order_of_arm(
     # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
     begun = epochs_begun(run) if single and name == "baseline" else math.inf
 
-    @lru_cache(maxsize=2)
+    @lru_cache(maxsize=2)  # asked for the pairs of an epoch, and for the groups of each of its steps
     def divided(epoch: int) -> tuple[Split | None, Scores]:
         if not (single and 0 < epoch < begun):
             return split, scores
-        dynamics = dynamics_before(run, epoch)
+        dynamics = dynamics_before(run, epoch)  # from the files that the target writes at the end of each epoch
         confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
         table = replace(scores, confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
@@ -77,6 +77,7 @@ def losses_of(run: RunContext) -> OnlineLosses:
 
 def dynamics_before(run: RunContext, epoch: int) -> TrainingDynamics:
     """Return the training dynamics by which epoch `epoch`, at least 1, is split."""
+    # epoch 3: of window 2 epochs 1 and 2, of window null 0, 1 and 2
     window = run.config.reference.window or epoch  # None: all earlier epochs count
     return merge_dynamics([losses_of(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
 

@@ -65,14 +65,15 @@ def run(
         validate(config)
     check_directory(config)
     with (
-        adding_in_order(config.training.deterministic),
+        adding_in_order(config.training.deterministic),  # before CUDA starts, which reads its variable then
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
-        StopLater(),
+        StopLater(),  # outside the directory, which notes an error in STATUS.json first
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
-        StopAtOnce() as stop,
+        StopAtOnce() as stop,  # inside: what it raises is noted as well
     ):
         ranks.on_main(lambda: refuse_links(directory.path))
         check_same_directory(directory.path, ranks)
+        # Asked for: refused before rows are read. auto looks for a compiler when it decides.
         if True in (config.training.compile, config_of_reference(config).training.compile):
             check_compiler(ranks.device)
         directory.tell(stage="data")
@@ -149,7 +150,7 @@ def enter_confidence(run: RunContext, dynamics: TrainingDynamics | None) -> Scor
     """
     path, estimator = run.path / "confidence/confidence.parquet", run.config.confidence
     train = run.rows.data.train
-    nothing = np.full((len(train), 1), np.nan)
+    nothing = np.full((len(train), 1), np.nan)  # [N, 1]: one checkpoint, at step 0, that knows no loss
     uncounted = np.full(nothing.shape, NOT_COUNTED)
     given = dynamics or TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, uncounted)
 
@@ -171,7 +172,7 @@ def enter_split(run: RunContext, scores: Scores) -> Split:
     def make() -> Made:
         split = check_split(splitter, splitter.split(read_only(scores), seed=run.config.seed), scores)
         write_split(path, scores.id, split)
-        return Made([path.name, "confounds.json"], describe_split(run.path, scores, split))
+        return Made([path.name, "confounds.json"], describe_split(run.path, scores, split))  # which writes the second
 
     return run.enter("split", lambda: run.world.from_main(make), lambda: read_split(path)[1])
 
@@ -195,7 +196,7 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
         stage.online = losses_of(run)
     stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)
-    refuse_overflow(stage.model, dtype)
+    refuse_overflow(stage.model, dtype)  # before the training: 1e5 has no room in float16
     if not config.checkpoint.every:  # an export that finds no room would leave nothing of the training
         size = dtype.itemsize * sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
         run.world.on_main(lambda: check_room(directory, size))
@@ -208,14 +209,14 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
         as_trained = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
         if as_trained is None:
             as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
-    round_weights(config, module, dtype)
+    round_weights(config, module, dtype)  # before `measure`: figures are of the weights that are delivered
     files, measured = measure(directory, rows.data, stage.scorer, module, step=steps)
     figures = {
         **result.figures,
         **measured,
         "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
         "eval_nll_as_trained": as_trained,
-        **best_evaluation(lines, as_trained or measured.get("eval_nll")),
+        **best_evaluation(lines, as_trained or measured.get("eval_nll")),  # not rounded: delivered as trained
         "calibration_seconds": time.perf_counter() - began,
         "made_by": made_by(run.world.size),
     }
@@ -232,7 +233,7 @@ def enter_last_split(run: RunContext) -> None:
     if (begun := epochs_begun(run)) == 1:
         run.say("train: stopped in the first epoch, before there was a split")
         return
-    last = dynamics_before(run, begun - 1)
+    last = dynamics_before(run, begun - 1)  # the last epoch begun: epochs count from 0
     run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
     enter_split(run, enter_confidence(run, last))
 

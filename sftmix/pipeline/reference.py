@@ -54,6 +54,7 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
 
     def make() -> Made:
         context = ReferenceRun(run)
+        # FromFile may have other rows as well, and lack some.
         dynamics = check_dynamics(reference, reference.collect(context)).of(ids)
         missing = [ids[row] for row in np.flatnonzero(~dynamics.scored)]
         if len(missing) > MAX_UNSCORED * len(ids):
@@ -92,7 +93,7 @@ def rows_of_reference(
     key  the option that names the model, beside the options of its template and length
     """
     path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
-    if model == ReferenceModel(lora=model.lora):
+    if model == ReferenceModel(lora=model.lora):  # nothing set beside adapters: the rows are the target's
         return path, encoder, rows.data.train
     option = key.rpartition(".")[0]
     with named(key if model.path else "model.path"):
@@ -107,6 +108,7 @@ def rows_of_reference(
         else:
             length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
     say(f"reference ({path}): template {encoder.name}, max_length {length}")
+    # Such as a smaller model of the target's family, whose context is long enough.
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train
     if rows.prepared.text:
@@ -166,6 +168,7 @@ class ReferenceRun:
         run, model = self._run, model or ReferenceModel()
         _, encoder, data = self._rows(model)
         config = config_of_reference(run.config, model, training)
+        # Its order and dropout masks are none of the target's.
         config.seed = stable_hash(config.seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
             stage = run.training_stage(
@@ -178,6 +181,7 @@ class ReferenceRun:
                 packed=data.packed,
             )
         if checkpoints == "online":
+            # max_steps, or epochs below 1, end before each example had its turn.
             if stage.order.ends[0] * config.training.global_batch_size < len(data):
                 raise ConfigError(NO_EPOCH)
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
@@ -190,7 +194,7 @@ class ReferenceRun:
                 world=run.world,
                 alone=response_alone,
             )
-            stage.callbacks = [scoring, *stage.callbacks]
+            stage.callbacks = [scoring, *stage.callbacks]  # first: those behind it see its train_nll
         figures = run.train(stage).figures
         self.figures = {**figures, **run.world.from_main(lambda: ends_of_loss(stage.directory))}
         if stage.online is None:
@@ -289,7 +293,7 @@ def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: i
 
     def record(number: int) -> dict[str, Any] | None:
         try:
-            if not failed:
+            if not failed:  # after the first error, waiting rows are passed over
                 row = data[number]
                 nll, correct = map(np.asarray, score(row))
                 if not nll.shape == correct.shape == (n_tokens := np.count_nonzero(row.target[1:]),):
@@ -310,11 +314,12 @@ def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: i
         progress_bar("reference: scoring", total=len(data), done=len(scored), unit=" examples") as bar,
     ):
         for one in filter(None, pool.imap_unordered(record, waiting)):
-            append_batch(file, [one])
+            append_batch(file, [one])  # by this thread alone
             scored[one["id"]] = one
             bar.update()
     if failed:
         raise failed[0]
+    # [N] each, in row order, whichever thread was first
     nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
     each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
     return RowScores(nll, tokens, correct, each)

@@ -83,7 +83,7 @@ def read_rows(
         return world.node_first(lambda: encode(prepared, encoder, max_length=length, keep=keep, progress=progress))
 
     data = encoded()
-    whole = data.train
+    whole = data.train  # what the selector sees; what it keeps is encoded as a data set of its own
     if not isinstance(config.selector, All):
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {config.selector}"
@@ -105,7 +105,7 @@ def check_same_ids(path: str, encoder: Encoder) -> None:
     """Raise ConfigError for a model whose own tokenizer, if it has one, gives token ids another meaning."""
     try:
         own = {number: token for token, number in load_tokenizer(path).get_vocab().items()}
-    except ConfigError:
+    except ConfigError:  # a directory of weights alone is taken at its word
         return
     for token, number in encoder.tokenizer.get_vocab().items():
         if own.get(number, token) != token:
@@ -149,8 +149,8 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
     """Return the most tokens of an example: as requested, or the smaller of 2,048 and the model's context."""
     config = model_config(model_path)
-    context, border = context_length(config), position_border(config)
-    length = min(2048, context or 2048) if requested is None else requested
+    context, border = context_length(config), position_border(config)  # Phi-3 mini 128k: 131072 and 4096
+    length = min(2048, context or 2048) if requested is None else requested  # context None: config.json names none
     require(length >= 2, key, length, LENGTHS)
     if context is not None and length > context:
         raise ConfigError(f"{key} is {length}, but {model_path} has a context of {context} tokens")

@@ -30,6 +30,7 @@ class _Unknown:
     def __call__(self, *asked: Any) -> "_Unknown":
         return self
 
+    # "fp32" == UNKNOWN as well: str leaves the answer to this side.
     def __eq__(self, other: object) -> bool:
         return True
 
@@ -43,10 +44,11 @@ def write_manifest(directory: Path, outputs: Sequence[str]) -> None:
     """Write the hashes of some files of a directory, or of all files in a folder of it: `is_finished` compares them."""
     hashes = {}
     for output in (directory / name for name in outputs):
+        # model -> model/config.json, ...; split.parquet, which has nothing below, -> itself
         for file in [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]:
             sync_path(file)  # the manifest is, and would name what a power cut has taken
             hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
-    write_json(directory / MANIFEST, {"files": hashes})
+    write_json(directory / MANIFEST, {"files": hashes})  # last: with it the stage is finished
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:
@@ -70,9 +72,11 @@ def refuse_others(directory: Path, inputs: Inputs) -> None:
     directory of the confidence.
     """
     work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
+    # An empty file is no work: metrics.jsonl is opened before the first step.
     if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):
         return
     different = differences(read_inputs(directory), inputs)
+    # "model: '1a' -> '2b'" is said in words, "training.epochs: 3 -> 2" as it is
     if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different):
         raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
 
@@ -87,6 +91,7 @@ CONTENTS = {
 """Inputs that are hashes, in words that name the options behind them."""
 
 
+# "sftmix.components.pairing.AnyPairs" is now sftmix.components.others.pairings.AnyPairs
 _OURS = re.compile(r'(?<=")sftmix\.components\.[\w.]+(?=")')
 """An import path of ours as a value, which a run of before may have from before a move."""
 
@@ -103,6 +108,7 @@ def differences(old: Any, new: Any) -> list[str]:
 
 def _shown(value: Any) -> str:
     """Show a value, and of a component its class: of another one the options say nothing about the old one's."""
+    # splitter: Median -> Quantile
     return value["class_path"] if isinstance(value, Mapping) and "class_path" in value else repr(value)
 
 

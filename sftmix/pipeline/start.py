@@ -36,7 +36,7 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
         "selection": not isinstance(config.selector, All),
         "reference": until == "reference" or (confidence and config.confidence_needs_dynamics()),
         "confidence": confidence,
-        "split": split,
+        "split": split,  # a single run writes its last one at its end
         "train": train,
         "baseline": train and config.with_baseline,
         "base": train,
@@ -59,7 +59,7 @@ _KEYS = {"STATUS.json": "stage", STARTED: "directory"}
 
 def is_ours(file: Path) -> bool:
     """Return True if a file of `_KEYS` is one that a run, or a table, wrote."""
-    with suppress(DifferenceError, KeyError):
+    with suppress(DifferenceError, KeyError):  # KeyError: config.yaml and summary.json name nobody
         return bool(read_json(file, **{_KEYS[file.name]: str}))
     return False
 
@@ -67,8 +67,10 @@ def is_ours(file: Path) -> bool:
 def _refuse_foreign(directory: Path) -> None:
     """Raise ConfigError for a directory that no run began in and that holds a name a run writes at its top."""
     there = [name for name in STAGE_INPUTS if is_there(directory / name)]
+    # None that are hidden: a kill leaves .tmp- files.
     stages = {name: {file.name for file in (directory / name).glob("[!.]*")} for name in there}
-    copied = any(inside > {"inputs.json"} for inside in stages.values())  # stages of another run
+    # Inputs and work: stages of another run, as docs/distributed.md has people copy reference/, confidence/ and split/.
+    copied = any(inside > {"inputs.json"} for inside in stages.values())
     names = [] if copied or is_ours(directory / STARTED) else ["config.yaml", "summary.json", *_KEYS, *stages]
     for place in filter(is_there, (directory / name for name in names)):
         if stages.get(place.name) or not (place.is_dir() or is_ours(place)):  # a kill may leave an empty directory

@@ -32,6 +32,7 @@ class BestWeights:
         """
         self._nll = best = min(evaluations.values(), default=math.inf)
         # A step that has no evaluation yet is after the checkpoint, and will be made again.
+        # {2: 1.5, 4: 1.4} with the weights of step 2 alone: step 4 was made while keep_best was off.
         kept = any(evaluations.get(step, best) <= best for step in self.store.steps())
         if evaluations and not kept and self.store.world.is_main:
             shutil.rmtree(self.store.directory, ignore_errors=True)
@@ -42,7 +43,7 @@ class BestWeights:
 
         All ranks call it; the metrics of rank 0, which writes the log, decide for all.
         """
-        nll = self.store.world.share(metrics.get("eval_nll"))
+        nll = self.store.world.share(metrics.get("eval_nll"))  # None: this step was not evaluated
         if nll is None:
             return
         self.evaluated = step

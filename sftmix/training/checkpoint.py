@@ -1,10 +1,10 @@
 """Atomic, verified checkpoints of model and optimizer: safetensors and JSON only.
 
 `step-00000100/` holds the (sharded) tensors, written by torch.distributed.checkpoint as safetensors; `optimizer.json`
-with the optimizer's numbers; `state.json` with the state of the loop; and MANIFEST.json, written last, with the SHA-256
-of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor atomic renames
-are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on one rank, and the other way round. For a
-model with adapters, only the trained weights are stored; the rest belongs to the base model.
+with the optimizer's numbers; `state.json` and `arrays.st` with the state of the loop; and MANIFEST.json, written last,
+with the SHA-256 of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor
+atomic renames are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on one rank, and the other
+way round. For a model with adapters, only the trained weights are stored; the rest belongs to the base model.
 
 A thread of each rank writes and hashes its files, on a GPU while the training goes on. It calls no collective: ranks
 agree between two steps that all files are there, and then rank 0 writes the manifest.
@@ -112,14 +112,14 @@ class CheckpointStore:
         """
         self.finish()
         started, module, path = time.perf_counter(), unwrap(wrapped), self.path(step)
-        self._refuse_not_finite(module, step)
+        self._refuse_not_finite(module, step)  # before a good checkpoint could be pruned for it
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
-        staging, beside = self.world.from_main(lambda: self._begin(step, needed))
+        staging, beside = self.world.from_main(lambda: self._begin(step, needed))  # hashes of the log now: it grows
         with self._explained(step, needed):
-            part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)
-        # Counters of single parameters, and values that an optimizer adapts in its groups.
+            part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)  # on the host, not written
+        # Counters of single parameters, and values that an optimizer adapts in its groups: "param_groups.NAME.lr".
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
 
         def write() -> dict[str, Any]:
@@ -139,7 +139,7 @@ class CheckpointStore:
                 about = {"step": step, "world_size": self.world.size}
                 commit_directory(staging, path, about=about, known={**beside, **ChainMap(*of_ranks)})
                 self._verified = None
-                self._prune(step)
+                self._prune(step)  # after it, so that one valid checkpoint is always there
 
         self._under_way = self._thread.submit(write), commit
         if not self.behind:
@@ -163,8 +163,8 @@ class CheckpointStore:
         if self._under_way is None:
             return
         files, commit = self._under_way
-        if wait or not self.world.max(not files.done()):
-            of_ranks = self.world.gather(files.exception() or files.result())
+        if wait or not self.world.max(not files.done()):  # a rank that is ahead does not go alone
+            of_ranks = self.world.gather(files.exception() or files.result())  # raised by all, in `commit`
             self._under_way = None
             self.world.on_main(lambda: commit(of_ranks))
 
@@ -174,6 +174,7 @@ class CheckpointStore:
         try:
             yield
         except BaseException as error:
+            # `finish` gathers: ranks that do not have the error would never come.
             if self.world.size == 1 or (isinstance(error, SFTMixError) and error.everywhere):
                 with suppress(SFTMixError):  # it would hide the error itself
                     self.finish()
@@ -191,6 +192,7 @@ class CheckpointStore:
 
     def _prune(self, step: int) -> None:
         """Remove all but `keep` checkpoints: first the ones of later steps, which were passed over as damaged."""
+        # step 6 and keep 2: of 8, 4, 2 stays 4
         others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
         for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
             shutil.rmtree(self.path(old), ignore_errors=True)
@@ -267,6 +269,7 @@ class CheckpointStore:
         if optimizer is not None:
             state = json.loads((path / _NUMBERS).read_text())
             state |= _of(stored, "optimizer/") | _of(tensors, "optimizer/")
+            # `stored` also has names without a tensor of now, as "state.model.transformer.wte.weight.exp_avg".
             if late := sorted(state.keys() - fresh.keys()):
                 raise CheckpointError(
                     f"{path} holds optimizer/{late[0]}, for which the optimizer has no place; only a state that begins "
@@ -300,7 +303,7 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tupl
     The second part of the result is the whole state of the optimizer, with its numbers.
     """
     unique = set(_trained(module))
-    if all(p.requires_grad for p in module.parameters()):
+    if all(p.requires_grad for p in module.parameters()):  # of a frozen base the buffers are its own
         unique |= {name for name, _ in module.named_buffers()}
     # First the weights: torch reshards what a forward has left gathered, which the optimizer does not know.
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}

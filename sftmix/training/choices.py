@@ -39,7 +39,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     """
     stage, world, options = setup.stage, setup.world, setup.stage.options
     kind = world.device.type
-    if options.limits(kind)[1] == "auto":
+    if options.limits(kind)[1] == "auto":  # as null is on a GPU
         options = replace(options, micro_batch_tokens="auto")
     laid_out: dict[str, Any] = {
         "padding_free": unwrap(setup.module).padding_free,
@@ -49,7 +49,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, **world.share(decided_before(recorded, machine)))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        options = world.share(settled(setup, Footprint(setup), room(setup)))
+        options = world.share(settled(setup, Footprint(setup), room(setup)))  # those of rank 0
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:
@@ -139,7 +139,7 @@ def compile_problem(setup: StepSetup) -> str | None:
             problems.append(f"{type(layer).__name__} does not become one graph ({reason})")
 
     with ExitStack() as hooks:
-        for layer in {*layers[:1], *layers[-1:]}:
+        for layer in {*layers[:1], *layers[-1:]}:  # a set: a single layer is traced once
             hooks.enter_context(layer.register_forward_pre_hook(trace, with_kwargs=True))
         kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
     return next(chain.from_iterable(setup.world.gather(problems)), None)

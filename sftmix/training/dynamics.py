@@ -28,8 +28,10 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
     none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1), else optimizer steps.
     """
     if isinstance(checkpoints, int):
+        # 3 of 8 steps: 3, 5, 8
         return sorted({max(1, round(total_steps * (k + 1) / checkpoints)) for k in range(checkpoints)})
-    if max(checkpoints) <= 1:
+    if max(checkpoints) <= 1:  # also [0, 1], which is the start and the end, not step 1
+        # [0, 0.5, 1] of 8 steps: 0, 4, 8
         return sorted({max(round(share * total_steps), 1 if share > 0 else 0) for share in checkpoints})
     for step in checkpoints:
         if step != int(step) or step > total_steps:
@@ -66,7 +68,7 @@ class ScoreAtCheckpoints(Callback):
             else:
                 assert state.score is not None
                 started = time.perf_counter()
-                scores = state.score()
+                scores = state.score()  # of N rows, equal on every rank
                 alone = state.score(alone=True) if self.alone else None
                 dynamics = one_checkpoint(self.ids, state.step, scores, alone)
                 self.world.on_main(lambda: write_dynamics(path, dynamics))
@@ -117,6 +119,7 @@ class OnlineLosses:
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
         if arrays and self.world.is_main:
+            # As one part of `example_nll`, whose weight is 1; on every rank, `gathered` would count it as often.
             columns = [arrays[name] for name in ("row", "nll_sum", "n_tokens")]
             self._parts = [torch.stack([*columns, torch.ones_like(columns[0])]).to(self.world.device)]
 
@@ -128,7 +131,7 @@ class OnlineLosses:
         """
         losses = {name: column.numpy() for name, column in self.gathered().items()}
         self._parts = []
-        if len(losses.get("row", ())) == len(self.ids):
+        if len(losses.get("row", ())) == len(self.ids):  # max_steps may end within an epoch
             n_tokens = losses["n_tokens"]
             scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
             dynamics = one_checkpoint(self.ids, step, scores)
@@ -156,7 +159,7 @@ def one_checkpoint(
     dynamics = TrainingDynamics(
         ids=ids,
         steps=np.array([step], dtype=np.int64),
-        nll_sum=scores.nll_sum[:, None],
+        nll_sum=scores.nll_sum[:, None],  # [N] -> [N, 1]
         n_tokens=scores.n_tokens,
         n_correct=scores.n_correct[:, None],
         token_nll=_first_checkpoint(scores.kept.get("token_nll")),
@@ -175,7 +178,7 @@ def one_checkpoint(
 
 
 def _first_checkpoint(of_tokens: Sequence[np.ndarray] | None) -> list[np.ndarray] | None:
-    return None if of_tokens is None else [values[None, :] for values in of_tokens]
+    return None if of_tokens is None else [values[None, :] for values in of_tokens]  # [n] -> [1, n] each
 
 
 def merge_dynamics(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
@@ -186,16 +189,16 @@ def merge_dynamics(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     joined: dict[str, Any] = {}
     for name in ("steps", "nll_sum", "n_correct", "alone_nll_sum"):
         if getattr(first, name) is not None:
-            joined[name] = np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            joined[name] = np.concatenate([getattr(part, name) for part in parts], axis=-1)  # [N, 1] each -> [N, C]
     for name in OF_TOKENS:
         if getattr(first, name) is not None:
             by_example = zip(*(getattr(part, name) for part in parts), strict=True)
-            joined[name] = [np.concatenate(each) for each in by_example]
+            joined[name] = [np.concatenate(each) for each in by_example]  # [1, n] each -> [C, n]
     return replace(first, states=parts[-1].states, **joined)
 
 
 def describe_dynamics(dynamics: TrainingDynamics) -> str:
     """Describe the dynamics of a reference in one line: the scored steps, and the NLL per token."""
-    nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())
+    nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())  # [C]
     course = " -> ".join(f"{value:.3f}" for value in nll)
     return f"{int(dynamics.scored.sum()):,} examples scored at steps {dynamics.steps.tolist()}; NLL per token {course}"

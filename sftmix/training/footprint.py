@@ -114,7 +114,7 @@ def slots_of(setup: StepSetup, rows: int) -> int:
     """Return the token slots of so many of the longest rows: at least of a unit, at most of a rank's part of a step."""
     units, unit = setup.stage.order.batch(0), unit_of(setup)
     of_rank = unit * math.ceil(len(units) / setup.world.size)
-    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())
+    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())  # 8 pairs on 2 ranks: from 2 to 8 rows
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -115,7 +115,7 @@ class TrainingLoop:
                 metrics = self.advance()
                 bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
-                full_disk = self._note(log, metrics)
+                full_disk = self._note(log, metrics)  # the line before the checkpoint, which has its hash
                 # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
                 self._save_or_stop(signal, full_disk)
             if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
@@ -168,7 +168,7 @@ class TrainingLoop:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
             self.evaluations = dict(state["evaluations"])
             if stage.online is not None:
-                stage.online.restore(store.arrays(newest))
+                stage.online.restore(store.arrays(newest))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
@@ -192,7 +192,7 @@ class TrainingLoop:
 
         full_disk  the error of rank 0, which could not write its report; it is raised on all
         """
-        by_clock, by_callback, by_signal, by_full_disk = range(1, 5)
+        by_clock, by_callback, by_signal, by_full_disk = range(1, 5)  # of what several ranks say, the largest counts
         late = self.world.is_main and self.spacing.late(self.store.seconds)
         told = by_callback if self.stopped_by else by_clock if late else 0  # by the clock of rank 0
         if signal.received:
@@ -202,7 +202,7 @@ class TrainingLoop:
             raise self.world.share(full_disk)
         if agreed == by_callback:
             self.stopped_by = next(filter(None, self.world.gather(self.stopped_by)))
-        self.store.finish(wait=False)
+        self.store.finish(wait=False)  # a collective: all ranks are here, between two steps
         due = self.spacing.due(self.step) or (agreed in (by_clock, by_callback) and self.spacing.every)
         if (due or agreed == by_signal) and self.saved != self.step:  # written anew, it would be missing for a moment
             self._save()
@@ -215,7 +215,7 @@ class TrainingLoop:
         online = self.stage.online
         state = {name: getattr(self, name) for name in SAVED}
         state |= {"identity": self.stage.identity, "totals": asdict(self.totals)}
-        state["evaluations"] = list(self.evaluations.items())
+        state["evaluations"] = list(self.evaluations.items())  # JSON has no numbers as keys
         # Before its first step an optimizer has no state, and to look for it torch would make a step.
         optimizer = self.optimizer if self.totals.updates else None
         self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
@@ -234,7 +234,7 @@ class TrainingLoop:
         following = self.step + 1  # of the same epoch, whose losses may decide on the split of the next one
         meanwhile = None if following in order.ends else lambda: self._prepare(following)
         done = self.done = train_step(self.setup, prepared, meanwhile)
-        rows = [slot.row for unit in order.batch(self.step) for slot in unit]
+        rows = [slot.row for unit in order.batch(self.step) for slot in unit]  # of all ranks
         self.step += 1
         tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
@@ -254,7 +254,7 @@ class TrainingLoop:
         metrics |= self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
-        if self.step in order.ends:
+        if self.step in order.ends:  # also the last epoch's, if it is cut short
             if stage.online is not None:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)

@@ -35,6 +35,7 @@ def machine_of(world: World, options: TrainingOptions) -> Machine:
     """
     device, gpu, info = world.device, world.device.type != "cpu", Path("/proc/cpuinfo")
     # Libraries choose by the model of the CPU how they multiply matrices.
+    # "model name\t: AMD EPYC"
     named = re.search(r"^model name.*?:(.*)", info.read_text(), re.MULTILINE) if info.exists() else None
     model = named[1].strip() if named else platform.processor() or platform.machine()
     cpu = f"cpu {model} {torch.backends.cpu.get_cpu_capability()}"
@@ -52,7 +53,7 @@ def machine_of(world: World, options: TrainingOptions) -> Machine:
 
 def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[Machine]:
     """Return the record of a stage that goes on after `step` on this machine."""
-    if recorded and {**recorded[-1], **machine} == recorded[-1]:
+    if recorded and {**recorded[-1], **machine} == recorded[-1]:  # it has `after` beside what a machine has
         return [*recorded]
     return [*recorded, {"after": step, **machine}]
 
@@ -60,6 +61,7 @@ def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[M
 def decided_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
     """Return the options that are auto here as the machine recorded last had them, if it is this one in all else."""
     last = recorded[-1] if recorded else {}
+    # {compile: True} if this machine has made steps with it, and auto is what is asked for now.
     had = {name: last.get(name) for name in DECIDED if machine[name] == "auto"}
     return had if {**last, **machine, **had} == last else {}
 

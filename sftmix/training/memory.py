@@ -24,7 +24,7 @@ def check_memory(setup: StepSetup) -> None:
     """
     stage, free = setup.stage, room(setup)
     trained = Count(setup.module.parameters()).trained
-    state = trained * (4 + stage.optimizer.state_bytes) / shards_of(stage.options, setup.world)
+    state = trained * (4 + stage.optimizer.state_bytes) / shards_of(stage.options, setup.world)  # a float32 gradient
     if state > free:
         raise ConfigError(
             f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
@@ -38,7 +38,7 @@ def room(setup: StepSetup) -> float:
     free = free_memory(world.device) / (world.local_size if world.device.type == "cpu" else 1)
     if isinstance(setup.module, DDP):  # whose buckets have the gradients by now
         free += 4 * Count(setup.module.parameters()).trained
-    return -world.max(-free)
+    return -world.max(-free)  # the least of all ranks
 
 
 def free_memory(device: torch.device) -> float:
@@ -59,6 +59,7 @@ def free_memory(device: torch.device) -> float:
 
 def _sum_in(file: Path, names: str) -> int:
     """Return the sum of the numbers of these names, which | divides."""
+    # "MemAvailable:   19500120 kB" of meminfo, "inactive_file 4096" of memory.stat
     return sum(map(int, re.findall(rf"^(?:{names}):?\s+(\d+)", file.read_text(), re.MULTILINE)))
 
 
@@ -75,10 +76,10 @@ class PeakMemory:
             torch.accelerator.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to what is resident now
 
     def bytes(self) -> int:
         if self._device.type != "cpu":
             return torch.accelerator.max_memory_allocated(self._device)
         status = Path("/proc/self/status")
-        return 1024 * _sum_in(status, "VmHWM") if status.exists() else 0
+        return 1024 * _sum_in(status, "VmHWM") if status.exists() else 0  # "VmHWM:\t  391844 kB"

@@ -30,7 +30,9 @@ class MetricsLog:
             # Of a stage that begins anew, whatever is there is not read.
             lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step] if resume_step else []
             if lines:
+                # A number that was not finite is null in the log; rows are a hash, and no metric.
                 self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
+            # In one step: a kill leaves the log as it was, or this one.
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
             return path.open("a", encoding="utf-8")
 
@@ -95,7 +97,7 @@ class Totals:
             self.mixup_count += done.mixup_count
             if done.mixup_mean == "own":
                 self.mu_own += done.mu * done.mixup_count
-                effective = done.mu * done.ntp_count / done.mixup_count
+                effective = done.mu * done.ntp_count / done.mixup_count  # mu 0.2 of 300 NTP tokens, 100 pairs: 0.6
             else:
                 self.mu_ntp += done.mu * done.mixup_count
                 effective = done.mu

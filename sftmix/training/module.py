@@ -58,9 +58,9 @@ class TrainingModule(nn.Module):
             with changing, known_rows(packed=segment.position_ids is not None):
                 inputs = attention_inputs(segment, attention, masked=segment.input_ids.is_cpu)
                 out = decoder(input_ids=segment.input_ids, **inputs, use_cache=False)
-            parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
+            parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))  # [b, l, D] -> [t, D]
             order.append(segment.order)
-        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
+        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))  # order 5 3 4 0 1 2: rows 3 4 5 1 2 0
 
     def forward(
         self,
@@ -98,7 +98,7 @@ class ModelView(LossView):
         layer: int = 0,
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)
+        mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)  # mask 1 1 0 -> positions 0 1 1
         changing: Any = contextlib.nullcontext()
         if change is not None:
 
@@ -139,11 +139,12 @@ def _perturbed(segment: Segment, perturb: Perturb, module: nn.Module, inputs: ob
     """Return the changed embeddings of a segment; examples that share a row are perturbed as padded ones."""
     if segment.lengths is None:
         return perturb(e, segment.attention_mask)
+    # [1, l, D] -> [B, longest, D], [1, l] -> [B, longest]
     padded, mask = (
         pad_sequence(line[0].split(segment.lengths), batch_first=True) for line in (e, segment.attention_mask)
     )
     lines = zip(perturb(padded, mask), segment.lengths, strict=True)
-    return torch.cat([line[:length] for line, length in lines])[None]
+    return torch.cat([line[:length] for line, length in lines])[None]  # [1, l, D]
 
 
 def attention_inputs(segment: Segment, attention: str = "", *, masked: bool = True) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def _shares_rows(
     own = attention_of(model)
     first = None
     one_row = options.padding_free is True or (auto and options.length_groups is None)
+    # Tried in order. auto on CUDA: of sdpa (varlen, True), (sdpa, False); of flash attention True, then False.
     ways = [(own, one_row and (is_skipping(own, world.device) or not auto))]
     if one_row and attention is None and own == "sdpa" and is_skipping(None, world.device):
         ways.insert(0, (VARLEN, True))

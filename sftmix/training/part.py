@@ -15,7 +15,7 @@ from sftmix.common.files import file_entry
 class Part(dcp.HuggingFaceStorageWriter):
     """The part of a checkpoint that this rank writes, by the plan of all ranks.
 
-    copied  True: the training goes on meanwhile, so that tensors of the host are copied, too
+    copied  True: the training goes on meanwhile, so that tensors of the host are copied as well
     """
 
     copied: bool

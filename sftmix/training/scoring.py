@@ -51,7 +51,7 @@ class Scorer:
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
         columns = self.columns(module, data, partial(_scores_of, keep=self.keep)) if len(data) else []
-        nll_sum, n_tokens, n_correct, *kept = columns or [[] for _ in range(3 + len(self.keep))]
+        nll_sum, n_tokens, n_correct, *kept = columns or [[] for _ in range(3 + len(self.keep))]  # N entries each
         return RowScores(
             np.array(nll_sum, dtype=np.float64),
             np.array(n_tokens, dtype=np.int64),
@@ -73,7 +73,7 @@ class Scorer:
         budget = CPU_SCORING_TOKENS if world.device.type == "cpu" else SCORING_TOKENS
         batches = []
         while len(order):
-            size = max(1, budget // max(1, int(lengths[order[0]])))
+            size = max(1, budget // max(1, int(lengths[order[0]])))  # the first is the longest: what all are padded to
             batches.append(order[:size].tolist())
             order = order[size:]
         rounds = range(0, len(batches), world.size)
@@ -85,7 +85,7 @@ class Scorer:
             began, said = time.monotonic(), not world.is_main
             for number, start in enumerate(rounds, start=1):
                 # A rank with one batch fewer takes the last one as well.
-                rows = batches[min(start + world.rank, len(batches) - 1)]
+                rows = batches[min(start + world.rank, len(batches) - 1)]  # 5 batches on 2 ranks: both make the fifth
                 units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
                 measured = target.read(partial(measure, batch=to_device(batch, world.device)))
@@ -108,18 +108,18 @@ def _scores_of(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> lis
     by_name = {"token_nll": out.nll, "entropy": out.entropy}
     for name in keep:
         if name == "states":
-            mean = sum_by_slot(view.hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]
+            mean = sum_by_slot(view.hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]  # [B, D]
             columns.append(mean.to(torch.float16))
         else:
             figures = by_name.get(name)
             if figures is None:
-                figures = view.figures(_margin)
+                figures = view.figures(_margin)  # [T], of logits in chunks
             columns.append(split_by_slot(figures.float(), batch))
     return columns
 
 
 def _margin(logits: torch.Tensor) -> torch.Tensor:
-    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)  # of [chunk, V]
     return first - second
 
 
@@ -194,9 +194,9 @@ def gather_nll(parts: Sequence[torch.Tensor], world: World) -> dict[str, torch.T
     These are `row` i64, ascending, `nll_sum` f64 and `n_tokens` i64 of the examples with their turn: a repeat or a
     filler, whose weight is 0, has its turn elsewhere.
     """
-    mine = torch.cat(list(parts), dim=1).cpu().numpy() if parts else np.empty((4, 0))
+    mine = torch.cat(list(parts), dim=1).cpu().numpy() if parts else np.empty((4, 0))  # f64[4, slots]
     whole = torch.from_numpy(np.concatenate(world.gather(mine), axis=1))
-    turns = whole[:, whole[3] > 0]
+    turns = whole[:, whole[3] > 0]  # the fourth: their NTP weights
     row, nll_sum, n_tokens, _ = turns[:, turns[0].argsort()]
     return {"row": row.long(), "nll_sum": nll_sum, "n_tokens": n_tokens.long()} if whole.numel() else {}
 

@@ -50,7 +50,7 @@ def say_how_long(started: float, done: int, total: int) -> bool:
     done, total  its parts, of about the same length
     """
     handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    waits = getattr(handler, "received", False)
+    waits = getattr(handler, "received", False)  # False for SIG_DFL, and a caller's own handler
     if waits:
         left = (time.monotonic() - started) / done * (total - done)
         print(f"a signal arrived: this scoring takes {left:.0f} s more, then the step is saved", flush=True)

@@ -27,20 +27,21 @@ class Spacing:
         if options.every is not None:
             self.every, self._seconds = options.every, math.inf
         elif options.every_seconds is not None:
-            self.every, self._seconds, self._share = total, options.every_seconds, math.inf
+            self.every, self._seconds, self._share = total, options.every_seconds, math.inf  # whatever one costs
 
     def due(self, step: int) -> bool:
         """Return True if one is due after `step` steps."""
-        return self.every > 0 and (step % self.every == 0 or step == self.total)
+        return self.every > 0 and (step % self.every == 0 or step == self.total)  # every 3 of 10: 3, 6, 9, 10
 
     def late(self, cost: float) -> bool:
         """Return True if one is due by the clock of this process.
 
         cost  seconds that the last one took; 0 before the first
         """
-        return time.monotonic() - self.since >= max(self._seconds, cost / self._share)
+        return time.monotonic() - self.since >= max(self._seconds, cost / self._share)  # a save of 6 s: every 300 s
 
     def most(self, step: int) -> int:
         """Return the largest number of checkpoints after `step` steps; by the clock each step may have one."""
         by_steps = self._seconds == math.inf
+        # 10 steps, every 3: 4
         return math.ceil((self.total - step) / (self.every if by_steps else 1)) if self.every else 0
