@@ -36,7 +36,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
         pairs=batch.pairs[:0],
         pair_weight=nothing,
         lam=nothing,
-        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),  # float32 counts no further than 16,777,216
+        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),  # float32 has no odd number beyond 16,777,216
         mixup_count=0.0,
     )
 

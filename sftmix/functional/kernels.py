@@ -21,7 +21,7 @@ from torch import Tensor
 BLOCK = tl.constexpr(4096)
 """Logits of a row that a program holds at once."""
 RUN = tl.constexpr(8)
-WARPS = 16
+WARPS = 16  # of 32 threads, which hold RUN logits each: a BLOCK
 PROGRAMS = 1024
 """Programs of `scale`: a few for each processor of a GPU."""
 LOG2E = tl.constexpr(1.4426950408889634)

@@ -30,7 +30,7 @@ WIDEST = 256
 
 def unfit(config: PretrainedConfig) -> str | None:
     """Return what the kernel does not have of the attention that a decoder's config describes; None if it has all."""
-    if cap := getattr(config, "attn_logit_softcapping", None):
+    if cap := getattr(config, "attn_logit_softcapping", None):  # Gemma 2: 50
         return f"a soft cap of {cap:g} in its attention"
     if config.model_type not in FAMILIES.split():
         return f"the type {config.model_type}"

@@ -33,7 +33,7 @@ class _AtItsPlace(urllib.request.HTTPRedirectHandler):
     """Follows no redirect, which would take rows and key to another host: it is an answer that is no success."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        return None  # urllib then raises the HTTPError of its code, such as 302
 
 
 _OPENER = urllib.request.build_opener(_AtItsPlace)

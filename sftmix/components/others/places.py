@@ -208,7 +208,7 @@ class MixtureDivergence(SFTMix):
             """Return the divergence of each pair from the logits [r, V] of both rows and of their mixture."""
             # In logs, of finite numbers: a probability may underflow, and a masked word has the logit -inf.
             log_i, log_j, log_p = (logits.clamp(min=-1e30).log_softmax(-1) for logits in (z_i, z_j, z))
-            log_q = (log_i + lam[:, None].log()).logaddexp(log_j + (1 - lam[:, None]).log())  # lambda p_i + ...
+            log_q = (log_i + lam[:, None].log()).logaddexp(log_j + (1 - lam[:, None]).log())
             if self.divergence == "kl":
                 return (log_q.exp() * (log_q - log_p)).sum(-1)
             middle = log_q.logaddexp(log_p) - math.log(2)
