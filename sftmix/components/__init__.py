@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+# from sftmix.components.pairing import RandomPairs as RandomPairs -> {"RandomPairs": "sftmix.components.pairing"}
 _LISTED = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
 _MODULES = {name.name: line.module for line in _LISTED if isinstance(line, ast.ImportFrom) for name in line.names}
 __all__ = list(_MODULES)

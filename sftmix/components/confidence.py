@@ -22,7 +22,7 @@ class Perplexity(ConfidenceEstimator):
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         with np.errstate(over="ignore"):
-            return np.maximum(-perplexity(dynamics).mean(axis=1), LEAST)
+            return np.maximum(-perplexity(dynamics).mean(axis=1), LEAST)  # [N]; NaN, not scored, stays NaN
 
 
 class LogPerplexity(ConfidenceEstimator):
@@ -46,6 +46,7 @@ class FromFile(ConfidenceEstimator):
         return [existing_file("confidence.path", self.path)]
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        # `dynamics` are ids alone here (Need.CONFIDENCE)
         table = read_columns(place_of(self.path), "id", "score")
         score = dict(zip(table["id"], table["score"].tolist(), strict=True))
         if missing := [name for name in dynamics.ids if name not in score]:
@@ -72,6 +73,7 @@ def variability(dynamics: TrainingDynamics) -> Float64:
 
     NaN if the example was not scored, inf if a perplexity or its square is beyond float64.
     """
+    # numpy's deviation of inf is NaN, which would mean that the example was not scored
     perplexity_NC = perplexity(dynamics)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.where(np.isinf(perplexity_NC).any(axis=1), np.inf, np.std(perplexity_NC, axis=1))

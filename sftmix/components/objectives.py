@@ -27,7 +27,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
     """
     import torch
 
-    row_weight_T = slot_weight[batch.slot]
+    row_weight_T = slot_weight[batch.slot]  # [B] -> [T]
     if batch.weight is not None:
         row_weight_T = row_weight_T * batch.weight
     nothing = torch.empty(0, dtype=torch.float32)
@@ -36,7 +36,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
         pairs=batch.pairs[:0],
         pair_weight=nothing,
         lam=nothing,
-        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),
+        ntp_count=float(row_weight_T.sum(dtype=torch.float64)),  # float32 has no odd number beyond 16,777,216
         mixup_count=0.0,
     )
 
@@ -51,6 +51,7 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
     size_B = batch.n_tokens
     weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
     plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
+    # The sum over tokens of 1 / N_i is the same number, but rounded.
     return plan if batch.weight is not None else replace(plan, ntp_count=float(weight_B.sum()))
 
 
@@ -128,7 +129,7 @@ class SFTMix(Objective):
         for (first, second), size in zip(batch.slot_pairs.tolist(), size_P.tolist(), strict=True):
             pair = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
             lambdas = drawn(alpha, size if self.lambda_per == "token" else 1, pair, step=step, seed=seed)
-            draws.append(np.broadcast_to(lambdas, (size,)))
+            draws.append(np.broadcast_to(lambdas, (size,)))  # [1] or [size] -> [size]
         lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32)
 
         # The weight of each token pair before mu, and their part of the Mixup denominator.
@@ -136,7 +137,7 @@ class SFTMix(Objective):
         if self.mean == "sequence":
             share_M, mixup_count = 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
         if batch.weight is not None:  # weights of the rows are interpolated as the labels are
-            weight_M2, lam_M = batch.weight[batch.pairs], lam.double()
+            weight_M2, lam_M = batch.weight[batch.pairs], lam.double()  # lambda w_i + (1 - lambda) w_j
             share_M = share_M * (lam_M * weight_M2[:, 0] + (1 - lam_M) * weight_M2[:, 1])
             mixup_count = float(share_M.sum())
         return replace(
@@ -185,6 +186,7 @@ class DecomposedMixup(SFTMix):
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         (i, j), lam_M, weight_M = plan.pairs.unbind(1), plan.lam.double(), plan.pair_weight.double()
+        # w_m (lambda CE_i + (1 - lambda) CE_j) is NTP with more weight on rows i and j
         weight_T = plan.row_weight.double()  # a row may be in several pairs; CUDA's index_add has no order
         weight_T = weight_T.index_put((i,), weight_M * lam_M, accumulate=True)
         weight_T = weight_T.index_put((j,), weight_M * (1 - lam_M), accumulate=True)

@@ -23,7 +23,7 @@ class RandomPairs(PairSampler):
 
 def between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: two groups in random order; the smaller one is repeated, each time in a new order."""
-    if not len(upper) or not len(lower) or np.array_equal(upper, lower):
+    if not len(upper) or not len(lower) or np.array_equal(upper, lower):  # a split of one group: first is last
         raise DataError(
             f"pairing needs two groups with examples, and those to be paired have {len(upper)} and {len(lower)}, or "
             "are one and the same; choose another splitter, or give more rows"
@@ -31,6 +31,7 @@ def between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
     columns = []
     n_pairs = max(len(upper), len(lower))
     for rows in (upper, lower):
+        # 2 rows beside 5: three orders of the 2, one after the other, cut to 5
         passes = [rng.permutation(rows) for _ in range(math.ceil(n_pairs / len(rows)))]
         columns.append(np.concatenate(passes)[:n_pairs])
     return np.stack(columns, axis=1)
@@ -40,5 +41,5 @@ def within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: a random matching of rows with each other; column 0 the more confident, if scored."""
     pairs = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(-1, 2)
     confidence = scores.confidence[pairs]
-    swapped = confidence[:, 0] < confidence[:, 1]
+    swapped = confidence[:, 0] < confidence[:, 1]  # False for NaN: without scores pairs stay as drawn
     return np.where(swapped[:, None], pairs[:, ::-1], pairs)

@@ -24,6 +24,7 @@ SCORINGS = (
 
 def are_scorings(checkpoints: int | list[float]) -> bool:
     """True for what SCORINGS allows."""
+    # 5, [0, 0.5, 1] and [0, 100, 200] are; [0.5, 2], of which one is a step and one a share, and [] are not
     if isinstance(checkpoints, int):
         return checkpoints >= 1
     are_steps = all(float(place).is_integer() for place in checkpoints)
@@ -69,7 +70,7 @@ class TrainedReference(Reference):
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         if isinstance(self.checkpoints, list):
-            return len(set(self.checkpoints))
+            return len(set(self.checkpoints))  # at most: in a short run two shares may be one step
         if isinstance(self.checkpoints, int):
             return self.checkpoints
         return None if epochs is None else int(epochs)  # online: one for each full epoch
@@ -212,7 +213,7 @@ class FromFile(Reference):
 
 
 def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each hash with the number of equal ones before it."""
+    """Return each hash with the number of equal ones before it: a, b, a -> (a, 0), (b, 0), (a, 1)."""
     seen = Counter[str]()
     numbered = []
     for value in hashes:

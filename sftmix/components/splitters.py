@@ -56,6 +56,7 @@ class QualityLabel(Splitter):
         high: label or labels of the rows that replace the confident half.
         low: label or labels of the rows that replace the unconfident half.
         """
+        # a label may be a number or a truth value in the rows: 1.0 is 1, and True is true
         self.high, self.low = ([*map(spelling, as_list(labels))] for labels in (high, low))
         require(set(self.high).isdisjoint(self.low), "splitter.low", low, f"none of splitter.high, {high!r}")
 
@@ -93,7 +94,7 @@ class LengthMatched(Splitter):
         ranked = sorted(range(len(scores)), key=rank)
         if len(ranked) % 2:
             del ranked[len(ranked) // 2]
-        halves = np.asarray(ranked, dtype=np.int64).reshape(-1, 2)
+        halves = np.asarray(ranked, dtype=np.int64).reshape(-1, 2)  # column 0 is half_a, column 1 half_b
         for pair in halves:
             if stable_hash(seed, "length_matched", *[scores.id[row] for row in pair]) % 2:
                 pair[:] = pair[::-1]
@@ -118,7 +119,7 @@ class FromFile(Splitter):
     def split(self, scores: Scores, *, seed: int) -> Split:
         ids, stored = read_split(place_of(self.path))
         group = dict(zip(ids, stored.group.tolist(), strict=True))
-        if strange := sorted(group.keys() ^ set(scores.id)):
+        if strange := sorted(group.keys() ^ set(scores.id)):  # in one of both alone
             raise DataError(
                 f"splitter.path: {self.path} is a split of other examples: {len(strange):,} are among its {len(ids):,} "
                 f"or among the {len(scores):,} that are trained on, but not in both (first: {strange[0]}); make it "
@@ -135,6 +136,7 @@ def _equal_groups(ranked: list[int] | Rows, scores: Scores, names: tuple[str, ..
             f"{len(scores)} are; give more rows, or raise data.max_length or reference.model.max_length if responses "
             "were cut off"
         )
+    # 7 ranked in 3 groups: ranks 0 1, 2 4, 5 6, and 3 in none
     size, rest = divmod(len(ranked), len(names))
     middle = (len(ranked) - rest) // 2
     group = np.full(len(scores), UNPAIRED, dtype=np.int8)

@@ -123,7 +123,7 @@ def sft_loss(
             if not ((index >= 0) & (index < limit)).all():
                 raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
         alone = rows_alone(pairs, rows)
-    elif len(alone) + 2 * many < rows:
+    elif len(alone) + 2 * many < rows:  # more is no error: a row may be in several pairs
         raise ValueError(f"alone has {len(alone)} rows; with {many} pairs of {rows} rows it needs more.")
     head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats, entropy)
     size = chunk_size or default_chunk_size(vocabulary, weight.device)
@@ -176,6 +176,7 @@ def reference_sft_loss(
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]
     soft_MV = logp_TV.new_zeros(len(pairs), len(weight))
+    # added, not written: both labels may be one token
     soft_MV.scatter_add_(1, labels[i, None], lam_M1).scatter_add_(1, labels[j, None], 1 - lam_M1)
     mixup_M = -(soft_MV * log_softmax(mixed_MD.to(hidden.dtype))).sum(-1)
 
@@ -241,7 +242,7 @@ class SFTMixLoss(nn.Module):
         token_pairs, owner = aligned_pairs(labels, pairs if self.mu else pairs[:0])
         items = int(trained.sum()) if num_items_in_batch is None else num_items_in_batch
         mixed = len(token_pairs) if num_pairs_in_batch is None else num_pairs_in_batch
-        rows = hidden[:, :-1][trained]
+        rows = hidden[:, :-1][trained]  # [T, D], the states one place before their labels
 
         def share(number: int, count: Tensor | float) -> Tensor:
             return torch.ones(number, dtype=kind, device=hidden.device) / max(count, 1)
@@ -273,6 +274,7 @@ def align(size: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     size   i64[B], response tokens of each slot, whose token rows follow slot by slot
     pairs  i64[P, 2], slots
     """
+    # size [3, 2, 2, 1], pairs [[0, 1], [2, 3]] -> [[0, 3], [1, 4], [5, 7]] and [0, 0, 1]
     first_B, length_P = size.cumsum(0) - size, size[pairs].amin(1)
     owner_M = torch.repeat_interleave(length_P)
     n_M = torch.arange(len(owner_M), device=size.device) - (length_P.cumsum(0) - length_P)[owner_M]
@@ -286,7 +288,7 @@ def _whole(weight: Any) -> Any:
     from torch.distributed.tensor import Partial
 
     mesh = weight.device_mesh
-    whole = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    whole = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)  # each rank's gradient is a part of a sum
     if whole.requires_grad:
         whole.register_hook(lambda gradient: gradient / mesh.size())
     return whole

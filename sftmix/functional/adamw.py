@@ -19,6 +19,7 @@ class BlockwiseAdamW(torch.optim.AdamW):
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Fill the lists that an update reads: parameters, gradients, their moments and, the last, their steps."""
+        # torch 2.13: parameters, gradients, exp_avgs, exp_avg_sqs, max_exp_avg_sqs (empty without amsgrad), steps
         has_complex: bool = super()._init_group(group, *lists)
         *tensors, steps = lists
         # An update adds one to each step: to a parameter's with its first block, to copies with the others.
@@ -36,5 +37,5 @@ def _blocks(tensor: Tensor) -> Sequence[Tensor]:
     """Return views of a tensor's rows, 64 at a time at least, so that each number keeps its place in a register."""
     if tensor.numel() <= BLOCK:
         return [tensor]
-    row = tensor.numel() // len(tensor)
+    row = tensor.numel() // len(tensor)  # Gemma 3 270M's embedding, [262144, 640]: 26,176 rows a block
     return tensor.split(64 * max(BLOCK // row // 64, 1))

@@ -48,12 +48,13 @@ def chunked_loss(
     weights = stacked.new_ones(rows) if row_weight is None else row_weight.detach()
     if {rows} != (sizes := {len(x) for x in (*parts, *columns, weights)}):
         raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
-    head = Pass(stacked, weight, bias, scale=scale)
+    head = Pass(stacked, weight, bias, scale=scale)  # without the cap, which is under autograd below, as f is
     # a quarter of the fused loss's chunk, as autograd holds some tensors of it
     step = max(1, (chunk_size or default_chunk_size(len(weight), weight.device) // 4) // len(parts))
     with torch.no_grad(), torch.autocast(stacked.device.type, enabled=False):
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
         head.start(weights, chunks=-(-rows // step), repeats=False)
+        # [parts, R]; the rows of a chunk are its rows of the first hidden, then of the second: `f` gets them apart
         places = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))

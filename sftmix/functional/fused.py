@@ -79,7 +79,7 @@ def _chunks(pairs: Tensor, alone: Tensor, size: int) -> Iterator[tuple[slice, Te
     size = min(size, -(-total // -(-total // size)) + 1) if total else size
     p = s = 0
     while p < len(pairs) or s < len(alone):
-        paired = pairs[p : p + max(1, size // 2)].T.flatten()
+        paired = pairs[p : p + max(1, size // 2)].T.flatten()  # [[0, 3], [1, 4]] -> [0, 1, 3, 4]
         single = alone[s : s + max(0, size - len(paired))]
         yield slice(p, p + len(paired) // 2), torch.cat([paired, single])
         p, s = p + len(paired) // 2, s + len(single)
@@ -125,14 +125,14 @@ class Pass:
         return working_kernels(self.hidden.device, self.hidden.dtype, self.softcap)
 
     def plain(self, pairs: Tensor) -> bool:
-        """Whether the Triton kernels compute all that is asked for."""
+        """Whether the Triton kernels compute what is asked for: stats only without gradients, pairs only with them."""
         return not (self.rule or self.smoothing or (self.stats or self.entropy if self.trains else len(pairs)))
 
     def start(self, *weights: Tensor, chunks: int, repeats: bool) -> None:
         """Make room for the gradients, and choose what lifts those of float16 logits.
 
         Weights such as 1/tokens would underflow there before any GradScaler sees them: the lift is the power of two
-        that brings the largest to about 1/4. The caller multiplies the weights, `backward` divides its float32 sums.
+        that brings the largest to [1/4, 1/2). The caller multiplies the weights, `backward` divides its float32 sums.
 
         chunks   how many; the first one writes the weight's gradient, the others add to it. If it is the only one, a
                  bf16 weight's is rounded once, to bf16, and needs no sum in float32
@@ -143,7 +143,7 @@ class Pass:
         self.lift = 1.0
         if self.trains and self.hidden.dtype == torch.float16:
             largest = max((float(weight.abs().max()) for weight in weights if len(weight)), default=0.0)
-            self.lift = 2.0 ** (-1 - math.frexp(largest)[1])
+            self.lift = 2.0 ** (-1 - math.frexp(largest)[1])  # 1/300 -> 128, and 2 -> 1/8
 
         def room(place: int, kind: torch.dtype, blank: bool) -> Tensor | None:
             make = torch.zeros_like if blank else torch.empty_like
@@ -303,7 +303,7 @@ class Pass:
         if mean is not None:
             uses.ntp.lerp_(total.log() - mean, self.smoothing)
         if logits is not None:
-            torch.sub(total.log(), torch.linalg.vecdot(x, logits) / total, out=uses.entropy)
+            torch.sub(total.log(), torch.linalg.vecdot(x, logits) / total, out=uses.entropy)  # log sum e - sum p z
         # the weight by a rule
         if self.rule is not None:
             factor = self.rule(uses.nll.clone(), uses.entropy.clone()).detach()
@@ -314,7 +314,7 @@ class Pass:
         # the gradient
         if self.trains:
             w = uses.weight[:, None]
-            x.mul_(w / total[:, None])
+            x.mul_(w / total[:, None])  # w (p - smoothing / V - (1 - smoothing) [v is the label]), term by term
             if self.smoothing:
                 x.sub_(w * (self.smoothing / x.shape[1]))
             x.scatter_add_(1, label, w * (self.smoothing - 1))
@@ -333,7 +333,7 @@ class Pass:
         loss.copy_(total.log() - at_labels)
         if self.trains:
             for label, share in targets:
-                x.scatter_add_(1, label, -(total * share)[:, None])
+                x.scatter_add_(1, label, -(total * share)[:, None])  # added, as both labels may be one token
             if slope is not None:
                 x.mul_(slope)
         return total
@@ -344,7 +344,7 @@ class Pass:
         if self.softcap is not None:
             x.div_(self.softcap).tanh_()
             if self.trains:
-                slope = torch.mul(x, x, out=self.spare["slope"][: len(x)]).neg_().add_(1)
+                slope = torch.mul(x, x, out=self.spare["slope"][: len(x)]).neg_().add_(1)  # 1 - tanh^2
             x.mul_(self.softcap)
         x.sub_(x.amax(1, keepdim=True))
         return slope

@@ -21,7 +21,7 @@ from torch import Tensor
 BLOCK = tl.constexpr(4096)
 """Logits of a row that a program holds at once."""
 RUN = tl.constexpr(8)
-WARPS = 16
+WARPS = 16  # of 32 threads, which hold RUN logits each: a BLOCK
 PROGRAMS = 1024
 """Programs of `scale`: a few for each processor of a GPU."""
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -74,6 +74,7 @@ def _joined(k, total, z):
 def _powers(powers, before, had, k, z):
     """The sum of e log2(e) of each lane with RUN more logits; `before` and `had` are its k and sum without them."""
     power = tl.maximum(z * LOG2E - k[:, None], LOW)  # finite for masked tokens, too
+    # With another k each e becomes e 2^d, d = before - k, and its log2 grows by d.
     return tl.exp2(before - k) * (powers + (before - k) * had) + tl.sum(tl.exp2(power) * power, 1)
 
 
@@ -91,7 +92,7 @@ def _nll(z, k, total, softcap: tl.constexpr):
 
 @triton.jit
 def _slope(z, k, target, softcap: tl.constexpr):
-    """The derivative of the loss by logits z, times the sum; `target` is that of the labels."""
+    """The derivative of the loss by logits z, times the sum; `target` is the labels' share of it."""
     z = _capped(z, softcap)
     slope = tl.exp2(z * LOG2E - k) - target
     if softcap != 0:
@@ -112,7 +113,7 @@ def _rows(
     row = tl.program_id(0).to(tl.int64)
     x += row * V
     y = tl.load(label + row).to(tl.int32)
-    own = _logits(x, y, V)
+    own = _logits(x, y, V)  # read before the row is overwritten
     k, total = _none()
     high, early, powers = k, k, total
     for start in range(0, V, BLOCK):
@@ -133,7 +134,7 @@ def _rows(
         tl.store(entropy + row, tl.log(total) - powers / total / LOG2E)
     if trains:
         share = tl.load(weight + row) / total
-        tl.debug_barrier()
+        tl.debug_barrier()  # threads of a program wait for each other: none writes before all have read
         for back in range(0, V, BLOCK):  # from the end, which a cache may still have
             at = (V - 1) // BLOCK * BLOCK - back + tl.arange(0, BLOCK)
             _store(x, at, share * _slope(_logits(x, at, V), k, 0.0, softcap), V)
@@ -170,7 +171,7 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
     tl.store(nll + i, _nll(ii, ki, total_i, softcap))
     tl.store(nll + j, _nll(jj, kj, total_j, softcap))
     tl.store(mixup + i, lam_i * _nll(mi, km, total_m, softcap) + lam_j * _nll(mj, km, total_m, softcap))
-    # gradients, as if no token were a label
+    # gradients, as if no token were a label: w p of each row, and lam w p~ of the mixture, which reaches both
     share_i, share_j = tl.load(weight + i) / total_i, tl.load(weight + j) / total_j
     share_m = tl.load(pair_weight + i) / total_m
     mixed_i, mixed_j = lam_i * share_m, lam_j * share_m

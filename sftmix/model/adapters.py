@@ -52,19 +52,19 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     options, targets, unused = asdict(lora), lora.target_modules, unused_modules(model)
     del options["quantize"]
     target_names = [] if isinstance(targets, str) else [name for name in targets if name != ALL_LINEAR]
-    outside = tuple(f"{name}." for name in unused)
+    outside = tuple(f"{name}." for name in unused)  # Gemma 3: "model.vision_tower.", "model.multi_modal_projector."
     modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
     _refuse_unknown(model, modules, "target_modules", target_names)
     _refuse_unknown(model, modules, "modules_to_save", lora.modules_to_save or [])
     if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
     if unused:
-        options["exclude_modules"] = rf"({'|'.join(map(re.escape, unused))})(\..*)?"
+        options["exclude_modules"] = rf"({'|'.join(map(re.escape, unused))})(\..*)?"  # PEFT matches whole names
     try:
         config = LoraConfig(**options, task_type="CAUSAL_LM")
         if config.target_modules == ALL_LINEAR and target_names:
             # PEFT does not take all-linear beside names, so its own functions make names of it here: first the
-            # experts and routers, which are no linear layers.
+            # experts and routers, which are no linear layers (Mixtral: gate_up_proj, down_proj, gate.weight).
             convert_peft_config_for_transformers(config, model=model, conversions=None)
             _maybe_include_all_linear_layers(config, model)
             config.target_modules = sorted({*(config.target_modules or ()), *target_names})
@@ -80,6 +80,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
 
 def _refuse_unknown(model: nn.Module, modules: Mapping[str, nn.Module], option: str, names: Sequence[str]) -> None:
     """Raise ConfigError for a name that fits no module, of which PEFT says nothing if another one fits."""
+    # As PEFT compares: "q_proj" and "self_attn.q_proj" fit model.layers.0.self_attn.q_proj, "proj" does not.
     if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
         choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
         raise ConfigError(
@@ -91,13 +92,14 @@ def _refuse_unknown(model: nn.Module, modules: Mapping[str, nn.Module], option: 
 def _say_share(model: PreTrainedModel) -> None:
     """Say which modules have no adapter, if they hold more than a twentieth of the decoder's matrices.
 
-    PEFT takes the experts of some families; those of others are no linear layers.
+    PEFT takes the experts of some families; those of others (gpt-oss: experts, router) are no linear layers.
     """
     whole = 0
     left = Counter[str]()
     for name, x in model.get_decoder().named_parameters():
         if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
             whole += x.numel()
+            # layers.0.mlp.experts.gate_up_proj counts for "experts", layers.0.self_attn.q_proj.base_layer.weight for 0
             left[name.split(".")[-2]] += x.numel() * (".base_layer." not in name)
     if left.total() > 0.05 * whole:
         kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common() if size)
@@ -107,7 +109,7 @@ def _say_share(model: PreTrainedModel) -> None:
 def _refuse_reading_as_tied(model: PreTrainedModel) -> None:
     """Raise ConfigError if one of two tied weights is trained in full, which this transformers would read as tied."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    in_full = any(hasattr(end, "modules_to_save") for end in ends)
+    in_full = any(hasattr(end, "modules_to_save") for end in ends)  # PEFT's wrapper around the module and its copy
     if in_full and model.config.get_text_config().tie_word_embeddings and Version(transformers.__version__) < UNTIES:
         raise ConfigError(
             "model.lora.modules_to_save names one of two tied weights, and transformers "
@@ -151,7 +153,7 @@ def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> BitsAndBy
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_use_double_quant=True,  # the scales of the blocks are quantised as well
         bnb_4bit_compute_dtype=compute,
     )
 
@@ -170,13 +172,13 @@ def write_adapters(
     """
     state = {name: x.detach().to(dtype).contiguous() for name, x in in_peft_format(model, weights).items()}
     expected, written = model.num_parameters(only_trainable=True), sum(x.numel() for x in state.values())
-    if written != expected:
+    if written != expected:  # as PEFT before 0.21 leaves out the biases of `bias: lora_only`
         raise ConfigError(
             f"model.lora: {expected} numbers were trained, but PEFT's format would hold {written} of them"
         )
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(adapter_config(model))
-    config.inference_mode = True
+    config.inference_mode = True  # as PEFT saves it: whoever loads the adapters does not train them
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # the order of a set differs from process to process
     name, local = model_place(base)
@@ -189,10 +191,11 @@ def in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dic
     from peft import get_peft_model_state_dict
 
     trained = {name: weights[name] for name, p in model.named_parameters() if p.requires_grad and name in weights}
+    # With its default "auto" PEFT adds frozen embeddings that have adapters, and may ask the hub for the base model.
     state = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     renamed = {}
     for name, x in state.items():
         # DoRA's magnitudes get their full name, which PEFT also reads: with the short one transformers 5.23 loses them.
         end = ".weight" if name.endswith("lora_magnitude_vector") else ""
-        renamed[f"base_model.model.{name}{end}"] = x
+        renamed[f"base_model.model.{name}{end}"] = x  # base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
     return renamed

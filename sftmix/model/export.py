@@ -43,7 +43,7 @@ def export_model(
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
     weights, adapted = state_dict or model.state_dict(), adapter_config(model) is not None
-    stored = weights.values() if adapted else model.parameters()
+    stored = weights.values() if adapted else model.parameters()  # which give a tied weight once, as the file has it
     with naming_full_disk(path, sum(x.numel() for x in stored) * dtype.itemsize):
         temporary = fresh_directory(path)
         try:
@@ -80,6 +80,7 @@ def _write_model(
     What transformers keeps in float32 stays as it is.
     """
     kept = kept_in_float32(model, dtype)
+    # of tied weights: {"lm_head.weight"}, beside model.embed_tokens.weight
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
     weights = {
         name: (x.to(dtype) if x.is_floating_point() and not kept.search(name) else x).contiguous()
@@ -91,18 +92,18 @@ def _write_model(
     vars(saved.config).pop("auto_map", None)  # names files of code, which are not written
     with without_bars_of_transformers():
         saved.save_pretrained(path, state_dict=weights)
-    parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)
+    parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)  # Gemma 3: text_config, ...
     for config in (saved.config, *filter(None, parts)):
         config.dtype = dtype
         rope = getattr(config, "rope_parameters", None) or {}
         if config.model_type in ("gemma3_text", "gemma3n_text", "olmo3"):
             config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
-            rope = rope["full_attention"]
+            rope = rope["full_attention"]  # a base and a scaling for each kind of layer, where others have one
         if "rope_theta" in rope:  # transformers 4 would take it for 10,000
             base, part = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
             scaling = None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]}
             vars(config).update(rope_theta=base, partial_rotary_factor=part, rope_scaling=scaling)
-            if "gpt_neox" in config.model_type:
+            if "gpt_neox" in config.model_type:  # also gpt_neox_japanese
                 vars(config).update(rotary_emb_base=base, rotary_pct=part)
     saved.config.save_pretrained(path)
 
@@ -113,7 +114,7 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, chat_templa
     if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
         exported.chat_template = chat_template or named
     exported.save_pretrained(path)
-    config = path / "tokenizer_config.json"
+    config = path / "tokenizer_config.json"  # {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": [...]}
     text = read_text(config).replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
     write_text(config, text.replace('"extra_special_tokens": [', '"additional_special_tokens": ['))
 
@@ -131,12 +132,14 @@ def _generation_config(
     tokens = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": unique[0] if len(unique) == 1 else unique or None,
+        # -1 is in LLaMA 1's config.json, and no token
         "pad_token_id": tokenizer.pad_token_id if config.pad_token_id in (None, -1) else config.pad_token_id,
     }
     config.update(**tokens)
     try:
         config.validate(strict=True)
     except Exception as error:  # values of strangers make transformers raise anything
+        # one line for each: "- `temperature`: `do_sample` is not set to `True`. However, `temperature` is set to ..."
         refused = re.findall(r"^- `(\w+)`: ", str(error), re.MULTILINE)
         if not refused:  # a single value that is never allowed, which hides the others
             return GenerationConfig(**tokens)

@@ -47,6 +47,7 @@ class Head:
         if not hasattr(layer, "base_layer"):
             return layer.weight
         weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        # scaling is alpha / r, with rsLoRA alpha / sqrt(r)
         return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
 
     @property
@@ -81,7 +82,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     name = f"{type(model).__name__} ({model.config.model_type})"
     ids = probe_ids(model, 2, 8)
     later = 4
-    remedy = FEWER if hasattr(model, "peft_config") else ""
+    remedy = FEWER if hasattr(model, "peft_config") else ""  # Phimoe fails with adapters on its experts
     changed = ids.clone()
     changed[:, later:] = (ids[:, later:] + 1) % n_embeddings(model)
     own = attention_of(model)
@@ -90,7 +91,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     with attending(model, attention), probing(model, f"{name} does not run as backbone and head", remedy):
         decoder = model.get_decoder()
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
-        moved = (decoder(input_ids=changed, use_cache=False).last_hidden_state - hidden).abs()
+        moved = (decoder(input_ids=changed, use_cache=False).last_hidden_state - hidden).abs()  # [2, 8, D]
         out = model(input_ids=ids, labels=ids if trains else None, use_cache=False)
         theirs = out.logits.double()
         differences = {head: float((head.logits(hidden).double() - theirs).abs().max()) for head in candidates}
@@ -120,7 +121,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
 def _check_loss(name: str, out: Any, ids: Tensor) -> None:
     """Raise ConfigError for a model whose own loss is not the mean NLL; some take labels that are shifted already."""
     logits = out.logits.float()
-    pairs = (logits[:, :-1], ids[:, 1:]), (logits, ids)
+    pairs = (logits[:, :-1], ids[:, 1:]), (logits, ids)  # the latter as BART's decoder
     either = [F.cross_entropy(z.flatten(0, 1), labels.flatten()) for z, labels in pairs]
     if all(abs(out.loss - nll) > 1e-5 * nll for nll in either):
         raise ConfigError(
@@ -167,16 +168,17 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     config = model.config.get_text_config()
 
     def number(key: str) -> float:
-        value = getattr(config, key, None)
+        value = getattr(config, key, None)  # None, or a text: MPT's logit_scale may be "inv_sqrt_d_model"
         return float(value) if isinstance(value, (int, float)) else 0.0  # no formula has 0
 
+    # Cohere, Falcon-H1, Muse Glimmer
     scales = [number(key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
     if scaling := number("logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    cap = number("final_logit_softcapping") or None
+    cap = number("final_logit_softcapping") or None  # Gemma 2: 30
     return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
 
 
 def active(module: nn.Module) -> Any:
     """Return the layer that computes: the module, or the trained copy of it (`modules_to_save`)."""
-    return getattr(module, "modules_to_save", {ADAPTER: module})[ADAPTER]
+    return getattr(module, "modules_to_save", {ADAPTER: module})[ADAPTER]  # PEFT has the copies in a ModuleDict

@@ -13,7 +13,7 @@ from sftmix.common.errors import ConfigError
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the repeated blocks of the decoder, which transformers itself never splits; none is inside another."""
-    names = model._no_split_modules or ()
+    names = model._no_split_modules or ()  # Gemma 3: SiglipEncoderLayer, Gemma3DecoderLayer, ...
     parts = (m for m in model.get_decoder().modules() if not isinstance(m, nn.Embedding))
     layers = [m for m in parts if any(cls.__name__ in names for cls in type(m).__mro__)]  # FSDP2 puts a class before it
     if not layers:
@@ -21,6 +21,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
             f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
             "--training.compile"
         )
+    # Mamba names its MambaMixer beside the MambaBlock around it; a ZambaHybridLayer holds a ZambaMambaDecoderLayer.
     inner = {part for layer in layers for part in layer.modules() if part is not layer}
     return [layer for layer in layers if layer not in inner]
 
@@ -63,7 +64,7 @@ def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         parameters = {id(p) for p in module.parameters()}
         if parameters and not parameters & used and not name.startswith(tuple(f"{outer}." for outer in unused)):
-            unused[name] = module
+            unused[name] = module  # Gemma 3: model.vision_tower, model.multi_modal_projector
     return unused
 
 

@@ -99,6 +99,7 @@ def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:  # as of mistral-common, which reads another
         return False
     stored = json.loads(file.read_text())
+    # BPE has fuse_unk, byte_fallback, ... as attributes (a class's "" for a file's null), but not type, vocab, merges.
     if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in stored["model"].items()):
         return False
     # Read by the library, so that options which the file leaves out are there.
@@ -108,6 +109,7 @@ def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
 
 
 def _rules_of(backend: Tokenizer) -> list[str | None]:
+    # ['{"type":"NFC"}', '{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}']
     return [part and part.__getstate__().decode() for part in (backend.normalizer, backend.pre_tokenizer)]
 
 
@@ -177,13 +179,13 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
     Buffers that older versions wrote are no weights.
     """
     own, ignored = "\n".join(dict(model.named_parameters())), model._keys_to_ignore_on_load_unexpected or ()
-    # GLM's rules name layers by number: in a model with more layers they are its own.
+    # GLM 4.5's rules name layers by number (model\.layers\.46.*, 92): in a model with more layers they are its own.
     rules = "|".join(rule for rule in ignored if not re.search(rule, own, re.MULTILINE))
     if not rules:
         return set()
     files = [safe_open(file, "pt") for file in weight_files_of(path)]
     names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
-    buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")
+    buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")  # the latter is GPT-2's causal mask
     return {name for name in names if re.search(rules, name) and not buffers.search(name)}
 
 
@@ -197,6 +199,7 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
     names, decoder = {part: name for name, part in model.named_modules()}, model.get_decoder()
     parts = "|".join(name for name, _ in decoder.named_children())
     # PEFT's prefix, if adapters were saved with their model; or none, if the backbone was saved alone.
+    # Llama: (base_model\.model\.)?((model\.)?(embed_tokens|layers|norm|rotary_emb)|lm_head)\.
     own = rf"(base_model\.model\.)?(({names[decoder]}\.)?({parts})|{names.get(model.get_output_embeddings())})\."
     if inside := [name for name in others if re.match(own, name)]:
         raise ConfigError(
@@ -254,6 +257,7 @@ def apart(ours: Tensor, theirs: Tensor, precision: torch.dtype | None = None) ->
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
     """Return ids of this shape, spread over the vocabulary, on the device of the model."""
+    # 7919 is prime: ids do not repeat within a vocabulary
     return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
 
 
@@ -276,7 +280,7 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     name, _ = model_place(path)
     commit = commit_of(name)
-    if auto not in (AutoTokenizer, TokenizersBackend):
+    if auto not in (AutoTokenizer, TokenizersBackend):  # adapters may have a tokenizer beside them
         if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
@@ -288,7 +292,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # files of strangers make transformers raise anything
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error):  # "Please pass the argument `trust_remote_code=True` to allow custom ..."
             raise ConfigError(
                 f"model.path: {path} needs code of its own (auto_map in its files), and code that comes with a model "
                 "is never run. Name a model whose model_type and tokenizer are part of transformers, or convert this "
@@ -308,7 +312,7 @@ def fingerprint(path: str) -> str:
         return _hash(place)
     if not place.is_dir():
         model_config(path)
-        return f"{path}@{files_of_model(path).name}"
+        return f"{path}@{files_of_model(path).name}"  # .../models--OWNER--NAME/snapshots/COMMIT
     files = {file for file in place.iterdir() if file.suffix in MODEL_FILES and file.is_file()}
     files |= {file for file in weight_files(place) if file.exists()}  # also in folders below
     return sha256_json({file.relative_to(place).as_posix(): _hash(file) for file in files})

@@ -61,6 +61,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
         stored_buffer = model.get_buffer(name)
+        # a value of the files, as they have it, or one that the model computes (inv_freq)
         stored_buffer.data = stored_buffer.to(buffer.dtype) if name in persistent else buffer
     for config in (model.config, model.config.get_text_config()):
         config.dtype = torch.float32
@@ -111,15 +112,16 @@ def carry(model: PreTrainedModel, world: World, *, from_main: bool, check: Calla
         """Return this rank's part of a value, with memory of its own, cut and in the dtype as `like` is."""
         value = values.pop(name)
         if value.is_meta:
-            value = torch.empty(value.shape, dtype=sent[name], device=world.device)
+            value = torch.empty(value.shape, dtype=sent[name], device=world.device)  # room for what rank 0 sends
         value = value.to(world.device).contiguous()
         if sent:
             dist.broadcast(value, src=0)
         value = value.to(like.dtype)
+        # None: each rank cuts its part of the value that it has, and nothing is sent.
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
     carrier: Any = model
-    carrier.values_to_come = shard, check
+    carrier.values_to_come = shard, check  # a plain attribute, which no state_dict has
 
 
 def fill(model: PreTrainedModel) -> Callable[[PreTrainedModel], Any] | None:

@@ -16,7 +16,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.model.load import apart, probe_ids, probing
 from sftmix.model.varlen import DEVICES, VARLEN, unfit
 
-_DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
+_DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)  # 7 + 4 + 5 = 6 + 10 = 9 + 7 = 16
 """Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""
 
 _REMEDY = (
@@ -64,10 +64,11 @@ def known_rows(*, packed: bool) -> Iterator[None]:
     are put together; every mask counts as one of padded rows. A version that asks otherwise reads them itself.
     """
     answers = {
+        # [[0, 1, 0, 1, 2]] -> [[1, 1, 2, 2, 2]]: transformers compares these numbers for equality alone
         "find_packed_sequence_indices": lambda positions: (positions == 0).cumsum(-1) if packed else None,
         "fast_all": lambda mask: False,
     }
-    functions = vars(masking_utils)
+    functions = vars(masking_utils)  # its other functions look these names up in the module at each call
     own = {name: functions[name] for name in answers.keys() & functions.keys()}
     functions.update({name: answers[name] for name in own})
     try:
@@ -105,7 +106,7 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     if varlen:
         if problem := unfit(decoder.config):
             return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {_REMEDY}"
-        starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)
+        starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)  # 0, 7, 11, 16, ..., 48
         places = {"cu_seq_lens_q": starts, "max_length_q": max(_DOCUMENTS)}
     with probing(model, f"{name} does not take packed documents", _REMEDY):
         inputs = {"input_ids": ids, "attention_mask": None, "position_ids": positions, **places}
@@ -113,6 +114,7 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
         with attending(model, "eager" if varlen else attention):
             singles = ids.view(1, -1).split(_DOCUMENTS, dim=1)
             alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
+    # Under autocast the states may be float32 still, but were computed in less.
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
     if varlen and device.type == "cuda" and precision.itemsize > 2:
         return f"model.path: attention {VARLEN} computes in half precision, and {name} in {precision}. {_REMEDY}"

@@ -11,7 +11,7 @@ from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import read_object, read_text
 from sftmix.common.places import HUB_ID, is_there, place_of
 
-_NODE = re.compile(r"^node \d+ \(.*\): \Z")
+_NODE = re.compile(r"^node \d+ \(.*\): \Z")  # "node 1 (gpu-07, from rank 8): "
 """What `World.node_first` puts before the error of a node."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -25,6 +25,7 @@ def model_place(path: str | Path) -> tuple[str, bool]:
 
     Raises ConfigError for a path that is no directory. `NAME` and `OWNER/NAME` are hub ids if there is no such path.
     """
+    # "./a", "~/a" and "a/b/c" can only be directories; "gpt2" and "org/name" are hub ids unless there are such paths
     name, place = str(path), place_of(path)
     if name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(place):
         if not (name and os.path.isdir(place)):
@@ -64,11 +65,12 @@ def weight_files(directory: Path) -> list[Path]:
     Raises ConfigError for one that is no safetensors file in the directory: transformers reads whatever config.json and
     an index name, pickles among it.
     """
+    # {"transformers_weights": "other.safetensors"} names them, and is read before the usual names
     first = str(_object(directory / "config.json").get("transformers_weights") or "")
     first = first or next((name for name in WEIGHTS if (directory / name).exists()), WEIGHTS[0])
     names = [first]
     if first.endswith(".index.json"):
-        shards = _object(directory / first).get("weight_map")
+        shards = _object(directory / first).get("weight_map")  # {"lm_head.weight": "model-00002-of-00002.safetensors"}
         names = sorted({str(shard) for shard in shards.values()}) if isinstance(shards, dict) else []
     for name in names:
         place = PurePath(name)
@@ -94,6 +96,7 @@ def named(option: str, usual: str = "model.path") -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
+        # "model.path: x is ..." -> "reference.model.path: x is ...", also behind _NODE; never within another message
         before, found, problem = str(error).partition(f"{usual}:")
         if found and (not before or _NODE.match(before)):
             error.args = (f"{before}{option}:{problem}",)

@@ -38,7 +38,7 @@ def context_length(config: PretrainedConfig) -> int | None:
     config = config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     length = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter is MPT's
-    if rope.get("rope_type") == "yarn":
+    if rope.get("rope_type") == "yarn":  # Qwen 2.5: 4.0 * 32768 = 131072, where max_position_embeddings is 32768
         length = max(length, round(rope["factor"] * rope["original_max_position_embeddings"]))
     return length
 
@@ -49,7 +49,7 @@ def position_border(config: PretrainedConfig) -> int:
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return sys.maxsize
-    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings  # Phi-3-mini-128k: 4096
 
 
 # ------------------------------------------------------------------------------------------------- exports
@@ -69,6 +69,7 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
         config = model_config(base or path)
+        # Qwen 3.5: Qwen3_5ForConditionalGeneration, where AutoModelForCausalLM takes Qwen3_5ForCausalLM
         kind = getattr(transformers, (config.architectures or [""])[0], type(model))
         if not base and (problem := _unlike(model, kind, path)):
             yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
@@ -92,6 +93,7 @@ def _homeless(model: PreTrainedModel, kind: Any, config: PretrainedConfig) -> st
     trained = [
         n for n, part in model.named_modules() if hasattr(part, "base_layer") or hasattr(part, "modules_to_save")
     ]
+    # two tensors of experts have one layer around the other: mlp.experts and mlp.experts.base_layer
     lost = [name for name in trained if ".base_layer" not in name and name not in there]
     return f"lacks {len(lost)} of their modules, such as {lost[0]}" if lost else ""
 

@@ -37,12 +37,14 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, *, seed: int, name: st
     if dtype.itemsize > 2:
         return x.to(dtype)
     flat, parts = x.reshape(-1), [x.new_empty(0, dtype=dtype)]
+    # 100 numbers from place 65,500 on: 36 of the block that begins at 0, and 64 of the one at 65,536
     for first in range(start // BLOCK * BLOCK, start + len(flat), BLOCK):
         part = flat[max(first - start, 0) : first - start + BLOCK]
         draws = generator(seed, "rounding", name, first).random(BLOCK)[max(start - first, 0) :]
         nearest = part.to(dtype)
         error = part - nearest
         # The next number on the other side of the value: as integers, numbers of one sign are ordered by their size.
+        # 1.0039 in bfloat16: nearest 1, other 1.0078, share 0.499. -1.0039: -1 and -1.0078.
         other = (nearest.view(torch.int16) + (error.sign() * part.sign()).short()).view(dtype)
         share = error / (other.to(x.dtype) - nearest)  # exact; 0 if the other is infinite, NaN if there is no error
         parts.append(torch.where(share > torch.from_numpy(draws[: len(part)]).to(x.device), other, nearest))
@@ -67,6 +69,7 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[st
 
     The biases by which some models choose experts are such, as a bfloat16 has no room for their differences.
     """
+    # DeepSeek-V3: e_score_correction_bias; Llama: (?!), which finds nothing
     return re.compile("|".join(model._get_dtype_plan(dtype)).replace("*", ".*") or "(?!)")
 
 
@@ -89,6 +92,7 @@ def round_in_place(weights: Mapping[str, Tensor], dtype: torch.dtype, *, roundin
         x, row = weight, 0
         if isinstance(weight, DTensor):
             x = weight.to_local()
+            # the first row of this shard: FSDP cuts each weight by rows
             row = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)[1][0]
         if x.is_floating_point():
             rounded = to_nearest(name, x, dtype)

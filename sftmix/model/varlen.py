@@ -30,7 +30,7 @@ WIDEST = 256
 
 def unfit(config: PretrainedConfig) -> str | None:
     """Return what the kernel does not have of the attention that a decoder's config describes; None if it has all."""
-    if cap := getattr(config, "attn_logit_softcapping", None):
+    if cap := getattr(config, "attn_logit_softcapping", None):  # Gemma 2: 50
         return f"a soft cap of {cap:g} in its attention"
     if config.model_type not in FAMILIES.split():
         return f"the type {config.model_type}"
@@ -64,16 +64,16 @@ def attend(
     max_length_q       at least the length of the longest document
     others             what models hand to any attention, and what changes nothing in those of FAMILIES
     """
-    if attention_mask is not None:
+    if attention_mask is not None:  # it has the window as well
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
     lines, _, length, _ = query.shape
     # Under autocast, rotary embeddings in float32 make queries and keys float32, which the kernel does not have.
     device, kind = query.device.type, value.dtype
     if torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
-    q, k, v = (x.transpose(1, 2).flatten(0, 1).to(kind) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2).flatten(0, 1).to(kind) for x in (query, key, value))  # [b * l, heads, D]
     if cu_seq_lens_q is None or max_length_q is None:
-        cu_seq_lens_q = torch.arange(lines + 1, dtype=torch.int32, device=query.device) * length
+        cu_seq_lens_q = torch.arange(lines + 1, dtype=torch.int32, device=query.device) * length  # 0, l, 2 l, ...
         max_length_q = length
     attention = _kernel if query.is_cuda and kind.itemsize == 2 else _stand_in
     return attention(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window).unflatten(0, (lines, length)), None
@@ -83,7 +83,7 @@ def _mask(**given: Any) -> Tensor | None:
     """Return None, unless tokens are left out or cached: nothing dense is built."""
     if given["attention_mask"] is None and given["q_length"] == given["kv_length"]:
         return None
-    return sdpa_mask(**given | {"allow_is_causal_skip": False})
+    return sdpa_mask(**given | {"allow_is_causal_skip": False})  # for `attend`, None would mean that there is no mask
 
 
 AttentionInterface.register(VARLEN, attend)
@@ -105,7 +105,7 @@ def _stand_in(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float | None, window: int | None
 ) -> Tensor:
     at = torch.arange(len(q), device=q.device)
-    document, back = torch.bucketize(at, starts, right=True), at[:, None] - at
-    seen = (document[:, None] == document) & (back >= 0) & (back < (longest if window is None else window))
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    document, back = torch.bucketize(at, starts, right=True), at[:, None] - at  # starts 0, 2, 5: documents 1 1 2 2 2
+    seen = (document[:, None] == document) & (back >= 0) & (back < (longest if window is None else window))  # [T, T]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, T, D]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)[0].transpose(0, 1)

@@ -27,6 +27,7 @@ class Correctness(ConfidenceEstimator):
                 "confidence Correctness needs the number of correct tokens, which these dynamics do not hold; use a "
                 "number of --reference.checkpoints (online losses have none)"
             )
+        # [N, C] / [N, 1]; NaN of examples that were not scored
         return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
 
 
@@ -70,7 +71,7 @@ class IFD(ConfidenceEstimator):
                 "hold; use --reference.response_alone true, in another --out"
             )
         with np.errstate(all="ignore"):
-            ratio_NC = dynamics.nll_sum / alone
+            ratio_NC = dynamics.nll_sum / alone  # sums of as many tokens, so it is the ratio of their means
         ratio_NC[(dynamics.nll_sum == 0) & (alone == 0)] = 1.0
         chosen = {"first": ratio_NC[:, 0], "last": ratio_NC[:, -1], "mean": ratio_NC.mean(axis=1)}
         return np.where(dynamics.scored, np.maximum(-chosen[self.checkpoint], LEAST), np.nan)
@@ -97,6 +98,6 @@ class LearningPercentage(ConfidenceEstimator):
             )
         nll_NC = dynamics.mean_nll
         with np.errstate(all="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
-            change_NC = np.expm1(nll_NC - nll_NC[:, :1])
+            change_NC = np.expm1(nll_NC - nll_NC[:, :1])  # P_c / P_0 - 1
             learned = np.where(change_NC[:, -1] < 0, change_NC[:, 1] / change_NC[:, -1], -np.inf)
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)

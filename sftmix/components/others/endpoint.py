@@ -33,7 +33,7 @@ class _AtItsPlace(urllib.request.HTTPRedirectHandler):
     """Follows no redirect, which would take rows and key to another host: it is an answer that is no success."""
 
     def redirect_request(self, *_: Any) -> None:
-        return None
+        return None  # urllib then raises the HTTPError of its code, such as 302
 
 
 _OPENER = urllib.request.build_opener(_AtItsPlace)
@@ -125,6 +125,7 @@ class FromEndpoint(Reference):
                 raise refusal(f"reference.url: {url}, {answer}") from error
 
         def score(row: Encoded) -> tuple[Float64, Bool]:
+            # one token before the response: servers give no log-probability for the first position
             ids, start = row.input_ids.tolist(), max(int(row.target.argmax()) - 1, 0)
             of_tokens = log_probabilities(ids, ids[start:], start, lambda said: DataError(f"{said}, row {row.id}"))
             logprob, highest = of_tokens[row.target[start + 1 :]].T
@@ -136,6 +137,7 @@ class FromEndpoint(Reference):
 
     def positions(self, url: str, prompt: str | list[int], start: int) -> Positions:
         """Ask for a prompt, a text or ids, and return its positions from `start` on; KeyError for other answers."""
+        # [None, {"13": {"logprob": -1.5, "rank": 3}, "7": {"logprob": -0.25, "rank": 1}}]: the token's and the highest
         body = {"model": self.name, "prompt": prompt, "max_tokens": 1, "prompt_logprobs": 1}
         logprobs = self.answer(f"{url}/completions", body)["choices"][0]["prompt_logprobs"][start:]
         return [{int(name): (one["logprob"], one["rank"] == 1) for name, one in (at or {}).items()} for at in logprobs]
@@ -146,13 +148,13 @@ class FromEndpoint(Reference):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         for attempt in range(1 + self.retries):
-            time.sleep(min(2.0**attempt / 4, LONGEST_PAUSE) if attempt else 0)
+            time.sleep(min(2.0**attempt / 4, LONGEST_PAUSE) if attempt else 0)  # 0, then 0.5, 1, 2, ... seconds
             try:
                 with _OPENER.open(request, timeout=TIMEOUT) as response:
                     if len(text := response.read(MOST + 1)) > MOST:
                         raise ValueError(f"it has over {MOST:,} bytes")
                     return json.loads(text)
-            except urllib.error.HTTPError as error:
+            except urllib.error.HTTPError as error:  # which is an OSError
                 reason = f"answers {error.code}: {error.read(500)!r}"
                 if error.code != 429 and error.code < 500:
                     raise ConfigError(f"reference.url: {url} {reason}") from error
@@ -176,5 +178,6 @@ class FromSGLang(FromEndpoint):
             "top_logprobs_num": 1,
         }
         about = self.answer(f"{url}/generate", body)["meta_info"]
+        # [[None, 5, None], [-1.5, 13, None]] and [None, [[-0.25, 7, None]]]: log-probability, id, text
         both = zip(about["input_token_logprobs"], about["input_top_logprobs"], strict=True)
         return [{token[1]: (token[0], bool(top) and top[0][1] == token[1])} for token, top in both]

@@ -83,7 +83,7 @@ def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: P
     }
     larger = torch.maximum(plan.lam, 1 - plan.lam)
     for low in SHARES:
-        inside = (larger >= low / 100) & (larger < (low + 10) / 100 if low < 90 else True)
+        inside = (larger >= low / 100) & (larger < (low + 10) / 100 if low < 90 else True)  # bool[M]
         sums |= {("pairs", low): float(inside.sum()), ("losses", low): float(losses[inside].double().sum())}
     return sums
 
@@ -94,6 +94,7 @@ def _gradient(objective: Objective, hidden: Tensor, head: Any, batch: Batch, pla
 
     bias = None if head.bias is None else head.bias.detach()
     frozen = SimpleNamespace(weight=head.weight.detach(), bias=bias, softcap=head.softcap, scale=head.scale)
+    # Weights without a gradient: autograd then makes no [V, D] beside [T, D].
     frozen.logits = partial(type(head).logits, frozen)  # the head's own formula, of the detached weights
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()

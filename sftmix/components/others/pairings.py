@@ -57,7 +57,7 @@ class LengthMatchedPairs(PairSampler):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
         pairs = between(split.confident, split.unconfident, rng)
-        ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
+        ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")  # [P, 2], each column by itself
         by_length = np.take_along_axis(pairs, ranks, axis=0)
         for start in range(0, len(by_length), self.window):
             rng.shuffle(by_length[start : start + self.window, 1])
@@ -82,8 +82,8 @@ class LevelPairs(PairSampler):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng, last = generator(seed, "pairs", epoch), len(split.names) - 1
         levels = {
-            "mirrored": [(k, last - k) for k in range(last // 2 + 1)],
-            "neighbours": [(k, min(k + 1, last)) for k in range(0, last + 1, 2)],
+            "mirrored": [(k, last - k) for k in range(last // 2 + 1)],  # of 5 levels: 0 4, 1 3, 2 2
+            "neighbours": [(k, min(k + 1, last)) for k in range(0, last + 1, 2)],  # 0 1, 2 3, 4 4
             "extremes": [(0, last)],
         }[self.rule]
         matched = [
@@ -124,9 +124,9 @@ class ConfidenceGapPairs(PairSampler):
         matched = np.stack([np.arange(half), np.arange(half, len(ranked))], axis=1)  # ranks
         for _ in range(SWAP_ROUNDS):
             met = rng.permutation(half)[: 2 * quarter].reshape(2, quarter)
-            one, other = matched[met]
+            one, other = matched[met]  # [quarter, 2] each: the pairs 0 4 and 1 5 may become 0 5 and 1 4, or 0 1 and 4 5
             other = np.where(rng.random(quarter)[:, None] < 0.5, other, other[:, ::-1])
             new = np.sort(np.stack([one, other], axis=2), axis=2)  # [quarter, 2, 2]: for each meeting, two new pairs
             allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
-            matched[met[:, allowed]] = new[allowed].swapaxes(0, 1)
+            matched[met[:, allowed]] = new[allowed].swapaxes(0, 1)  # one half of the new pairs for each row of met
         return ranked[rng.permutation(matched)]

@@ -31,7 +31,8 @@ class NEFTune(Perturbation):
         # The first numbers of an example do not depend on the length of its line, so the lengths stay on the device.
         drawn = [generator(seed, "neftune", step, one).random(e.shape[1:], dtype="float32") for one in ids]
         noise = send(torch.from_numpy(2 * np.stack(drawn) - 1), e.device)
+        # mask 0 1 1 0: places 0 0 1 1, so that padding on the left shifts the noise with the tokens
         place = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, :, None].expand_as(noise)
-        numbers = mask.sum(dim=1).double() * e.shape[-1]
+        numbers = mask.sum(dim=1).double() * e.shape[-1]  # L D of each example
         scale = (self.alpha / numbers.clamp(min=1).sqrt()).float()[:, None, None]
         return e + torch.where(mask.bool()[:, :, None], noise.gather(1, place) * scale, 0.0).to(e.dtype)

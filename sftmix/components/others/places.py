@@ -60,10 +60,11 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
     if any(example.starts is not None and len(example.starts) > 1 for example in batch.examples):
         raise ConfigError(OF_ONE)
-    begins = [int(example.target[1:].argmax()) for example in batch.examples]
+    begins = [int(example.target[1:].argmax()) for example in batch.examples]  # the token before each first response
     ids, column = [], []
     for example, begin in zip(batch.examples, begins, strict=True):
         padding = max(begins) - begin
+        # -1 is no token: it marks padding until the mask is made
         ids.append(torch.from_numpy(np.pad(example.input_ids, (padding, 0), constant_values=-1)))
         column.append(padding + np.flatnonzero(example.target[1:]))
     padded = pad_sequence(ids, batch_first=True, padding_value=-1)
@@ -105,7 +106,7 @@ class ManifoldMixup(SFTMix):
             return plan
         # Without pairs there is one pass all the same: under FSDP every rank must make the same number.
         slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
-        pair, lines, rows = batch.pair_index, slots.T.flatten(), batch.pairs.T.flatten()
+        pair, lines, rows = batch.pair_index, slots.T.flatten(), batch.pairs.T.flatten()  # [M], [2 P], [2 M]
         return LinesPlan(
             **{field.name: getattr(plan, field.name) for field in fields(Plan)},
             input_ids=ids[lines],
@@ -115,7 +116,7 @@ class ManifoldMixup(SFTMix):
             line=torch.cat([pair, pair + len(slots)]),
             column=column[rows],
             own=batch.labels[rows],
-            other=batch.labels[rows.roll(len(pair))],
+            other=batch.labels[rows.roll(len(pair))],  # both halves exchanged: each row's partner
             layer=int(generator(seed, "layer", step).choice(self.layers)),
         )
 
@@ -131,7 +132,7 @@ class ManifoldMixup(SFTMix):
         def mix(states):
             """Mix the states [R, L, D] of each line with its partner's where both have a token, also in the prompts."""
             lam = share.to(torch.promote_types(share.dtype, states.dtype))
-            mixture = lam * states + (1 - lam) * states.roll(half, 0)
+            mixture = lam * states + (1 - lam) * states.roll(half, 0)  # line r with line r + P, modulo 2 P
             return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
 
         def mix_losses(logits, own, other, lam):
@@ -140,7 +141,7 @@ class ManifoldMixup(SFTMix):
             return lam * own_loss + (1 - lam) * partner_loss
 
         states = view.states(plan.input_ids, mask, layer=plan.layer, change=mix)
-        hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))
+        hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))  # [2 M, D]
         loss, losses = view.chunked_loss(hidden, mix_losses, *columns, row_weight=plan.pair_weight.repeat(2) / 2)
         return ntp._replace(loss=ntp.loss + loss, mixup=losses.view(2, -1).mean(0))
 
@@ -178,6 +179,7 @@ class CutMix(EmbeddingMixup):
             part[start : start + length] = True
         labels = torch.where(swapped.repeat(2), plan.other, plan.own)
         ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # a state predicts the next column
+        # share 1 mixes no states, and equal labels make the mixed cross entropy NTP's
         return replace(plan, input_ids=ids, share=torch.ones_like(plan.share), own=labels, other=labels)
 
 
@@ -210,6 +212,7 @@ class MixtureDivergence(SFTMix):
             if self.divergence == "kl":
                 return (log_q.exp() * (log_q - log_p)).sum(-1)
             middle = log_q.logaddexp(log_p) - math.log(2)
+            # (KL(q || m) + KL(p~ || m)) / 2, where m = (q + p~) / 2
             return 0.5 * (log_q.exp() * (log_q - middle) + log_p.exp() * (log_p - middle)).sum(-1)
 
         ntp = view.sft_loss(batch, plan.without_pairs())

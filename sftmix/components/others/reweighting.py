@@ -30,7 +30,7 @@ class DFT(NTP):
     """
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        return view.sft_loss(batch, plan, rule=lambda nll, entropy: (-nll).exp())
+        return view.sft_loss(batch, plan, rule=lambda nll, entropy: (-nll).exp())  # p of the label
 
 
 class IRDRO(Objective):
@@ -55,5 +55,6 @@ class IRDRO(Objective):
         if not len(of_batch.rows):  # nothing but repeats, which are trained no second time
             return sequence_plan(batch, batch.ntp_weight * 0)
         weight_G = torch.softmax(of_batch.nll_sum.double() / of_batch.n_tokens / self.tau, dim=0)
+        # rows [3, 7, 9], batch [7, 3]: places 1 and 0; a filler's row may be missing, and has ntp_weight 0
         place = torch.searchsorted(of_batch.rows, batch.rows).clamp(max=len(weight_G) - 1)
         return sequence_plan(batch, torch.where(batch.ntp_weight > 0, weight_G[place], 0.0))

@@ -48,5 +48,6 @@ class S2L(Selector):
         members = sorted((rng.permutation(rows[cluster == number]) for number in np.unique(cluster)), key=len)
         chosen: list[int] = []
         for place, of_cluster in enumerate(members):
+            # k = 7 of clusters with 1, 3 and 9 members: 1, 3 and 3
             chosen.extend(of_cluster[: (self.k - len(chosen)) // (len(members) - place)])
         return np.sort(chosen)

@@ -39,7 +39,7 @@ class Cosine(Linear):
     """Half a cosine from `start` at the first step to `end` at the last: slow, fast, slow."""
 
     def value(self, step: int, total_steps: int) -> float:
-        left = (1 + math.cos(math.pi * step / max(total_steps - 1, 1))) / 2
+        left = (1 + math.cos(math.pi * step / max(total_steps - 1, 1))) / 2  # 1 at the first step, 0 at the last
         return left * self.start + (1 - left) * self.end
 
 

@@ -25,7 +25,7 @@ class Longest(Selector):
         self.k = k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        return _first(self.k, list(zip((-scores.n_tokens).tolist(), scores.id, strict=True)))
+        return _first(self.k, list(zip((-scores.n_tokens).tolist(), scores.id, strict=True)))  # (-120, "row-7")
 
 
 class Random(Selector):
@@ -59,7 +59,7 @@ class ScoreAtLeast(Selector):
         try:
             column = columns[self.field]
             values = np.array([-math.inf if value in (None, "") else float(value) for value in column])
-            if np.isnan(values).any():
+            if np.isnan(values).any():  # of a column of floats, or of the text "nan"
                 raise ValueError(f"example {scores.id[np.isnan(values).argmax()]} has nan")
         except (ValueError, OverflowError) as error:
             raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: {error}") from None

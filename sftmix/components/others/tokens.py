@@ -76,7 +76,7 @@ class EAFT(TokenWeights):
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         def entropy(logits):
-            log_p = logits.topk(min(20, logits.shape[-1])).values.log_softmax(-1)
+            log_p = logits.topk(min(20, logits.shape[-1])).values.log_softmax(-1)  # [r, 20]
             return -(log_p.exp() * log_p).sum(-1) / math.log(20)
 
         return view.figures(entropy)
@@ -134,7 +134,7 @@ class PriFT(StoredReference):
     """PriFT-prob (arXiv 2606.09396): each token's NLL times its probability under the pretrained model."""
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
-        return (-self.reference_nll(batch)).exp()
+        return (-self.reference_nll(batch)).exp()  # p_ref of the label
 
 
 class ASFT(StoredReference):
@@ -178,6 +178,7 @@ class Rho1(StoredReference):
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
         plan, size_B = super().plan(batch, **at), batch.n_tokens
+        # 1e-9, as 0.07 * 100 is 7.000000000000001 and would be rounded up to 8
         share_B = (self.share * size_B.double() - 1e-9).ceil() / size_B.clamp(min=1)
         weight_T = plan.row_weight.double() * share_B[batch.slot]  # `factors` divides by the share again
         return replace(plan, row_weight=weight_T, ntp_count=float(weight_T.sum()))
@@ -188,7 +189,7 @@ class Rho1(StoredReference):
         excess = _nll(view, batch) - self.reference_nll(batch, -1)
         trained = []
         for of_response in excess.split([int(example.target[1:].sum()) for example in batch.examples]):
-            rank = of_response.argsort(descending=True, stable=True).argsort()
+            rank = of_response.argsort(descending=True, stable=True).argsort()  # 0.2, 0.9, 0.5: 2, 0, 1
             kept = math.ceil(self.share * len(rank) - 1e-9)
             trained.append((rank < kept).to(excess) * (len(rank) / max(kept, 1)))
         return torch.cat(trained)
