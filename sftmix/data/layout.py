@@ -40,7 +40,7 @@ FUNCTION, ARGUMENT = "find_colour", "noon"
 _GENERATION = re.compile(r"{%-?\s*generation\b")  # {%- generation %}, which transformers makes its masks of
 _WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
 """Text between white space; a tag begins one."""
-# enable_thinking (Qwen3), thinking (DeepSeek-V3.1), think_off (KAT-V1); no fields of a turn, no keys in quotes.
+# enable_thinking (Qwen3), thinking (DeepSeek-V3.1); neither fields of a turn nor keys in quotes.
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
 
 
