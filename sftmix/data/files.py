@@ -98,6 +98,7 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.reader(file, strict=True)  # else '"a"b' is read as ab
         header = next(reader, [])
         _check_names(header)
+        # "instruction;output": Excel, in countries whose numbers have a comma.
         if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
             raise BadRow(
                 f":1: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "

@@ -108,6 +108,7 @@ class Converter:
         form = FORMATS[name] if isinstance(name, str) else name
         is_text = isinstance(form, PlainText)
         lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
+        # CSV: '[{"role": "user", "content": "Hi"}, ...]'
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
         if not is_text:
@@ -142,6 +143,7 @@ class Converter:
                 "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
                 "keeps those of data.train"
             )
+        # LLaMA-Factory's Alpaca rows have a field system beside instruction, input and output.
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
         weight = weight_of(row)
         messages = [replace(turn, weight=weight * turn.weight) for turn in [*system, *messages]]
@@ -224,7 +226,7 @@ class PromptCompletion(RowFormat):
 
     def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the prompt's turns, none of them trained, and the completion's behind them."""
-        prompt, completion = (
+        prompt, completion = (  # TRL: two texts, or [{"role": "user", ...}] and [{"role": "assistant", ...}]
             [Message(role, field_text(row, name), role == "assistant")]
             if isinstance(field_of(row, name), str)
             else turns_of(row[name], name, roles)

@@ -90,11 +90,11 @@ def written_behind(prompt: str, rendered: str, question: str, closing: str, *, t
     tags = prompt.removeprefix(before)
     rest = text_after(before, rendered, question)
     if rest is None:
-        return None
+        return None  # Apriel 1.6: 'Here are my reasoning steps:\n' is in the prompt alone
     if rest.startswith(tags):
         rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
     elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
-        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest
+        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest  # else '<think></think>' of GLM-4.6
     else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
         rest = rest.removeprefix(closing_at_head(rest).rstrip())
     if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
@@ -238,13 +238,14 @@ class TemplateLayout:
                 "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
                 "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
             )
+        # GLM-4.6: the next '<|user|>' ends an answer.
         self.notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
         return str(eos)
 
     @cached_property
     def ending(self) -> str:
         """The text from an answer through the token that ends its turn."""
-        before, mark, _ = self._tail.partition(self.end)
+        before, mark, _ = self._tail.partition(self.end)  # Nemotron Nano v2: '\n<SPECIAL_12>\n' -> '\n', '<SPECIAL_12>'
         return before + mark if mark else self.end
 
     @cached_property
@@ -304,7 +305,7 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     tagged = not thinks and _GENERATION.search(source)  # TRL's Qwen3 marks the empty block as trained, so it stays
     if thinks is not None and not tagged and not layout.fits(thinks):
         layout = next((one for one in _switched(layout, thinks) if one.fits(thinks)), layout)
-    if thinks and closed_by(layout.prompt):
+    if thinks and closed_by(layout.prompt):  # Command R7B: '<|START_THINKING|><|END_THINKING|>'
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"

@@ -194,7 +194,7 @@ class ChatTemplate(Renderer):
                 written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
             text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
             if not (_holds(text, answer) and _holds_calls(text, last)):
-                reasons.append("calls_lost")
+                reasons.append("calls_lost")  # Command A leaves out an answer beside a call
         elif not lost and (place := _place_behind(written, thought, answer)) >= 0:  # -1: R1 leaves the thought out
             text = _ended(written, place, {layout.end}, layout.ending)
         else:
@@ -226,7 +226,7 @@ class ChatTemplate(Renderer):
             if not _holds_calls(prompt, other):
                 lost.add("calls_lost")
             if other["role"] != "assistant" and not _holds(prompt, other["content"]):
-                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")
+                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
         return sorted(lost)
 
     def _weights(self, message: Message, text: str, answer: str) -> list[tuple[str, float]]:

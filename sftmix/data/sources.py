@@ -117,7 +117,7 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
                 f"{option}: {name}: no file in the directory is read (ending in {SUPPORTED}); below it: {left_out}: "
                 "name these, or their folders"
             )
-        files = {str(Path(name) / file.name): file for file in found}  # as the user wrote it, not `place_of` it
+        files = {str(Path(name) / file.name): file for file in found}
         lines.append(f"{option}: read: {listed(files)}; left out of {name}: {left_out}")
     elif not path.exists():
         if place_of(place).exists():  # datasets would read it, and whatever else its README.md names
