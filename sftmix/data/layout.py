@@ -163,7 +163,8 @@ class TemplateLayout:
         return ""
 
     def fits(self, thinks: bool) -> bool:
-        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
+        """True if the rendering goes on behind the prompt: an answer, with white space alone between, or a thought that
+        is still open or not begun."""
         behind = text_after(self.prompt, self.thinking if thinks else self.plain, QUESTION)
         opened = opened_by(self.prompt)
         if self.prompt == self.asked or (behind is None and not opened):
@@ -270,7 +271,7 @@ class TemplateLayout:
     def call_end(self) -> str:
         """The token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
         call = self.call[0]
-        # Special alone: '</tool_call>' of Qwen3 is an added token, and part of the call.
+        # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         within = self.marks(text_before(call, ARGUMENT))
         ends = [mark for mark in self.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]

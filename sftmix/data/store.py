@@ -264,7 +264,7 @@ class Conversations:
         return side
 
     def values(self, column: str) -> list[Any]:
-        """Read one column (id, source, label, columns as JSON, content) of this side."""
+        """Read one column (id, source, label, columns and prompting as JSON, content) of this side."""
         return self._table[column].take(self.records).to_pylist()
 
     def read(self) -> Iterator[Example]:

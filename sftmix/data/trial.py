@@ -17,7 +17,7 @@ SECONDS = 2
 MEGABYTES = 512
 """Memory of the trial, on top of what the program itself takes."""
 LETTERS = 1 << 20
-"""Most characters that it may write for a conversation of four short turns."""
+"""Most characters that it may write for a conversation of at most five short turns."""
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
