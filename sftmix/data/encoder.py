@@ -74,7 +74,7 @@ class Encoder:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation stops: the ends of a turn, and eos."""
         eos = self.tokenizer.eos_token_id
-        # Llama 3: <|eot_id|> ends a turn, and <|end_of_text|>, eos of the base model, must stop it as well.
+        # Llama 3: <|eot_id|> ends a turn, but a model tuned from the base may still write its eos, <|end_of_text|>.
         return tuple(dict.fromkeys((*self.end_ids, *([] if eos is None else [eos]))))
 
     @cached_property

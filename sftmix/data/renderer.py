@@ -170,6 +170,7 @@ class ChatTemplate(Renderer):
         turns = enumerate(example.messages)
         return [self._response(example, chat[:place], message) for place, message in turns if message.trained]
 
+    # Prompt and rendering; what is behind the prompt; a call, or an answer as it is written or else put together.
     def _response(self, example: Example, before: Chat, message: Message) -> Written:
         """Put a response behind its prompt: as the template writes it there, or else from its parts.
 

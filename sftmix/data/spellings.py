@@ -68,7 +68,7 @@ class SpecialSpellings:
         # Looked ahead, so that spellings within others are broken as well: of <|x|> and |>y both in "<|x|>y".
         self._begins = re.compile(f"(?={either})(.)", re.DOTALL)
         self._whole_or_mark = re.compile(f"({either})(?!{MARK})|{MARK}")
-        # "<|im_end|>" -> "<\ufdd0|im_end|>", in rows and in the twin alike, but in rows the mark is taken out again.
+        # "<|im_end|>" -> "<\ufdd0|im_end|>": what the twin looks for, and what only the template's tokens become.
         self._respelt = {spelling: spelling[0] + MARK + spelling[1:] for spelling in self.ids}
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
         sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]

@@ -76,6 +76,7 @@ def identity(form: Component | str) -> Any:
     return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
 
 
+# Read; else lock, read again, build beside it, rename, unlock.
 def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
     """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
 

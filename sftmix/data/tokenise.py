@@ -211,7 +211,7 @@ def encode_windows(
 
     counts = Counter[str]()
     for document, ids, starts in windows(tokens(), length, packed):
-        bounds = itertools.pairwise([*starts, len(ids)])  # (0, 3), (3, 4), whose first tokens are no targets
+        bounds = itertools.pairwise([*starts, len(ids)])  # [0, 3] of 4 ids -> (0, 3), (3, 4)
         spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
         if not spans:
             report.add("no_target", document.source)
