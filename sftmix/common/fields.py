@@ -28,9 +28,10 @@ CALL_ROLE = "function_call"
 """The role of turns of the assistant whose content is a call, or a list of calls."""
 
 ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("system", "developer"), "system"),  # the second: OpenAI, since o1
+    **dict.fromkeys(("user", "human"), "user"),  # human, gpt, chatgpt: ShareGPT; model: Gemma
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
+    # function: OpenAI of 2023; observation: LLaMA-Factory; tool_response, tool_call: ms-swift; ipython: Llama 3.1
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
     **dict.fromkeys((CALL_ROLE, "tool_call"), CALL_ROLE),
 }
@@ -45,8 +46,9 @@ def column_problems(form: Any, columns: Mapping[str, str | None]) -> Iterator[st
     fields = field_columns(columns)
     own = FORMAT_FIELDS.get(form, ()) if isinstance(form, str) else form.fields
     formats = FORMAT_FIELDS if form == "auto" else {str(form): own}
-    if len(fields) < len(columns):
+    if len(fields) < len(columns):  # two of them became one
         yield "data.columns names completion and response, which are the same field; leave one out"
+    # One format must have them all: {instruction: q, completion: a} is of none.
     if not any(fields.keys() <= {*names, *ANY_FORMAT} for names in formats.values()):
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in formats.items())
         yield (

@@ -11,7 +11,7 @@ from sftmix.types import Example, Message, RenderedTurn
 
 def as_turn(message: Message) -> dict[str, Any]:
     """Return a turn as transformers gives it to a chat template."""
-    thought = {"reasoning_content": message.thought} if message.thought else {}
+    thought = {"reasoning_content": message.thought} if message.thought else {}  # the key of most templates
     return {"role": message.role, "content": message.content, **thought, **message.more}
 
 

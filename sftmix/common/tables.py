@@ -70,7 +70,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
+    text = pa.csv.ConvertOptions(column_types={"id": pa.string()})  # an id 007 stays so
     kind = "CSV" if os.fspath(path).endswith(".csv") else "Parquet"
     try:
         with open(path, "rb") as file:  # given only a name, pyarrow makes a URL of it and fetches that
@@ -100,7 +100,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> d
     for name in {*names, *optional} & {*table.column_names}:
         _require(path, not table[name].null_count, f"column {name} has empty cells")
         try:
-            column = table[name].cast(_type_of(name))
+            column = table[name].cast(_type_of(name))  # which refuses 2.5 for an integer
         except pa.ArrowException as error:
             raise DataError(f"{path}: column {name} does not hold {_type_of(name)}: {error}") from error
         columns[name] = column.to_pylist() if _TYPES.get(name) == "string" else column.to_numpy()
@@ -133,7 +133,7 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired."""
     table = read_columns(path, "id", "group")
     stored = table["metadata"].get(_NAMES_KEY)
-    names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
+    names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES  # without them: of another program
     _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
     code = {name: index for index, name in enumerate(names)} | {UNPAIRED_NAME: UNPAIRED}
     unknown = [name for name in table["group"] if name not in code]
@@ -160,6 +160,7 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
     n, c = dynamics.nll_sum.shape
     scored, alone = dynamics.scored[:, None], dynamics.alone_nll_sum
     of_tokens: dict[str, Any] = {name: _lines(getattr(dynamics, name)) for name in OF_TOKENS}
+    # Line n * C + c is example n at checkpoint c: [N, C] arrays are flattened.
     write_table(
         path,
         [example for example in dynamics.ids for _ in range(c)],
@@ -196,9 +197,9 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     table = read_columns(path, *names, optional=optional)
     place = {example: index for index, example in enumerate(dict.fromkeys(table["id"]))}
     ids, checkpoint = list(place), table["checkpoint"]
-    n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
+    n, c = len(ids), int(checkpoint.max(initial=-1)) + 1  # 0 checkpoints of a file without lines
     cell = np.asarray([place[example] for example in table["id"]], dtype=np.int64) * c + checkpoint
-    order = np.argsort(cell)
+    order = np.argsort(cell)  # cell n * C + c, each once, whatever the order of the lines
     whole = 0 < n * c == len(cell) and checkpoint.min() >= 0 and np.array_equal(cell[order], np.arange(n * c))
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
     grid: dict[str, Any] = {
@@ -214,7 +215,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
         alone_nll_sum=grid.get("alone_nll_sum"),
     )
     of_tokens = [name for name in OF_TOKENS if name in grid]
-    lengths = np.vectorize(len, otypes=[int])
+    lengths = np.vectorize(len, otypes=[int])  # [N, C] of arrays -> i64[N, C]
     problems = [
         ("n_tokens", n_tokens != n_tokens[:, :1], "one number for all checkpoints"),
         ("step", step != step[:1], "one number for each checkpoint"),
@@ -226,7 +227,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
         _require(path, not wrong.any(), f"{name} of example {first!r} is wrong; allowed: {allowed}")
     joined: dict[str, Any] = {name: [np.stack(list(line)) for line in grid[name]] for name in of_tokens}
     if "state" in grid:
-        states = list(grid["state"][:, -1])
+        states = list(grid["state"][:, -1])  # of the last checkpoint, the others are empty
         _require(path, len({*map(len, states)}) == 1, "the states of its examples have several sizes")
         joined["states"] = np.stack(states).astype(np.float16)
     return replace(dynamics, **joined)

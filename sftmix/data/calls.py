@@ -6,7 +6,7 @@ from typing import Any
 from sftmix.common.shown import quoted
 from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed
 
-TOOLS = ("tools", "functions")
+TOOLS = ("tools", "functions")  # the second: OpenAI's of 2023, as function_call is
 """Fields of a row that list functions."""
 
 CALL_FIELDS = ("tool_calls", "function_calls", "function_call")
@@ -22,6 +22,7 @@ def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
     They are listed there, or in JSON text, in that form or as bare {name, description, parameters}.
     """
     name, value = _only({name: row.get(name) for name in TOOLS}, "")
+    # glaive_toolcall_en: '[{"name": "calculate_area", "description": ..., "parameters": {...}}]', or "[]" for none
     tools = parsed(value, name)
     if not isinstance(tools, list):
         raise BadRow(f"{name} must be a list of functions, found {quoted(tools)}")
@@ -35,12 +36,14 @@ def calls_of(turn: Fields, content: Any, where: str, place: int) -> dict[str, An
     place    the turn's place in the row; ids that the row lacks are made from it
     """
     name, value = _only({**{name: turn.get(name) for name in CALL_FIELDS}, "content": content}, f"{where}.")
+    # glaive_toolcall_en, from function_call: '{"name": "calculate_area", "arguments": {"dimensions": [4]}}'
     calls = parsed(value, name)
     found = []
     for number, call in enumerate(calls if isinstance(calls, list) else [calls]):
         function = {"arguments": {}} | _function(call, name, "arguments")
         made = hashlib.blake2b(f"{place} {number}".encode()).hexdigest()[:CALL_ID]
         own = parsed(call, name).get("id") or made
+        # Nothing else, as some templates write the whole object.
         function = {"name": function["name"], "arguments": function["arguments"]}
         found.append({"id": checked_text(own, f"{name}: id"), "type": "function", "function": function})
     return {"tool_calls": found} if found else {}
@@ -61,6 +64,7 @@ def _function(value: Any, what: str, inner: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{what} has {quoted(outer)}; expected an object with a name and {inner}")
     if inner in function:
+        # OpenAI: "arguments": "{\"location\": \"San Francisco, USA\"}"; "" and null are no arguments.
         function = {**function, inner: parsed(function[inner] or {}, f"{what}: {inner}")}
         if not isinstance(function[inner], dict):
             raise BadRow(f"{what}: {inner} of {quoted(function['name'])} must be an object: {quoted(function[inner])}")
@@ -74,7 +78,7 @@ def call_answered(turn: Fields, waiting: list[dict[str, Any]] | None, where: str
     Raises BadRow for a result that answers none of them.
     """
     own = {key: checked_text(turn[key], f"{where}.{key}") for key in ("name", "tool_call_id") if filled(turn.get(key))}
-    if waiting is None:
+    if waiting is None:  # hermes-function-calling-v1 has calls as text: "<tool_call>\n{...}\n</tool_call>"
         return own
     wanted = own.get("tool_call_id")
     for call in waiting:

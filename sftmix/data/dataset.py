@@ -81,10 +81,10 @@ class EncodedDataset(Sequence[Encoded]):
 
     def __getitem__(self, row: Any) -> Any:
         """The Encoded of one row; negative rows count from the end."""
-        number = range(len(self))[row]
+        number = range(len(self))[row]  # with the IndexError that ends a loop over a sequence
         ids = self._numbers(number, "input_ids")
         weights = self._table["weights"][number].as_py()
-        target = np.zeros(len(ids), dtype=np.bool_)
+        target = np.zeros(len(ids), dtype=np.bool_)  # [length]; spans: [3, 7, 9, 12] -> 3 to 6 and 9 to 11
         weight = None if weights is None else np.ones(len(ids), dtype=np.float32)
         for span, (start, end) in enumerate(self._numbers(number, "spans").reshape(-1, 2)):
             target[start:end] = True
@@ -119,7 +119,7 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def highest_id(self) -> int:
         """The greatest token id of all rows."""
-        return pc.max(pc.list_flatten(self._table["input_ids"])).as_py()
+        return pc.max(pc.list_flatten(self._table["input_ids"])).as_py()  # for the check against the embedding
 
     @cached_property
     def packed(self) -> bool:
@@ -132,6 +132,7 @@ class EncodedDataset(Sequence[Encoded]):
 
     def examples(self, rows: Int64 | slice = slice(None)) -> Iterator[Example]:
         """Read the text of these rows; by default of all, in file order."""
+        # Without the token columns, which are most of the file.
         for row in rows_of(self._table.select([*dict(EXAMPLE)]), np.arange(len(self))[rows]):
             yield replace(example_of(row), columns={}) if self.packed else example_of(row)
 
@@ -207,6 +208,7 @@ class _Encoding(NamedTuple):
             cut,
             None if selected is None else key_of(sorted(selected)),
         ]
+        # null is true here; the limit counts windows, which are made here.
         settings += [options.packing is not False, limit] if is_text else []
         key = key_of("tokens", rows.cache_key, settings)
         directory, summary = get_or_build(
@@ -247,6 +249,7 @@ class _Encoding(NamedTuple):
             if rows.is_text:
                 yield row
                 continue
+            # The target has trained c1 as one example, or its turns apart: then the ids are c1@turn0, c1@turn1.
             for example in examples_of(row, whole=whole and (selected is None or row.id in selected)):
                 if selected is None or example.id in selected:
                     yield example

@@ -74,6 +74,7 @@ class Encoder:
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation stops: the ends of a turn, and eos."""
         eos = self.tokenizer.eos_token_id
+        # Llama 3: <|eot_id|> ends a turn, but a model tuned from the base may still write its eos, <|end_of_text|>.
         return tuple(dict.fromkeys((*self.end_ids, *([] if eos is None else [eos]))))
 
     @cached_property
@@ -120,7 +121,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thi
     """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
-    renderer = copy(options.renderer) or ChatTemplate(
+    renderer = copy(options.renderer) or ChatTemplate(  # `begin` keeps a tokenizer in it; a reference has its own
         template=options.template,
         template_options=options.template_options,
         special_tokens=options.special_tokens,
@@ -141,7 +142,7 @@ def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str |
         return {}
 
     if name not in NAMED:
-        key = key_of(source, variables, version("transformers"), version("jinja2"))
+        key = key_of(source, variables, version("transformers"), version("jinja2"))  # a trial takes over a second
         get_or_build(cache_dir, f"template-{key}", build)
 
 

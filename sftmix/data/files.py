@@ -45,13 +45,13 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
-    with open(path, "rb") as file:
+    with open(path, "rb") as file:  # bytes: a line that is not UTF-8 is one bad row, and the next ones are read
         for number in itertools.count(1):
             if not (line := file.readline(MAX_ROW + 1)):
                 return
             row: Any = None
             if len(line) > MAX_ROW:
-                row = BadRow(f"a line of over {MAX_ROW:,} bytes")
+                row = BadRow(f"a line of over {MAX_ROW:,} bytes")  # the rest is passed over in pieces
                 while line and not line.endswith(b"\n"):
                     line = file.readline(MAX_ROW)
             elif not line.strip():
@@ -60,6 +60,7 @@ def _lines(path: Path) -> Iterator[Row]:
                 try:
                     row = _JSON.decode(decoded(line).rstrip())
                 except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
+                    # json.dump(row, file, indent=2): the first line is "{" alone.
                     begins = line.strip().removeprefix(b"\xef\xbb\xbf") in (b"{", b"[")
                     row = BadRow(f"not valid JSON in UTF-8: {error}{_OVER_LINES if begins else ''}")
             yield f":{number}", row
@@ -79,7 +80,7 @@ def _array(path: Path) -> Iterator[Row]:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of JSON; raise ValueError for a key that it has twice, of which the last value would count."""
-    if len(values := dict(pairs)) < len(pairs):
+    if len(values := dict(pairs)) < len(pairs):  # as json.loads would not say: '{"a": 1, "a": 2}' -> {"a": 2}
         keys = [key for key, _ in pairs]
         raise ValueError(f"{quoted(max(keys, key=keys.count))} is twice in one object; write it once: {quoted(values)}")
     return values
@@ -90,20 +91,21 @@ _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 def _csv(path: Path) -> Iterator[Row]:
     """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines."""
-    csv.field_size_limit(MAX_ROW)
+    csv.field_size_limit(MAX_ROW)  # 131,072 otherwise
     with open(path, "rb") as head:
         decoded(head.read(4), "ignore")  # raises the error of another encoding
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, strict=True)  # else '"a"b' is read as ab
         header = next(reader, [])
         _check_names(header)
+        # "instruction;output": Excel, in countries whose numbers have a comma.
         if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
             raise BadRow(
                 f":1: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
                 "save the file anew"
             )
         while True:
-            place = f":{reader.line_num + 1}"
+            place = f":{reader.line_num + 1}"  # before it is read: a quoted cell may go over several lines
             try:
                 cells = next(reader)
             except StopIteration:
@@ -113,7 +115,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 continue
             if len(cells) == len(header):
                 yield place, {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
-            elif cells:
+            elif cells:  # not of a blank line, []
                 yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
 
 
@@ -159,11 +161,12 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
 
             yield from _without_media(Dataset(Table.from_batches([batch])))
         else:
-            yield from batch.to_pylist(maps_as_pydicts="lossy")
+            yield from batch.to_pylist(maps_as_pydicts="lossy")  # else a map is [(key, value), ...]
 
 
 def _without_media(table: Any) -> Any:
     """Return a table of datasets that decodes no images or sound: it would open the files and addresses in the rows."""
+    # {"image": Image(decode=True)} -> Image(decode=False), whose values are {"bytes": ..., "path": ...}
     table.info.features = type(table.features)(_undecoded(dict(table.features)))
     return table
 

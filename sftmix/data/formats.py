@@ -19,11 +19,12 @@ from sftmix.types import Example, Message
 LISTS = {"messages", "conversations"}
 """Fields that are lists, which tables of text have as JSON."""
 
+# history: LLaMA-Factory's [[question, answer], ...], without which a row of LIMA begins in the middle.
 REFUSED = ("images", "image", "videos", "video", "audios", "audio", "history")
 """Fields of rows and turns that make a bad row if they say anything."""
 
 
-_TWINS = dict([("weight", "loss_weight"), TOOLS])
+_TWINS = dict([("weight", "loss_weight"), TOOLS])  # {"weight": "loss_weight", "tools": "functions"}
 """Our fields and their other names in rows."""
 
 
@@ -42,6 +43,7 @@ class Columns:
         self.unread = fields.keys() - self.names.keys()
         self.unread |= {other for ours, other in _TWINS.items() if ours in self.unread}
         own = self.names.keys() - {*ANY_FORMAT}
+        # {prompt: question, response: answer} -> ["prompt_completion"]; {id: key}: none is preferred
         self.formats = [name for name, reads in FORMAT_FIELDS.items() if own and own <= {*reads}]
         self.present: dict[str, None] = {}
 
@@ -55,7 +57,7 @@ class Columns:
         self.present.update(dict.fromkeys(row))
         row = without_null(row)
         moved = {field: row[column] for field, column in self.names.items() if column in row}
-        gone = {*self.names.values(), *self.unread}
+        gone = {*self.names.values(), *self.unread}  # {messages: chosen}: `chosen` is not reported as not read
         return {key: value for key, value in row.items() if key not in gone} | moved
 
 
@@ -66,7 +68,7 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     Raises BadRow for a row without any of the fields.
     """
     near = [name for name in (*first, *FORMAT_FIELDS) if name != TEXT and row.keys() & FORMAT_FIELDS[name]]
-    if near:
+    if near:  # ultrachat_200k has messages, and prompt without completion
         return min(near, key=lambda name: len({*FORMAT_FIELDS[name]} - row.keys() - {"input"}))
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
@@ -106,6 +108,7 @@ class Converter:
         form = FORMATS[name] if isinstance(name, str) else name
         is_text = isinstance(form, PlainText)
         lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
+        # CSV: '[{"role": "user", "content": "Hi"}, ...]'
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
         if not is_text:
@@ -134,11 +137,13 @@ class Converter:
             raise ContractError(
                 f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
             )
+        # KTO: {prompt, completion, label: false} is an answer that somebody disliked.
         if self.label_field != "label" and spelling(row.get("label")) == "false":
             raise BadRow(
                 "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
                 "keeps those of data.train"
             )
+        # LLaMA-Factory's Alpaca rows have a field system beside instruction, input and output.
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
         weight = weight_of(row)
         messages = [replace(turn, weight=weight * turn.weight) for turn in [*system, *messages]]
@@ -155,13 +160,13 @@ def _unread(row: Fields, read: Collection[object], turns: Collection[str]) -> se
     fields = [("", name, value) for name, value in row.items() if name not in read]
     for key in turns:
         held = row.get(key)
-        for turn in held if isinstance(held, list) else [held]:
+        for turn in held if isinstance(held, list) else [held]:  # a prompt may be a single turn, or a text
             if isinstance(turn, Mapping):
                 fields += [(f"{key}[].", name, value) for name, value in turn.items() if name not in TURN_FIELDS]
     names = set()
     for place, name, value in fields:
         if filled(value):
-            if value and name in REFUSED:
+            if value and name in REFUSED:  # `image: false` is only named
                 raise BadRow(
                     f"{place}{name} is {quoted(value)}: images, videos, sound and a history are not supported (write "
                     "earlier turns in `messages`); remove the field from rows that are complete without it"
@@ -176,6 +181,7 @@ def _is_scalar(value: Any) -> bool:
 
 def _name(value: Any, what: str) -> str:
     """Return an id or a label as text; it is printed."""
+    # Tables with gaps have 4.0 for the id 4: both are "4".
     text = checked_text(spelling(value) if _is_scalar(value) else value, what)
     if control := CONTROL.search(text):
         raise BadRow(f"{what} contains the control character {control[0]!r}")
@@ -209,7 +215,7 @@ class Alpaca(RowFormat):
         extra = checked_text(row.get("input", ""), "input")
         if not visible(instruction):
             raise BadRow("instruction is empty")
-        prompt = f"{instruction}\n{extra}" if visible(extra) else instruction
+        prompt = f"{instruction}\n{extra}" if visible(extra) else instruction  # as LLaMA-Factory joins them
         return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 
@@ -220,7 +226,7 @@ class PromptCompletion(RowFormat):
 
     def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the prompt's turns, none of them trained, and the completion's behind them."""
-        prompt, completion = (
+        prompt, completion = (  # TRL: two texts, or [{"role": "user", ...}] and [{"role": "assistant", ...}]
             [Message(role, field_text(row, name), role == "assistant")]
             if isinstance(field_of(row, name), str)
             else turns_of(row[name], name, roles)

@@ -37,9 +37,10 @@ QUESTION, ANSWER = (turn["content"] for turn in PROBE)
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
 
-_GENERATION = re.compile(r"{%-?\s*generation\b")
-_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")
+_GENERATION = re.compile(r"{%-?\s*generation\b")  # {%- generation %}, which transformers makes its masks of
+_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
 """Text between white space; a tag begins one."""
+# enable_thinking (Qwen3), thinking (DeepSeek-V3.1); neither fields of a turn nor keys in quotes.
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
 
 
@@ -61,10 +62,11 @@ def text_after(prompt: str, rendered: str, question: str) -> str | None:
     if rendered.startswith(prompt):
         return rendered[len(prompt) :]
     question = question.strip()
-    if not question:
+    if not question:  # a function that returned nothing: there is no place to go on from
         return None
     # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
     header = prompt.rpartition(question)[2]
+    # As many questions as the prompt has are passed over: an earlier turn may say the same.
     turns = question.join(rendered.split(question)[prompt.count(question) :])
     # DeepSeek-V3.1 of vLLM: the prompt has '\n  <|Assistant|>', the rendering '\n  <|Assistant|>    </think>'.
     spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
@@ -88,11 +90,11 @@ def written_behind(prompt: str, rendered: str, question: str, closing: str, *, t
     tags = prompt.removeprefix(before)
     rest = text_after(before, rendered, question)
     if rest is None:
-        return None
+        return None  # Apriel 1.6: 'Here are my reasoning steps:\n' is in the prompt alone
     if rest.startswith(tags):
-        rest = rest.removeprefix(tags)
-    elif thinks:
-        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest
+        rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
+    elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
+        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest  # else '<think></think>' of GLM-4.6
     else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
         rest = rest.removeprefix(closing_at_head(rest).rstrip())
     if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
@@ -145,6 +147,7 @@ class TemplateLayout:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         chat = [{**turn, "content": as_parts(turn["content"])} for turn in turns] if self.listed else turns
+        # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
         given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
         template = on_the_same_day(self.source)
         try:
@@ -160,19 +163,22 @@ class TemplateLayout:
         return ""
 
     def fits(self, thinks: bool) -> bool:
-        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
+        """True if the rendering goes on behind the prompt: an answer, with white space alone between, or a thought that
+        is still open or not begun."""
         behind = text_after(self.prompt, self.thinking if thinks else self.plain, QUESTION)
         opened = opened_by(self.prompt)
         if self.prompt == self.asked or (behind is None and not opened):
-            return False
+            return False  # the first: '[/INST]' of Mistral ends the question
         if thinks:
-            return bool(opened) or not closed_by(self.prompt)
+            return bool(opened) or not closed_by(self.prompt)  # DeepSeek-V3.1: '</think>', unless `thinking` is set
+        # Qwen3, as published: '<think>\n\n</think>\n\n' is between; DeepSeek-V3.1: nothing.
         return not opened and not text_before(behind or "", ANSWER).strip()
 
     def marks(self, text: str) -> list[str]:
         """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
         added = self.tokenizer.added_tokens_decoder
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Gemma has "\n\n" and other runs of newlines among them.
         return [added[number].content for number in ids if number in added and added[number].content.strip()]
 
     # ----------------------------------------------------------------------------------------------- thoughts
@@ -203,11 +209,12 @@ class TemplateLayout:
     @cached_property
     def answer_lead(self) -> str:
         """What is between the prompt and an answer without a thought."""
+        # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
         return text_before(written_behind(self.prompt, self.plain, QUESTION, self.closing, thinks=False) or "", ANSWER)
 
     @cached_property
     def _tail(self) -> str:
-        return self.plain.rpartition(ANSWER)[2]
+        return self.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
 
     @cached_property
     def end(self) -> str:
@@ -216,28 +223,30 @@ class TemplateLayout:
         eos is taken before any other, if the template writes it behind every answer (Command R7B). Raises ConfigError
         if there is no eos either.
         """
-        inside = self.marks(
+        inside = self.marks(  # Solar Open: '<|end|>' is also behind the thought
             self.answer_lead + text_before(self._thinking_behind, ANSWER) + text_before(self.call[0], ARGUMENT)
         )
         ends = [mark for mark in self.marks(self._tail) if mark not in inside]
         eos = self.tokenizer.eos_token
         between = self.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2] or self._tail
+        # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
         if eos in ends and eos in self.marks(common_start(self._tail, between)):
             return str(eos)
         if ends:
-            return ends[0]
+            return ends[0]  # Llama 3 with eos '<|end_of_text|>', of the base model: '<|eot_id|>'
         if eos is None:
             raise ConfigError(
                 "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
                 "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
             )
+        # GLM-4.6: the next '<|user|>' ends an answer.
         self.notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
         return str(eos)
 
     @cached_property
     def ending(self) -> str:
         """The text from an answer through the token that ends its turn."""
-        before, mark, _ = self._tail.partition(self.end)
+        before, mark, _ = self._tail.partition(self.end)  # Nemotron Nano v2: '\n<SPECIAL_12>\n' -> '\n', '<SPECIAL_12>'
         return before + mark if mark else self.end
 
     @cached_property
@@ -254,7 +263,7 @@ class TemplateLayout:
         for as_text, call in enumerate([CALL, with_text_arguments(CALL)]):
             rendered = self.tried(*PROBE[:1], call, tools=TOOLS)
             written = rendered[len(common_start(asked, rendered)) :]
-            if FUNCTION in written and ARGUMENT in written and "{'" not in written:
+            if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
                 return written, bool(as_text)
         return "", False
 
@@ -262,6 +271,7 @@ class TemplateLayout:
     def call_end(self) -> str:
         """The token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
         call = self.call[0]
+        # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         within = self.marks(text_before(call, ARGUMENT))
         ends = [mark for mark in self.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
@@ -293,10 +303,10 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
     if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    tagged = not thinks and _GENERATION.search(source)
+    tagged = not thinks and _GENERATION.search(source)  # TRL's Qwen3 marks the empty block as trained, so it stays
     if thinks is not None and not tagged and not layout.fits(thinks):
         layout = next((one for one in _switched(layout, thinks) if one.fits(thinks)), layout)
-    if thinks and closed_by(layout.prompt):
+    if thinks and closed_by(layout.prompt):  # Command R7B: '<|START_THINKING|><|END_THINKING|>'
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"

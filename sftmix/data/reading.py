@@ -49,7 +49,7 @@ def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conver
         options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, progress=progress)
     )
     report = DataReport(**summary)
-    report.notes[:0] = reader.lines
+    report.notes[:0] = reader.lines  # files that a directory has, and are not read, are not in the key
     return Conversations(directory, reader.content_key, reader.key, reader.is_text), report
 
 
@@ -81,8 +81,9 @@ class RowReader:
         digests = [source.digest for source in self.sources]
         content = [digests, identity(form), marks, options.columns, options.roles, last]
         places = [source.name for source in self.sources]
+        # Places are stored with the rows; held-out rows may lack the label and the fields of data.columns.
         self.key = key_of("rows", content, places, options.skip_bad, option)
-        self.content_key = key_of("rows", content)
+        self.content_key = key_of("rows", content)  # so that files may be moved: artefacts carry this one
         self.report = DataReport()
         self.times = Counter[str]()  # how often each id came before
 
@@ -96,7 +97,7 @@ class RowReader:
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, self._records(bar), at_once)
         columns, unread = self.converter.columns, self.converter.unread
-        if self.option == "data.train" and columns.present:
+        if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all
             _check_present(columns, self.label_field)
         if (bad := self.report.counts.get("bad_row")) and not self.options.skip_bad:
             problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them); the first:"
@@ -116,9 +117,9 @@ class RowReader:
                 self.report.rows += 1
                 bar.update()
                 try:
-                    row = self.converter.columns.renamed(value)
+                    row = self.converter.columns.renamed(value)  # raises the BadRow that a reader gave for a value
                     if self.label_field is not None:
-                        label = without_null(value).get(self.label_field)
+                        label = without_null(value).get(self.label_field)  # by its own name: `weight` may be a label
                     yield from self._record(self.converter.example(row, place, label))
                 except BadRow as problem:
                     self.report.add("bad_row", f"{place}: {problem}")

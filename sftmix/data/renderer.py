@@ -69,6 +69,7 @@ class ChatTemplate(Renderer):
         super().begin(tokenizer, thinks=thinks)
         self.name, source = chosen(tokenizer, self.chosen)
         options = self.template_options or {}
+        # tools, documents, bos_token, ...: a value for one of these at the head of the template would never be read.
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}
         if unread := [key for key in options if key in given or not re.search(rf"\b{re.escape(key)}\b", source)]:
             raise ConfigError(
@@ -76,7 +77,7 @@ class ChatTemplate(Renderer):
                 "variable of its own; correct the name, or leave it out"
             )
         try:
-            thinks = thinks and self.thoughts != "drop"
+            thinks = thinks and self.thoughts != "drop"  # None stays None
             self.layout = layout = layout_of(tokenizer, defaults(options) + source, thinks=thinks)
         except TemplateRefusal as error:
             raise ConfigError(
@@ -112,11 +113,11 @@ class ChatTemplate(Renderer):
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
         if layout.call[1] and turn.get("tool_calls"):
-            turn = with_text_arguments(turn)
+            turn = with_text_arguments(turn)  # DeepSeek-V3: '```json' + '\n' + tool['function']['arguments']
         if message.role == "assistant":
             thought, answer = self.divided(message)
             if thought and layout.key:
-                turn |= {"content": answer, layout.key: thought}
+                turn |= {"content": answer, layout.key: thought}  # Qwen3: reasoning_content
             elif layout.key != "" or self.thoughts == "drop":
                 turn["content"] = answer  # an empty thought before it is the template's business
             elif last and message.thought:
@@ -169,6 +170,7 @@ class ChatTemplate(Renderer):
         turns = enumerate(example.messages)
         return [self._response(example, chat[:place], message) for place, message in turns if message.trained]
 
+    # Prompt and rendering; what is behind the prompt; a call, or an answer as it is written or else put together.
     def _response(self, example: Example, before: Chat, message: Message) -> Written:
         """Put a response behind its prompt: as the template writes it there, or else from its parts.
 
@@ -179,6 +181,7 @@ class ChatTemplate(Renderer):
         rendered = self.render([*before, last], prompt=False, tools=example.tools)
         thought, answer = map(self.spellings.as_text, self.divided(message))
         reasons = self._left_out(example, before, prompt)
+        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
         if not rendered.startswith(without_thought_tags(prompt)):
             reasons.append("composed")
         question = before[-1]["content"] if before else ""
@@ -190,10 +193,10 @@ class ChatTemplate(Renderer):
         if last.get("tool_calls"):
             if not _holds(written, thought):  # EXAONE 4 leaves it out there
                 written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
-            text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)
+            text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
             if not (_holds(text, answer) and _holds_calls(text, last)):
-                reasons.append("calls_lost")
-        elif not lost and (place := _place_behind(written, thought, answer)) >= 0:
+                reasons.append("calls_lost")  # Command A leaves out an answer beside a call
+        elif not lost and (place := _place_behind(written, thought, answer)) >= 0:  # -1: R1 leaves the thought out
             text = _ended(written, place, {layout.end}, layout.ending)
         else:
             text = self._begun(prompt, thought) + answer + layout.ending
@@ -208,6 +211,7 @@ class ChatTemplate(Renderer):
         Not every prompt opens a thought if most do: after a function's result some templates write none.
         """
         layout, opened = self.layout, opened_by(prompt)
+        # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
         lead = layout.answer_lead if bool(opened) == layout.opens else layout.closing if opened else ""
         if opened and thought:
             return thought + layout.closing
@@ -223,7 +227,7 @@ class ChatTemplate(Renderer):
             if not _holds_calls(prompt, other):
                 lost.add("calls_lost")
             if other["role"] != "assistant" and not _holds(prompt, other["content"]):
-                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")
+                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
         return sorted(lost)
 
     def _weights(self, message: Message, text: str, answer: str) -> list[tuple[str, float]]:
@@ -238,6 +242,7 @@ class ChatTemplate(Renderer):
         start = text.removesuffix(self.layout.ending).rfind(said)
         if message.more or start < max(_place_behind(text, message.thought), 0):
             raise TemplateRefusal("it writes the answer in escapes or beside calls, where its parts are not found")
+        # Templates trim answers: of " Wrong." and " Right." they write "Wrong. Right.".
         end = start - (len(answer) - len(answer.lstrip()))
         parts = [(text[:start], message.weight)] if message.thought else []
         for part, weight in message.parts:
@@ -254,7 +259,7 @@ class ChatTemplate(Renderer):
         """
         prompt, text, parts, reasons = turn
         front, ids = ids_of[prompt], ids_of[prompt + text]
-        if ids[: len(front)] != front:
+        if ids[: len(front)] != front:  # GPT-2: "### Response:\n" + "\n\n1." is ..., '\n\n', '\n', '1', ...
             # Behind a special token, so that no tokenizer takes the response for the beginning of a text.
             anchor = self.ends[0]
             (behind,) = self.spellings.tokenize([str(self.tokenizer.convert_ids_to_tokens(anchor)) + text])
@@ -273,7 +278,7 @@ class ChatTemplate(Renderer):
 
     def _within(self, through: str, ids: list[int]) -> int:
         """Return how many of the ids say no more than a text: a token across its end belongs to the next part."""
-        (part,) = self.spellings.tokenize([through])
+        (part,) = self.spellings.tokenize([through])  # GPT-2: "Five. " ends with ' ', which in "Five. Four." is ' Four'
         n = len(common_start(part, ids))
         text = decode(self.tokenizer, part)  # in the whole, the beginning of a word may be another token
         longer = (k for k in range(n, len(ids)) if not text.startswith(decode(self.tokenizer, ids[: k + 1])))
@@ -282,13 +287,16 @@ class ChatTemplate(Renderer):
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without what the template writes around it."""
         layout = self.layout
+        # As ids, before they are decoded: gpt-oss has '<|channel|>final<|message|>', of which 'final' would be left.
         lead = self.spellings.tokenize([layout.answer_lead])[0] if layout.answer_lead else []
         text = super().text_of(ids[len(lead) :] if list(ids[: len(lead)]) == lead else ids)
+        # Mistral's lead ' ' is in the first word's token; '<|END_RESPONSE|>' of Command R7B is in front of the end.
         return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
 
 
 def _ended(text: str, place: int, ends: set[str], ending: str) -> str:
     """Return a response through the first token that ends a turn from a place on; with `ending`, if there is none."""
+    # Apriel 1.5 ends the last turn twice: 'Blue\n<|end|>\n<|end|>' -> 'Blue\n<|end|>'
     found = [text.index(end, place) + len(end) for end in ends if end in text[place:]]
     return text[: min(found)] if found else text.rstrip() + ending
 
@@ -301,7 +309,7 @@ def _place_behind(text: str, *parts: Any) -> int:
     place = 0
     for part in parts:
         said = str(part).strip()
-        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]
+        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]  # True -> true
         found = max(text.find(form, place) for form in (said, spelt))
         if found < 0:
             return -1

@@ -54,6 +54,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
             raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")
     elif options.eval_fraction is not None:
         train, held_out = divide(train, options.eval_fraction, seed)
+    # Behind the held-out rows, so that runs with several limits hold out the same.
     limit = options.limit
     # For text, data.limit counts windows; these are cut later, from the tokens.
     if limit is not None and not train.is_text and len(train.records) > limit:
@@ -69,7 +70,7 @@ def _refuse_for_kind(options: DataOptions, is_text: bool) -> None:
     if options.packing and not is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
     for name in OF_CONVERSATIONS if is_text else ():
-        if (value := getattr(options, name)) != getattr(DataOptions, name):
+        if (value := getattr(options, name)) != getattr(DataOptions, name):  # the class has the defaults
             raise ConfigError(f"data.{name} ({value}) and data.format text exclude each other: leave it out")
     if is_text and options.label_field is not None and options.packing is not False:
         raise ConfigError(
@@ -101,7 +102,7 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
         lines = decoded(place_of(path).read_bytes()).split("\n")
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
-    names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
+    names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}  # c1@turn0 -> c1: the row is left out
     known = list(zip(rows.values("id"), rows.values("source"), strict=True))
     if unknown := sorted(names.difference(*known)):
         raise ConfigError(
@@ -117,6 +118,7 @@ def repeated(rows: Conversations, report: DataReport, *, drop: bool = False) -> 
     """Count the rows with the turns and functions of an earlier row; `drop` leaves them out."""
     seen = set[tuple[Any, ...]]()
     again = np.zeros(len(rows.records), dtype=np.bool_)
+    # prompting: the same question with other functions is another one.
     for k, content in enumerate(zip(rows.values("content"), rows.values("prompting"), strict=True)):
         again[k] = content in seen
         seen.add(content)
@@ -149,6 +151,7 @@ def divide(rows: Conversations, fraction: float, seed: int) -> tuple[Conversatio
             f"data.eval_fraction = {fraction} of {total} rows leaves no training row, or holds out less than two "
             "documents of text: name held-out rows, data.eval"
         )
+    # By ids: rows that are added, left out or moved change few sides.
     names = rows.values("id")
     hashes = np.fromiter((stable_hash(seed, "held out", name) & (2**64 - 1) for name in names), np.uint64)
     chosen = np.sort(rows.records[np.argsort(hashes, kind="stable")[:count]])

@@ -14,11 +14,14 @@ from sftmix.common.plain import not_utf8
 from sftmix.common.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 
+# "openai/gsm8k:main@test" -> openai/gsm8k, main, test; "C:\\rows.jsonl" is a name alone
 _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([\w.%:+()\[\] -]+))?\Z")
 """NAME:SUBSET@SPLIT, of which subset and split may be left out."""
 
+# ._a.jsonl (macOS), cache-0123.arrow (of map), state.json, dataset_info.json
 _NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json")
 """Names of files that are never rows: hidden ones, and those that datasets writes for itself."""
+# test-00000-of-00001, medqa_4options_test_800, alpaca.dev; not contest, latest, devices
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
 """Names of files that are not for training if there are others."""
 
@@ -64,6 +67,7 @@ def _reading(name: str, problem: str = ": cannot be read") -> Iterator[None]:
     except BadRow as error:
         raise DataError(f"{name}{error}") from error
     except Exception as error:
+        # strerror: the text of an OSError has the path once more; split: some go over several lines.
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300] or type(error).__name__
         raise DataError(f"{name}{problem}: {reason}") from error
 
@@ -148,7 +152,7 @@ def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[
     if state.is_file():  # of save_to_disk, which leaves the files of an earlier save
         saved = {str(file["filename"]) for file in read_json(state)["_data_files"]}
         found = [file for file in found if file.name in saved]
-    if option == "data.train":
+    if option == "data.train":  # a directory with files for tests alone is meant as it is
         found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
     rows = [file for file in found if file.suffix.lower() != ".txt"]
     if form != TEXT and (rows or form != "auto"):

@@ -46,6 +46,7 @@ class SpecialSpellings:
         """
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
+        # Mistral v0.3 has roles for <s>, </s> and <unk> alone; [INST] and 767 others are special without one.
         special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
         self.ids = dict[str, int]()
         for number in [*special, *written] if become == "text" else ():
@@ -53,7 +54,7 @@ class SpecialSpellings:
             if spelling in THOUGHT_TAGS:
                 continue
             as_text = list[int]()
-            if len(spelling) == 1:
+            if len(spelling) == 1:  # only a longer one can be broken, and one that is also a piece means the same
                 as_text = tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             if as_text != [number]:
                 self.ids[spelling] = number
@@ -64,8 +65,10 @@ class SpecialSpellings:
         first = "".join({spelling[0] for spelling in self.ids})
         spellings = "|".join(map(re.escape, sorted(self.ids, reverse=True)))
         either = f"(?=[{re.escape(first)}])(?:{spellings})" if self.ids else r"(?!)"
+        # Looked ahead, so that spellings within others are broken as well: of <|x|> and |>y both in "<|x|>y".
         self._begins = re.compile(f"(?={either})(.)", re.DOTALL)
         self._whole_or_mark = re.compile(f"({either})(?!{MARK})|{MARK}")
+        # "<|im_end|>" -> "<\ufdd0|im_end|>": what the twin looks for, and what only the template's tokens become.
         self._respelt = {spelling: spelling[0] + MARK + spelling[1:] for spelling in self.ids}
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
         sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
@@ -96,6 +99,7 @@ class SpecialSpellings:
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts with `as_text` parts; no token is added. Raises ConfigError for a tokenizer without a twin."""
+        # All texts in one call, which uses several threads; few need the twin.
         found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids = list(found["input_ids"])
         for place, rendered in enumerate(texts):
@@ -105,6 +109,7 @@ class SpecialSpellings:
 
     def _by_twin(self, rendered: str) -> list[int]:
         """Tokenise a text by the twin: the special tokens, which are the template's own, are respelt; marks go."""
+        # found[1] is None at a mark, which becomes "".
         text = self._whole_or_mark.sub(lambda found: self._respelt.get(found[1], ""), rendered)
         return self._twin.encode(text, add_special_tokens=False).ids
 
@@ -122,11 +127,12 @@ class SpecialSpellings:
             for token in content["added_tokens"]:
                 if token["content"] in respelt:  # a normaliser may take the mark away, or find it in another form
                     token |= {"content": respelt[token["content"]], "normalized": False}
-            pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # with their ids or scores
+            pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # with ids; Unigram: scores
             model["vocab"] = type(vocabulary)((respelt.get(piece, piece), number) for piece, number in pieces)
             if model.get("unk_token") in respelt:
                 model["unk_token"] = respelt[model["unk_token"]]
             if "merges" in model:
+                # Pairs: ["<|im_end|", ">"] would put it together again.
                 model["merges"] = [m for m in model["merges"] if respelt.keys().isdisjoint([*m, "".join(m)])]
             twin = Tokenizer.from_str(json.dumps(content))
             for spelling, number in self.ids.items():

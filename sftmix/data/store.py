@@ -76,6 +76,7 @@ def identity(form: Component | str) -> Any:
     return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
 
 
+# Read; else lock, read again, build beside it, rename, unlock.
 def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
     """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
 
@@ -92,7 +93,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
     """
     root = Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
     target, lock = root / name, FileLock(root / f".{name}.lock")
-    if (summary := _read(target)) is not None:
+    if (summary := _read(target)) is not None:  # what is there needs no lock, and no right to write
         return target, summary
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -165,6 +166,7 @@ def open_rows(path: Path) -> pa.Table:
 
 def rows_of(table: pa.Table, rows: Int64, at_once: int = AT_ONCE) -> Iterator[Record]:
     """Read whole rows in the given order; at most `at_once` neighbours are read together."""
+    # [3, 4, 5, 9] -> [3, 4, 5], [9]: neighbours are one slice of the table.
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         for start in range(0, len(run), at_once):
             part = run[start : start + at_once]
@@ -196,7 +198,7 @@ def example_of(row: Record) -> Example:
 def _plain(message: Message) -> tuple[Any, ...]:
     """Return the fields of a turn; those that most turns lack are left out at the end."""
     fields = astuple(message)
-    return fields if any(fields[4:]) else fields[:4]
+    return fields if any(fields[4:]) else fields[:4]  # ["user", "Hi", false, 1.0]
 
 
 def short_hash(content: bytes) -> str:
@@ -206,6 +208,7 @@ def short_hash(content: bytes) -> str:
 
 def content_hash(messages: Sequence[Message]) -> str:
     """Hash of the turns in their order, and of nothing else; 16 hex digits."""
+    # Thoughts and calls only where there are any: plain rows keep the ids that they had before these were read.
     turns = [[m.role, m.content, m.trained, *([m.thought, m.more] if m.thought or m.more else [])] for m in messages]
     return short_hash(json.dumps(turns, separators=(",", ":")).encode())
 
@@ -231,6 +234,7 @@ def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
     for trained in [places] if whole else [[place] for place in places]:
         last = trained[-1]
         messages = tuple(replace(m, trained=i in trained) for i, m in enumerate(row.messages[: last + 1]))
+        # Those that are not trained count as well: @turn1 is the second answer of the conversation.
         number = sum(message.role == "assistant" for message in row.messages[:last])
         turn = f"@turn{number}" if several and not whole else ""
         yield replace(row, id=row.id + turn, messages=messages)
@@ -252,16 +256,16 @@ class Conversations:
 
     def some(self, records: Int64) -> Self:
         """Return a side with some of the records of this one."""
-        if len(records) == len(self.records):
+        if len(records) == len(self.records):  # all of them: the keys stay
             return self
         chosen = hashlib.sha256(records.astype("<i8").tobytes()).hexdigest()
-        side = copy.copy(self)
+        side = copy.copy(self)  # with the same memory map
         side.records = records
         side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
         return side
 
     def values(self, column: str) -> list[Any]:
-        """Read one column (id, source, label, columns as JSON, content) of this side."""
+        """Read one column (id, source, label, columns and prompting as JSON, content) of this side."""
         return self._table[column].take(self.records).to_pylist()
 
     def read(self) -> Iterator[Example]:

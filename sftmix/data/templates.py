@@ -33,6 +33,7 @@ NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 Chat = Sequence[Mapping[str, Any]]
 """A conversation, of turns {role: ..., content: ...}, of which some have tool_calls, or a thought."""
 
+# Codes are replaced, as Jinja has no dates: '%d %b %Y' (Llama 3.2) -> 26 Jul 2024, which Llama 3.1 has by default.
 _SAME_DAY = """\
 {% macro strftime_now(form) %}{% set ns = namespace(day=form) %}{% for code, value in [('%Y', '2024'), ('%y', '24'), \
 ('%B', 'July'), ('%b', 'Jul'), ('%m', '07'), ('%d', '26'), ('%-d', '26'), ('%e', '26'), ('%A', 'Friday'), \
@@ -70,6 +71,7 @@ def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[st
     name = "alpaca" if template is None else template
     source = template_source(name)
     if name in NAMED:
+        # Qwen2 has <|im_end|> already in its base model; a token that is added now would have an untrained embedding.
         source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
         if "eos_token" in source and tokenizer.eos_token is None:
             raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
@@ -81,6 +83,7 @@ def defaults(variables: Mapping[str, Any]) -> str:
     """Return the head of a template whose variables have these values unless they are given others."""
     lines = []
     for name, value in variables.items():
+        # true and false are Jinja's as well, null is not, and \ud83d\ude00 would be two characters to it.
         given = "none" if value is None else json.dumps(value, ensure_ascii=False)
         lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {given} %}}{{%- endif %}}")
     return "".join(lines)
@@ -107,14 +110,14 @@ def backend_text(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)])
-    backend.no_truncation()
+    backend.no_truncation()  # else the last call's max_length would be part of the text
     backend.no_padding()
     return str(backend.to_str())
 
 
 def written_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return [BOS] if the tokenizer begins plain text with it when it adds special tokens, else []."""
-    first = tokenizer("Name a colour.")["input_ids"][:1]
+    first = tokenizer("Name a colour.")["input_ids"][:1]  # add_bos_token is false in some that write one
     return first if first == [tokenizer.bos_token_id] else []
 
 

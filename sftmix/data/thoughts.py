@@ -11,13 +11,13 @@ THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Fields of a turn that hold its thought, in the order in which templates are asked for them."""
 
 TAGS = {
-    "<think>": "</think>",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-    "[THINK]": "[/THINK]",
-    "<seed:think>": "</seed:think>",
-    "<|inner_prefix|>": "<|inner_suffix|>",
-    "<|channel>thought": "<channel|>",
-    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<think>": "</think>",  # DeepSeek-R1, Qwen3 and most others
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command R7B
+    "[THINK]": "[/THINK]",  # Ministral 3
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "<|channel>thought": "<channel|>",  # Gemma 4
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # rows of OpenThoughts
 }
 """Tags that open a thought, as models and rows write them, and those that close it."""
 
@@ -25,16 +25,16 @@ OPENING = "<think>\n"
 INLINE = OPENING + "{thought}\n</think>\n\n"
 """A thought in front of the answer, for templates that know no thoughts and write the content as it is."""
 
-_NAMED = r"<{}[\w:]*think[\w:]*>"
+_NAMED = r"<{}[\w:]*think[\w:]*>"  # <mm:think> of MiniMax-M3, <thinking>
 """Tags of that kind are closed with a slash, whatever else is in their names."""
 
 _OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
 _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
-_CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")
+_CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")  # "<think>\n\n</think>\n\n", "</think>"
 _CLOSED_AT_HEAD = re.compile(rf"\s*(?:{_OPENING})?\s*(?:{_CLOSING})\s*")
 _ALONE = {
-    opening: re.compile(
+    opening: re.compile(  # not quoted; behind it the end, a blank line, the answer, or, if text is before it, a newline
         rf"(?<![\"'`(\[]){re.escape(closing)}(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
         rf"|(?<!\n{re.escape(closing)})[^\S\n]*\n)"
     )
@@ -52,10 +52,11 @@ def divided(content: str) -> tuple[str, str]:
     """
     text = content.strip()
     for opening, closing in TAGS.items():
-        if text.startswith(opening):
+        if text.startswith(opening):  # up to the first closing tag: the answer behind it may speak of one
             thought, _, answer = text.removeprefix(opening).partition(closing)
             return thought.strip(), answer.strip()
-    for opening, alone in _ALONE.items():
+    for opening, alone in _ALONE.items():  # rows of DeepSeek-R1: "Okay, so ...\n</think>\n\nFour."
+        # In front of any opening tag: "Write <think>r</think>a" has no thought at its head.
         if closed := alone.search(text.partition(opening)[0]):
             return text[: closed.start()].strip(), text[closed.end() :].strip()
     return "", content
@@ -92,7 +93,7 @@ def closing_of(opening: str) -> str:
     """Return what closes a thought that `opening` began, with the white space that its tag has."""
     tag = opening.rstrip()
     space = opening.removeprefix(tag)
-    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space
+    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space  # "<think>\n" -> "\n</think>\n\n", "<think>" -> "</think>"
 
 
 def thinks(example: Example) -> bool:

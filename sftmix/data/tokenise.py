@@ -34,7 +34,7 @@ def _tokens_of(example: Example, ids: Sequence[int], spans: Sequence[tuple[int, 
     return {
         **stored(example),
         "input_ids": ids,
-        "spans": list(itertools.chain(*spans)),
+        "spans": list(itertools.chain(*spans)),  # [(3, 7), (9, 12)] -> [3, 7, 9, 12]
         "n_targets": sum(end - start for start, end in spans),
         **more,
     }
@@ -111,9 +111,10 @@ def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int)
     ids, reasons = texts[-1], sorted(set().union(*(turn.reasons for turn in turns)))
     if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome(lost[:1])
+    # Qwen3: the first prompt ends with "<think>\n\n</think>\n\n", and the second one leaves that out.
     if len(turns) > 1 and (APART.intersection(reasons) or any(ids[: len(text)] != text for text in texts)):
         return Outcome([SPLIT])
-    if any(text[-1] not in ends for text in texts):
+    if any(text[-1] not in ends for text in texts):  # ours end so; a renderer of a user may not
         return Outcome(["no_end_of_turn"])
     spans = list[tuple[int, int]]()
     weights = list[float]()
@@ -154,7 +155,7 @@ def tokenise(
                 yield from tokenise(examples_of(example, whole=False), encoder, max_length, report, splits=splits)
             if outcome.ids:
                 row = _tokens_of(example, outcome.ids, outcome.spans, truncated="truncated" in reasons)
-                if set(outcome.weights) != {1.0}:
+                if set(outcome.weights) != {1.0}:  # null for the others: most data sets have none
                     report.add("weighted", name)
                     row["weights"] = outcome.weights
                 yield row
@@ -176,6 +177,7 @@ def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed:
         while at < len(tokens):
             if not ids:
                 first = document
+            # length 4, [1, 1, 1] and [2, 2, 2] -> [1, 1, 1, 2] with starts [0, 3], and [2, 2] with [0]
             starts.append(len(ids))
             piece = tokens[at : at + length - len(ids)]
             ids += piece
@@ -209,13 +211,14 @@ def encode_windows(
 
     counts = Counter[str]()
     for document, ids, starts in windows(tokens(), length, packed):
-        bounds = itertools.pairwise([*starts, len(ids)])
+        bounds = itertools.pairwise([*starts, len(ids)])  # [0, 3] of 4 ids -> (0, 3), (3, 4)
         spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
         if not spans:
             report.add("no_target", document.source)
             continue
         # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
         # so no file about them is taken for one about these.
+        # The lengths keep a token from being taken for a start.
         numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
         name = short_hash(numbers.tobytes())
         suffix = f"#{counts[name]}" if counts[name] else ""

@@ -17,7 +17,7 @@ SECONDS = 2
 MEGABYTES = 512
 """Memory of the trial, on top of what the program itself takes."""
 LETTERS = 1 << 20
-"""Most characters that it may write for a conversation of four short turns."""
+"""Most characters that it may write for a conversation of at most five short turns."""
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
@@ -75,7 +75,7 @@ def trouble_with(template: str, variables: dict[str, str]) -> str | None:
     request = json.dumps({"template": template, "variables": variables})
     program = [sys.executable, "-P", __file__]  # the modules beside this file have names of their own
     done = subprocess.run(program, input=request, capture_output=True, text=True)
-    if done.returncode == 0:
+    if done.returncode == 0:  # -9: too much time (SIGKILL on Linux); 1: MemoryError
         return None
     end = done.stderr.strip().rpartition("\n")[2]
     return (
@@ -97,7 +97,7 @@ def _main() -> None:
         seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text().split()[0])  # the address space, as RLIMIT_AS counts it
         size = pages * resource.getpagesize() + (MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     listed = [[{**turn, "content": as_parts(turn["content"])} for turn in chat] for chat in CONVERSATIONS]
@@ -105,7 +105,7 @@ def _main() -> None:
         options = {"chat_template": request["template"], "add_generation_prompt": prompt, "tools": tools}
         try:
             texts = render_jinja_template([chat], **options, **request["variables"])[0]  # beside places not asked for
-        except MemoryError:
+        except MemoryError:  # which is an Exception
             raise
         except Exception:  # any error of a template; the caller meets it again
             continue

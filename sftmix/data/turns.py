@@ -16,7 +16,7 @@ from sftmix.types import Message
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
 FLAGS = {
-    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_mask", "mask"), _ON),
+    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_mask", "mask"), _ON),  # axolotl: the first two
     "masked": {value: not trained for value, trained in _ON.items()},
 }
 """Flags of a turn or a part -> their values -> it is trained."""
@@ -42,7 +42,7 @@ TURN_FIELDS = (
 
 def checked(messages: list[Message]) -> list[Message]:
     """Refuse turns in an order that no chat template is made for; drop a system message without text."""
-    if messages[0].role == "system" and not visible(messages[0].content):
+    if messages[0].role == "system" and not visible(messages[0].content):  # ShareGPT: {"from": "system", "value": ""}
         messages = messages[1:]
     before = ""
     for number, message in enumerate(messages, start=1):
@@ -77,12 +77,13 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
     for place, given in enumerate(turns):
         where = f"{field}[{place}]"
         turn = without_null(given) if isinstance(given, Mapping) else {}
+        # Of each turn: a list may have {"from": "human", ...} and {"role": "assistant", ...}.
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
         role = known.get(str(turn.get(role_key)))
         if role is None:
             named = f"{where}.{role_key} is {quoted(turn.get(role_key))} in {quoted(given)}"
             raise BadRow(f"{named}; known: {', '.join(known)}; {REMEDY}")
-        if any(filled(turn.get(name)) for name in TOOLS):
+        if any(filled(turn.get(name)) for name in TOOLS):  # OLMo 3's rows have them in the system turn
             raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         message = _message(turn, role, turn.get(content_key), where, place)
         if content_key not in turn and not message.more:
@@ -98,7 +99,7 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
 def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> Message:
     """Read one turn, with its calls and its thought."""
     more = calls_of(turn, content if role == CALL_ROLE else None, where, place)
-    if role == CALL_ROLE:
+    if role == CALL_ROLE:  # glaive_toolcall_en: {"from": "function_call", "value": "{...}"}
         role, content = "assistant", ""
     thought = _thought(turn, where)
     if role != "assistant" and (more or thought):
@@ -107,9 +108,10 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
     parts = _parts(content, f"{where}.content", role)
     text = "".join(part for part, _ in parts)
     shares = {share for _, share in parts}
-    if len(shares) == 1:
+    if len(shares) == 1:  # one weight for the whole content, as for a text
         weight *= shares.pop()
         parts = []
+    # A thought in the content alone stays there: the template decides what it is (ChatTemplate.turn).
     inline, answer = divided(text) if thought or parts else ("", text)
     if parts and answer != text:  # their weights are of its characters
         raise BadRow(
@@ -122,14 +124,14 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
 
 def is_parts(content: Any) -> bool:
     """True for the parts of a content; any other list is what a function returned, whose objects may have types."""
-    parts = content if isinstance(content, list) else []
+    parts = content if isinstance(content, list) else []  # [{"type": "museum", "name": "Munch"}] is a result
     return bool(parts) and all(isinstance(part, Mapping) and part.get("type") in PART_TYPES for part in parts)
 
 
 def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
     """Return the texts of a content, each with its weight; a text is one part."""
     if role == "tool" and not isinstance(content, str) and not is_parts(content):
-        content = json.dumps(parsed(content, what), ensure_ascii=False)
+        content = json.dumps(parsed(content, what), ensure_ascii=False)  # {"sum": [2]} -> '{"sum": [2]}'
     parts = []
     whole = [{"type": "text", "text": "" if content is None else content}]
     for number, part in enumerate(content if isinstance(content, list) else whole):
@@ -148,7 +150,7 @@ def _thought(turn: Fields, where: str) -> str:
     for name in THOUGHT_FIELDS:
         text = checked_text(turn.get(name) or "", f"{where}.{name}")
         if text.strip():
-            said[text] = name
+            said[text] = name  # by its text: fields that say the same are one thought
     if len(said) > 1:
         raise BadRow(f"{where} has different thoughts in {' and '.join(said.values())}; leave one out")
     return next(iter(said), "")
@@ -165,7 +167,7 @@ def _weight(fields: Fields, where: str, role: str) -> float:
     weight = weight_of(fields, f"{where}.")
     said = set[bool]()
     for name in FLAGS.keys() & fields.keys():
-        value = spelling(fields[name])
+        value = spelling(fields[name])  # True, "TRUE" -> true; 1.0 -> 1
         if value not in FLAGS[name]:
             raise BadRow(f"{where}.{name} is {quoted(fields[name])}; allowed: {', '.join(FLAGS[name])}")
         said.add(FLAGS[name][value])
@@ -179,7 +181,7 @@ def _weight(fields: Fields, where: str, role: str) -> float:
 
 def weight_of(row: Fields, where: str = "") -> float:
     """Return the weight of a row, a turn or a part; 1 if it has none."""
-    value = row.get("weight", row.get("loss_weight", 1))
+    value = row.get("weight", row.get("loss_weight", 1))  # OpenAI: "weight": 0, or 1
     if value != row.get("loss_weight", value):
         raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:

@@ -24,7 +24,7 @@ not.
 
 def without_null(fields: Fields) -> dict[str, Any]:
     """Return the fields that have a value: tables have null, or NaN, for those that a row or a turn lacks."""
-    return {key: value for key, value in fields.items() if value is not None and value == value}
+    return {key: value for key, value in fields.items() if value is not None and value == value}  # NaN is not
 
 
 def filled(value: Any) -> bool:
@@ -33,6 +33,7 @@ def filled(value: Any) -> bool:
     for item in rest:  # which grows: a row may be nested too deeply for recursion
         if isinstance(item, (list, Mapping)):
             rest += item.values() if isinstance(item, Mapping) else item
+        # "[]": the tools of rows of glaive_toolcall_en that have none.
         elif visible(text := str(item)) and text.strip() not in ("null", "None", "nan", "[]", "{}"):
             return True
     return False
@@ -59,7 +60,7 @@ def checked_text(value: Any, what: str) -> str:
     if "\0" in value or MARK in value:
         raise BadRow(f"{what} contains a NUL character, or U+FDD0, which is kept for programs")
     try:
-        value.encode()
+        value.encode()  # JSON may say "\ud83d" alone, and files.py keeps bytes that are not UTF-8 as such halves
     except UnicodeEncodeError:
         raise BadRow(f"{what} contains a lone surrogate or bytes that are not UTF-8 (save the file as UTF-8)") from None
     return value
@@ -73,6 +74,7 @@ def parsed(value: Any, what: str) -> Any:
     is_text = isinstance(value, str)
     try:
         plain = _plain(json.loads(value) if is_text else value, is_text, DEEPEST)
+        # All of its texts in one: a NUL in them is "\u0000" there, and what only says so is "\\u0000".
         spelt = json.dumps(plain, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
         checked_text(spelt.replace(r"\u0000", "\0"), what)
     except BadRow:

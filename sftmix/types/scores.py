@@ -77,7 +77,7 @@ class TrainingDynamics:
     @property
     def mean_nll(self) -> Float64:
         """f64[N, C], nats per response token; NaN if the example was not scored."""
-        return self.nll_sum / np.where(self.scored, self.n_tokens, np.nan)[:, None]
+        return self.nll_sum / np.where(self.scored, self.n_tokens, np.nan)[:, None]  # by 0 numpy would warn
 
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
@@ -94,7 +94,7 @@ class TrainingDynamics:
         for name in ("nll_sum", "n_tokens", "n_correct", "alone_nll_sum", "states"):
             if (numbers := getattr(self, name)) is not None:
                 none = np.zeros_like(numbers, shape=(1, *numbers.shape[1:]))
-                columns[name] = np.concatenate([numbers, none])[rows]
+                columns[name] = np.concatenate([numbers, none])[rows]  # row -1 is the one behind them, of zeros
         for name in OF_TOKENS:
             if (tokens := getattr(self, name)) is not None:
                 columns[name] = [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows]
