@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,6 +109,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
             if target.exists():
                 print(f"{target} is not as it was written, and is made again", file=sys.stderr)
             with tempfile.TemporaryDirectory(prefix=f".tmp-{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
+                shutil.copymode(root, scratch)  # tempfile's own are for one user, and a cache may be for several
                 summary = build(Path(scratch))
                 write_json(Path(scratch, "summary.json"), summary)
                 try:

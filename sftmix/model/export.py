@@ -61,6 +61,7 @@ def export_model(
             for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):
                 say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
+                file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets its owner alone read a file
                 sync_path(file)
             old = path.with_name(f"{temporary.name}.old")
             if path.exists():

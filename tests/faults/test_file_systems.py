@@ -37,6 +37,20 @@ def test_a_lock_that_a_killed_process_left_is_named(monkeypatch, tiny, tmp_path,
     assert f"{tmp_path / 'run' / '.lock'} of a killed one stays" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("umask", "others"), [(0o022, 0o044), (0o027, 0o040), (0o077, 0)])
+def test_who_may_read_a_run_is_for_the_user_to_say(umask, others, tiny, tmp_path):
+    """safetensors lets a file's owner alone read it, tempfile does so with a directory: a cache may be for several."""
+    before = os.umask(umask)
+    try:
+        words = ["--data.cache_dir", str(tmp_path / "cache"), "--training.max_steps", "2", "--checkpoint.every", "2"]
+        assert main(["run", *tiny.options, *words, "--out", str(tmp_path / "run")]) == 0
+    finally:
+        os.umask(before)
+    written = [path for name in ("run", "cache") for path in (tmp_path / name).rglob("*")]
+    assert {path.suffix for path in written} >= {".safetensors", ".json", ".arrow", ".parquet"}
+    assert {path for path in written if path.stat().st_mode & 0o044 != others and path.name != ".lock"} == set()
+
+
 def test_a_run_is_held_where_locks_are_not_supported(monkeypatch, tmp_path):
     """As some file systems of networks answer: like ENOSYS, by a file that is there."""
     monkeypatch.setattr(fcntl, "flock", fails(errno.ENOTSUP))
