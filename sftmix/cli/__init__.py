@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sftmix import __version__
+from sftmix.cli.say import say
 from sftmix.common.errors import (
     INTERRUPTED,
     OUTPUT_CLOSED,
@@ -76,12 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SFTMixError, Stopped) as error:
         code = _report(error)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print(
-                "interrupted; the same command continues from what is finished, a run from its last checkpoint "
-                "(SIGTERM saves one first)",
-                file=sys.stderr,
-            )
+        say(
+            "interrupted; the same command continues from what is finished, a run from its last checkpoint (SIGTERM "
+            "saves one first)"
+        )
         code = INTERRUPTED
     except Exception as error:
         from sftmix.config.schema import name_component  # after the command: it imports more

@@ -106,9 +106,7 @@ def read_arguments(argv: Sequence[str], owner: type = NoOptions) -> Arguments:
         key = name.removeprefix("--")
         if key in ("", name):  # "--"; or no option, as "-x" and "3"
             raise _unexpected(word, seen[-1].rstrip("+"), hints)
-        argument: Any = Word(value) if equals else True  # --seed=3, --with_baseline
-        if not equals and key not in _FLAGS and words and not words[0].startswith("--"):  # -0.1 is a value
-            argument = Word(words.popleft())
+        argument = _value(key, equals + value, words)
         if key in ("help", *_FLAGS):
             setattr(arguments, key, "" if key == "help" and argument is True else argument)
         elif key == "config":
@@ -123,6 +121,22 @@ def read_arguments(argv: Sequence[str], owner: type = NoOptions) -> Arguments:
             arguments.options[key] = argument
         seen.append(key)
     return arguments
+
+
+def _value(key: str, behind: str, words: deque[str]) -> Any:
+    """Return the value of an option: what is behind its `=`, the next word, or true; ConfigError if it must be another.
+
+    words  the words behind it, of which this takes one
+    """
+    if behind and key in _FLAGS:
+        raise ConfigError(f"--{key}{behind}: this option takes no value; write --{key}, or leave it out")
+    if behind:
+        return Word(behind[1:])  # --seed=3
+    if key not in _FLAGS and words and not words[0].startswith("--"):  # -0.1 is a value
+        return Word(words.popleft())
+    if key.endswith("+"):  # true would be a file, a label, ... of that name
+        raise ConfigError(f"--{key} needs a value behind it")
+    return True  # --with_baseline
 
 
 def _unexpected(word: str, last: str, hints: Mapping[str, Any]) -> ConfigError:

@@ -202,7 +202,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     online = config.is_single_run()
     if pairs is not None:
         yield from _of_pairing(config, pairs)
-    for part in all_parts([*vars(config).values()]):
+    for part in all_parts([*vars(config).values(), *vars(config.data).values()]):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
     # the step computes BATCH_NLL for any objective, and auto recomputes nothing if one needs STATES

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
+from sftmix.common.errors import ConfigError
 
 Call = Callable[..., SimpleNamespace]
 NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yours"
@@ -26,6 +27,22 @@ def test_a_place_below_a_file_cannot_be_written(sftmix, argv, tmp_path, monkeypa
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file {NOT_YOURS}\n"
     assert Path("a_file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--trust=no"], "--trust=no: this option takes no value; write --trust, or leave it out"),
+        (["--print_config=false"], "--print_config=false: this option takes no value"),
+        (["--data.train+", "--seed", "3"], "--data.train+ needs a value behind it"),
+        (["--data.labels+"], "--data.labels+ needs a value behind it"),
+    ],
+)
+def test_an_option_has_a_value_or_none(argv, message):
+    """`--trust=no` trusted, and a file or label of the name True was looked for."""
+    with pytest.raises(ConfigError) as error:
+        read_arguments(argv)
+    assert str(error.value).startswith(message)
 
 
 def test_the_home_directory_is_meant_by_its_sign_behind_an_equals_sign_too(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """RunConfig: the paper's defaults, the checks that name both options, and the way to YAML and back."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.row_format import RowFormat
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
@@ -219,8 +220,17 @@ class OfAPackage(RandomSplit):
     package = "nothing_of_this_name"
 
 
+class RowsOfAPackage(RowFormat):
+    package = "nothing_of_this_name"
+
+    def read(self, row):
+        return []
+
+
 def test_a_package_that_is_not_there_is_named_before_anything_is_read():
     assert "splitter OfAPackage needs the package nothing_of_this_name" in refusal(splitter=OfAPackage())
+    data = replace(complete().data, format=RowsOfAPackage())
+    assert "data.format RowsOfAPackage needs the package nothing_of_this_name" in refusal(data=data)
 
 
 def test_a_pairing_by_confidence_is_refused_where_none_is_estimated():

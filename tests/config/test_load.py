@@ -61,6 +61,15 @@ def test_text_of_digits_stays_text(tmp_path):
     assert read_config(path) == again
 
 
+@pytest.mark.parametrize("value", ["!!int ''", "!!bool x", "!!timestamp x"])
+def test_a_tag_that_does_not_fit_its_value_is_no_yaml(value, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"seed: {value}\n")
+    for read in (lambda: read_config(path), lambda: parse(read_arguments(["--seed", value]))):
+        with pytest.raises(ConfigError):
+            read()
+
+
 def test_keys_are_text():
     """The names of variants, above all, of which YAML makes true, false or a number."""
     text = "variants:\n  on: {seed: 1}\n  off: {seed: 2}\n  yes: {}\n  010: {}\n  2024-01-01: {}\n  null: {}\n"
