@@ -96,7 +96,7 @@ def _on_held_out_loss(train: Mapping[str, Any], before: float | None) -> Iterato
     before  of the base model; None: it is not measured yet, or there are no held-out rows
     """
     steps, after = train["steps"], train.get("eval_nll")
-    if before is None or after is None or int(train["skipped"]) == steps:
+    if not before or after is None or int(train["skipped"]) == steps:
         return
     best = train["eval_nll_best"]
     if max(abs(after / before - 1), abs(best / before - 1)) < UNMOVED:

@@ -31,7 +31,8 @@ def describe_split(root: Path, scores: Scores, split: Split) -> dict[str, Any]:
     for group, name in enumerate(split.names):
         rows = split.rows(group)
         confidence = scores.confidence[rows[measured[rows]]]  # without NaN and infinity
-        labels = Counter(str(scores.label[row]) for row in rows if scores.label)
+        own = [scores.label[row] for row in rows] if scores.label else []
+        labels = Counter(str(label) for label in own if label is not None)
         figures[name] = {
             "examples": len(rows),
             "confidence_mean": finite(np.mean, confidence),

@@ -296,7 +296,8 @@ def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: i
             if not failed:  # after the first error, waiting rows are passed over
                 row = data[number]
                 nll, correct = map(np.asarray, score(row))
-                if not nll.shape == correct.shape == (n_tokens := np.count_nonzero(row.target[1:]),):
+                n_tokens = np.count_nonzero(row.target[1:])
+                if not nll.shape == correct.shape == (n_tokens,):
                     raise ContractError(
                         f"a function of score_rows returned NLL {list(nll.shape)} and correct {list(correct.shape)} "
                         f"for {row.id}; allowed: one for each of its {n_tokens} response tokens"

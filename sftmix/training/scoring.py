@@ -3,7 +3,6 @@
 `Scorer` scores every row of a data set, `with_batch_nll` the global batch of the next training step.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.training.module import ModelView, TrainingModule
 from sftmix.training.parallel import autocast, few_plans, unwrap
-from sftmix.training.signals import say_how_long
 from sftmix.types import Batch, BatchNLL, Plan, RowScores
 
 SCORING_TOKENS = 8192
@@ -82,8 +80,7 @@ class Scorer:
             few_plans(module, lengths),
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
-            began, said = time.monotonic(), not world.is_main
-            for number, start in enumerate(rounds, start=1):
+            for start in rounds:
                 # A rank with one batch fewer takes the last one as well.
                 rows = batches[min(start + world.rank, len(batches) - 1)]  # 5 batches on 2 ranks: both make the fifth
                 units = [(Slot(row, 0.0),) for row in rows]
@@ -92,7 +89,6 @@ class Scorer:
                 on_host = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in measured]
                 mine |= zip(rows, zip(*on_host, strict=True), strict=True)
                 bar.update()
-                said = said or say_how_long(began, number, len(rounds))
         by_row = dict[int, Any]()
         for of_rank in world.gather(mine):
             by_row |= of_rank
@@ -138,9 +134,9 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
     """Return the NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
 
     The last figure is exact match under greedy decoding: greedy decoding returns the reference answer if and only if
-    each of its tokens is the argmax given the tokens before. Raises NonFiniteError if the NLL of a row is NaN.
+    each of its tokens is the argmax given the tokens before. Raises NonFiniteError if the NLL of a row is not finite.
     """
-    bad = np.flatnonzero(np.isnan(scores.nll_sum))
+    bad = np.flatnonzero(~np.isfinite(scores.nll_sum))
     if len(bad):
         raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): {BROKEN}")
     tokens = max(int(scores.n_tokens.sum()), 1)

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from typing import Any, Self
 
 from sftmix.common.errors import Stopped
@@ -41,20 +40,6 @@ class StopSignal:
         self.received = True
         if another_rank_failed():
             raise Stopped("another rank failed; the same command continues from the last checkpoint")
-
-
-def say_how_long(started: float, done: int, total: int) -> bool:
-    """Print when work inside a step will be over, if a signal waits for that step to be saved; True if it was printed.
-
-    started      time.monotonic() when the work began
-    done, total  its parts, of about the same length
-    """
-    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    waits = getattr(handler, "received", False)  # False for SIG_DFL, and a caller's own handler
-    if waits:
-        left = (time.monotonic() - started) / done * (total - done)
-        print(f"a signal arrived: this scoring takes {left:.0f} s more, then the step is saved", flush=True)
-    return waits
 
 
 class StopAtOnce(StopSignal):

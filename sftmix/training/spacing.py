@@ -42,6 +42,6 @@ class Spacing:
 
     def most(self, step: int) -> int:
         """Return the largest number of checkpoints after `step` steps; by the clock each step may have one."""
-        by_steps = self._seconds == math.inf
-        # 10 steps, every 3: 4
-        return math.ceil((self.total - step) / (self.every if by_steps else 1)) if self.every else 0
+        every = self.every if self._seconds == math.inf else 1
+        # 10 steps, every 3: 4 in all (3, 6, 9, 10), and 3 from step 4 on
+        return math.ceil(self.total / every) - step // every if every else 0

@@ -108,6 +108,18 @@ class WithPrompts(Reference):
         return context.score_rows({"server": lambda tokenizer: score}, model=ReferenceModel())
 
 
+class Uneven(Reference):
+    """Has fewer figures of one kind than of the other."""
+
+    needs = frozenset()
+
+    def collect(self, context):
+        def score(row):
+            return [0.5] * int(row.target.sum()), [True]
+
+        return context.score_rows({"server": lambda tokenizer: score}, model=ReferenceModel())
+
+
 # ------------------------------------------------------------------------ confidence, splitters, pairs
 
 

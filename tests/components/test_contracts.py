@@ -106,8 +106,9 @@ def reference(finished, tmp_path_factory):
     return place / "run"
 
 
-def test_a_scorer_of_rows_gives_the_tokens_of_the_response(finished, tmp_path, sftmix):
-    words = (*finished.tiny.bare, *SHORT, "--reference", f"{BROKEN_MODULE}.WithPrompts")
+@pytest.mark.parametrize("reference", ["WithPrompts", "Uneven"])
+def test_a_scorer_of_rows_gives_the_tokens_of_the_response(reference, finished, tmp_path, sftmix):
+    words = (*finished.tiny.bare, *SHORT, "--reference", f"{BROKEN_MODULE}.{reference}")
     ended = sftmix("reference", *words, "--out", str(tmp_path / "run"))
     assert ended.code == 2
     assert re.search(r"returned NLL \[\d+\] and correct \[\d+\] for \w+; allowed: one for each of its \d+", ended.err)

@@ -64,6 +64,7 @@ def test_labels_stand_beside_the_split(tmp_path):
     told = describe_split(tmp_path, scores, Median().split(scores, seed=0))
     assert read_json(tmp_path / "split" / "confounds.json") == told["confounds"]
     assert told["confidence"]["confident"]["labels"] == {"High": 0.5, "Low": 0.5}
+    assert told["confidence"]["unconfident"]["labels"] == {"Low": 0.5, "High": 0.25}  # a row without one is no "None"
     assert told["confidence"]["unconfident"]["confidence_mean"] == -7  # without LEAST, which is no confidence
     found = told["confounds"]["labels"]
     assert found["High"] == {"examples": 4, "confidence_mean": -4, "confidence_std": pytest.approx(5**0.5)}

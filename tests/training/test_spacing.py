@@ -1,5 +1,6 @@
 """When a stage saves a checkpoint: by steps, by the clock, and by what the last one cost, on all ranks alike."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def test_the_steps_that_are_saved_whatever_the_clock_says(options, total, steps,
     of_stage = Spacing(CheckpointOptions(**options), total)
     assert [step for step in range(1, total + 1) if of_stage.due(step)] == steps
     assert of_stage.most(0) == most
+
+
+def test_a_stage_that_goes_on_has_room_for_all_that_are_due():
+    """Wherever it goes on from: a signal saves any step."""
+    for every, total in itertools.product(range(1, 8), range(1, 20)):
+        of_stage = Spacing(CheckpointOptions(every=every), total)
+        for step in range(total):
+            assert of_stage.most(step) == sum(map(of_stage.due, range(step + 1, total + 1)))
 
 
 @pytest.mark.parametrize(

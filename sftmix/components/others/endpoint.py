@@ -148,7 +148,7 @@ class FromEndpoint(Reference):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         for attempt in range(1 + self.retries):
-            time.sleep(min(2.0**attempt / 4, LONGEST_PAUSE) if attempt else 0)  # 0, then 0.5, 1, 2, ... seconds
+            time.sleep(min(2.0 ** min(attempt, 9) / 4, LONGEST_PAUSE) if attempt else 0)  # 0, 0.5, 1, 2, ... s
             try:
                 with _OPENER.open(request, timeout=TIMEOUT) as response:
                     if len(text := response.read(MOST + 1)) > MOST:
