@@ -191,6 +191,14 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(table, gap, epoch):
     assert again.tolist() == pairs.tolist()
 
 
+def test_the_smallest_distance_is_the_share_that_is_written():
+    """Of 100 examples 0.07 are 7, where 0.07 * 100 is 7.000000000000001."""
+    table = scores(np.full(100, 5), confidence=-np.arange(100.0))
+    split, sampler = levels([0] * 100, 1), ConfidenceGapPairs(min_gap=0.07)
+    drawn = [np.diff(pairs_of(sampler, split, table, epoch=epoch)).min() for epoch in range(100)]
+    assert min(drawn) == 7
+
+
 @pytest.mark.slow
 def test_all_matchings_of_six_ranks_that_keep_the_gap_are_equally_likely():
     """Six ranks at least 2 apart: five perfect matchings. Chi-squared, 4 degrees of freedom, bound at p = 1e-4."""

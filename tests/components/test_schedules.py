@@ -34,6 +34,7 @@ def test_values_by_hand():
     assert values(AfterFraction(fraction=0.5, value=0.2), 4) == [0, 0, 0.2, 0.2]
     assert values(AfterFraction(fraction=0.5, value=0.2, before=1.0), 5) == [1, 1, 1, 0.2, 0.2]
     assert values(AfterFraction(fraction=0, value=0.2), 2) == [0.2, 0.2]
+    assert values(AfterFraction(fraction=0.07, value=0.2), 100).index(0.2) == 7  # 0.07 * 100 is 7.000000000000001
     assert values(AfterFraction(fraction=1, value=0.2), 2) == [0, 0]
 
 

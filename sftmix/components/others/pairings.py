@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from sftmix.common.plain import as_written
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
 from sftmix.components.component import Need, require, require_one_of
@@ -120,7 +121,7 @@ class ConfidenceGapPairs(PairSampler):
         if len(ranked) % 2:
             ranked = np.delete(ranked, len(ranked) // 2)
         half, quarter = len(ranked) // 2, len(ranked) // 4
-        gap = math.ceil(self.min_gap * len(ranked))
+        gap = math.ceil(as_written(self.min_gap) * len(ranked))
         matched = np.stack([np.arange(half), np.arange(half, len(ranked))], axis=1)  # ranks
         for _ in range(SWAP_ROUNDS):
             met = rng.permutation(half)[: 2 * quarter].reshape(2, quarter)

@@ -5,6 +5,7 @@ The paper keeps both constant and names a schedule as future work; we claim noth
 
 import math
 
+from sftmix.common.plain import as_written
 from sftmix.components.base import Schedule
 from sftmix.components.component import require
 
@@ -56,4 +57,4 @@ class AfterFraction(Schedule):
         self.fraction, self._value, self.before = fraction, value, before
 
     def value(self, step: int, total_steps: int) -> float:
-        return self._value if step >= self.fraction * total_steps else self.before
+        return self._value if step >= as_written(self.fraction) * total_steps else self.before
