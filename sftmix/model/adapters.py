@@ -100,7 +100,7 @@ def _say_share(model: PreTrainedModel) -> None:
         if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
             whole += x.numel()
             # layers.0.mlp.experts.gate_up_proj counts for "experts", layers.0.self_attn.q_proj.base_layer.weight for 0
-            left[name.split(".")[-2]] += x.numel() * (".base_layer." not in name)
+            left[f".{name}".split(".")[-2]] += x.numel() * (".base_layer." not in name)
     if left.total() > 0.05 * whole:
         kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common() if size)
         say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")

@@ -150,7 +150,7 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     Raises ConfigError for a model without a head, or with an adapter on it that is not a constant sum of matrices.
     """
     module = model.get_output_embeddings()
-    if module is None or model.config.is_encoder_decoder or model.get_decoder() is model:
+    if module is None or model.config.is_encoder_decoder or model.get_decoder() in (model, module):
         raise ConfigError(
             f"model.path: {type(model).__name__} is not a decoder with an LM head, or gives no states before it "
             "(get_decoder)."
@@ -175,7 +175,9 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     scales = [number(key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
     if scaling := number("logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    cap = number("final_logit_softcapping") or None  # Gemma 2: 30
+    # Gemma 2, RecurrentGemma, xLSTM
+    caps = (number(key) for key in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"))
+    cap = next(filter(None, caps), None)
     return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
 
 

@@ -14,7 +14,7 @@ from sftmix.common.errors import ConfigError
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the repeated blocks of the decoder, which transformers itself never splits; none is inside another."""
     names = model._no_split_modules or ()  # Gemma 3: SiglipEncoderLayer, Gemma3DecoderLayer, ...
-    parts = (m for m in model.get_decoder().modules() if not isinstance(m, nn.Embedding))
+    parts = model.get_decoder().modules()
     layers = [m for m in parts if any(cls.__name__ in names for cls in type(m).__mro__)]  # FSDP2 puts a class before it
     if not layers:
         raise ConfigError(

@@ -98,7 +98,7 @@ def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
     """Return True if a tokenizer normalises, splits and merges text as its file says."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:  # as of mistral-common, which reads another
         return False
-    stored = json.loads(file.read_text())
+    stored = json.loads(file.read_bytes())
     # BPE has fuse_unk, byte_fallback, ... as attributes (a class's "" for a file's null), but not type, vocab, merges.
     if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in stored["model"].items()):
         return False

@@ -243,7 +243,7 @@ class CheckpointStore:
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the loop's state in `step`, as it was saved."""
-        return json.loads((self.path(step) / "state.json").read_text())
+        return json.loads((self.path(step) / "state.json").read_bytes())
 
     def arrays(self, step: int) -> dict[str, torch.Tensor]:
         """Return the loop's tensors in `step`; none if none were saved."""
@@ -267,7 +267,7 @@ class CheckpointStore:
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
         if optimizer is not None:
-            state = json.loads((path / _NUMBERS).read_text())
+            state = json.loads((path / _NUMBERS).read_bytes())
             state |= _of(stored, "optimizer/") | _of(tensors, "optimizer/")
             # `stored` also has names without a tensor of now, as "state.model.transformer.wte.weight.exp_avg".
             if late := sorted(state.keys() - fresh.keys()):

@@ -188,6 +188,18 @@ def test_a_model_that_is_its_own_decoder_is_refused_by_name():
         check_head(random_model(transformers.Llama4TextConfig(**TINY, **sizes)))
 
 
+def test_a_cap_of_another_name_is_found():
+    config = transformers.RecurrentGemmaConfig(**TINY, lru_width=32, attention_window_size=8, logits_soft_cap=3.0)
+    assert check_head(random_model(config)).softcap == 3.0
+
+
+def test_a_model_whose_decoder_is_its_head_is_refused_by_name():
+    ids = dict.fromkeys((f"{role}_token_id" for role in ("pad", "bos", "eos", "cls", "sep")), 0)
+    config = transformers.ModernBertDecoderConfig(**TINY | ids)
+    with pytest.raises(ConfigError, match="ModernBertDecoderForCausalLM is not a decoder with an LM head"):
+        check_head(random_model(config))
+
+
 # -------------------------------------------------------------------------------------------------- loading
 
 
