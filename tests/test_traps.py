@@ -37,7 +37,7 @@ T12  leaks between packed sequences
 T13  resume
        distributed/test_equivalence.py::test_a_run_continued_after_kill_is_the_uninterrupted_run
 T14  streaming
-       test_traps.py::test_a_streaming_dataset_is_refused
+       tools/integrations/test_trainers.py::test_it_needs_a_split_and_rows_by_number
 T15  a checkpoint of one rank's shard
        training/test_checkpoint.py::test_two_fsdp_ranks_to_one_and_back
 T16  tied embeddings
@@ -98,10 +98,6 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import DataError
-from sftmix.data.rows import prepare
-from sftmix.options import DataOptions
-
 TESTS = Path(__file__).parent
 TABLE = __doc__ or ""
 
@@ -115,14 +111,3 @@ def test_the_tests_of_the_table_exist(entry):
     file, name = entry.split("::")
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def test_a_streaming_dataset_is_refused(monkeypatch, tmp_path):
-    """A script of the hub may answer with a stream, whose order and length nothing could resume from."""
-    import datasets
-
-    stream = datasets.Dataset.from_list([{"instruction": "a", "output": "b"}]).to_iterable_dataset()
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, split: stream)
-    options = DataOptions(train=["somebody/rows"], cache_dir=str(tmp_path))
-    with pytest.raises(DataError, match="somebody/rows: streaming datasets are not supported"):
-        prepare(options, 0, progress=False)

@@ -134,7 +134,7 @@ class TemplateLayout:
         ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
         for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
             text = self.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
-            if text.count(THOUGHT) == 1 and ANSWER in text.partition(THOUGHT)[2]:
+            if ANSWER in text.partition(THOUGHT)[2]:
                 self.key, self.thinking = key, text
                 break
 
@@ -201,7 +201,7 @@ class TemplateLayout:
     @cached_property
     def closing(self) -> str:
         """What closes a thought, with the white space around."""
-        behind = closing_at_head(self._thinking_behind.partition(THOUGHT)[2]) if self.key else ""
+        behind = closing_at_head(self._thinking_behind.partition(THOUGHT)[2])
         return behind or closing_of(self.thought_tag)
 
     # ---------------------------------------------------------------------------------------- around an answer
@@ -299,7 +299,7 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     whose prompt closes the thought that rows have.
     """
     layout = TemplateLayout(tokenizer, source)
-    if ANSWER not in layout.plain or "{'type'" in layout.plain:
+    if ANSWER not in layout.plain or "{'type'" in layout.plain:  # it prints the list itself
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
     if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")

@@ -91,8 +91,6 @@ def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") ->
             with _reading(f"{option}: {name}", _NO_FILE):
                 place, subset, split = name_parts(name)
                 dataset = _datasets().load_dataset(place, subset, split=split or "train")
-            if not isinstance(dataset, _datasets().Dataset):
-                raise DataError(f"{option}: {name}: streaming datasets are not supported: the split needs every score")
             sources.append(Source(name, str(dataset._fingerprint), dataset, entry))
     return sources, lines
 
