@@ -36,7 +36,7 @@ def holding(directory: PathLike) -> Iterator[None]:
         try:
             yield
         except SFTMixError as error:
-            error.everywhere = True
+            error.everywhere = True  # every rank found it: one of them reports it
             raise
 
 
