@@ -71,6 +71,7 @@ class Sampling:
             )
         if self.system and os.path.isfile(self.system):
             self.system = decoded(Path(self.system).read_bytes()).strip()
+        # A misspelt file: prompt.txt, runs/system. A text: "Be kind.", "Answer yes/no.", "Hi".
         elif self.system and re.fullmatch(r"\S*[/\\]\S*|\S+\.\w{1,5}", self.system):
             raise ConfigError(
                 f"--system {quoted(self.system)}: there is no such file; name one that is there, or write a text with "

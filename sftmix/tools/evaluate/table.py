@@ -49,6 +49,7 @@ def results_of(run: Path) -> dict[str, Any] | None:
 
 def _results(place: Path) -> list[dict[str, Any]]:
     """Return all results of a directory, the newest last."""
+    # arc_easy.target.3f2a9c0b1d4e.json, and not table.json.
     return sorted(map(read_json, place.glob("*.*.????????????.json")), key=lambda entry: entry["finished"])
 
 
@@ -62,6 +63,7 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         dtype = settings["dtype"].removeprefix("auto")
         for task, score in entry["scores"].items():
             words = _shots(score, settings["num_fewshot"]), first, f"seed {settings['seed']}", chat, dtype
+            # The hash keeps apart what the words do not say, such as another version of lm-eval.
             line = task, ", ".join(filter(None, words)), sha256_json(settings)
             lines.setdefault(line, {})[name] = score
     names = {entry["model"] for entry in results}
@@ -99,6 +101,7 @@ def difference(left: Score, right: Score) -> Score | None:
     """
     if not left["questions"] or any(left[key] != right[key] for key in ("questions", "metric")):
         return None
+    # A perplexity is exp of a mean.
     if not np.isclose(np.mean(left["values"]), left["value"], rtol=1e-9, atol=0):
         return None
     from scipy.stats import sem
