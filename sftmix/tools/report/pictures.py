@@ -122,7 +122,7 @@ def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
     if values.max() >= 0 or values.min() >= 10 * values.max():
         return values, {}
     axis = {**LOG, "autorange": "reversed", "tickprefix": "−"}  # 1,000 is shown as −1,000
-    return np.minimum(-values, 1e300), axis  # -inf, of a perplexity that overflows, has no place
+    return np.minimum(-values, 1e300), axis
 
 
 def without_outliers(values: Float64, log: bool) -> Float64:
@@ -157,7 +157,8 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         chart,
         view,
         rows,
-        x=without_outliers(np.clip(spread, positive.min() / 2, 1e300) if log else spread, log),  # 0 has no logarithm
+        # A variability of 0, or of inf, has no place on a logarithm.
+        x=without_outliers(np.clip(spread, positive.min() / 2, 1e300) if log else spread, log),
         y=without_outliers(heights, bool(axis)),
         marker={
             "color": None if correct is None or np.isnan(correct[rows]).all() else correct[rows],
