@@ -86,7 +86,7 @@ class Comparison:
                 if plain["data"]["seed"] is None and plain["data"]["eval_fraction"] is not None:
                     plain["data"]["seed"] = seed
                 values = plain["reference"]["init_args"]
-                if "training" in values:
+                if "training" in values:  # a reference that trains
                     training = values["training"] = {"seed": None, **(values["training"] or {})}
                     if training["seed"] is None:
                         training["seed"] = seed
@@ -166,6 +166,7 @@ class Comparison:
         if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
             yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
         own = config.reference
+        # A class of one's own that trains, without the option `training`, by which its seed would be kept.
         alone = config.uses_dynamics() and Need.TRAINING in own.needs and "training" not in own.spec()["init_args"]
         if alone and len(options.seeds) > 1 and not options.fresh_reference:
             yield (

@@ -107,7 +107,7 @@ class FakeModel:
                 one.data = one.data.bfloat16()
         module, fake = TrainingModule(self.model), FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
-            module.to_empty(device="cpu")
+            module.to_empty(device="cpu")  # meta -> fake tensors, with a device and without memory
             self.model.tie_weights()  # each parameter was made fake by itself
         return module, fake
 

@@ -220,7 +220,7 @@ def _decided(
         objective=objective,
         options=options,
         checkpoint=config.checkpoint,
-        directory=Path(),
+        directory=Path(),  # nothing is written
         seed=config.seed,
         scorer=Scorer(world=machine.world),
         optimizer=config.optimizer,
@@ -256,14 +256,14 @@ def _trained(
     def lengths_of(units: Sequence[Unit]) -> Int64:
         return data.lengths[[slot.row for unit in units for slot in unit]]
 
-    sampled = {*np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int).tolist()}
+    sampled = {*np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int).tolist()}  # all, if there are no more
     sampled.add(max(range(order.total_steps), key=lambda step: lengths_of(order.batch(step)).max()))
     dealing: dict[str, Any] = {"ranks": machine.count, "device": machine.device, "padding_free": one_row}
     slots, real = [], 0  # slots of the rank that has most in each micro-step: the others wait for it
     for step in sorted(sampled):
         units = order.batch(step)
         real += int(lengths_of(units).sum())
-        for one in deal(units, data.lengths, options, **dealing):
+        for one in deal(units, data.lengths, options, **dealing):  # micro-steps, each with the units of every rank
             lengths = [lengths_of(units_of_rank).tolist() for units_of_rank in one.ranks]
             slots.append(max(token_slots(each, one.n_segments, padding_free=one_row) for each in lengths))
     trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)  # steps of an epoch

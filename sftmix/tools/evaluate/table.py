@@ -43,6 +43,7 @@ def results_of(run: Path) -> dict[str, Any] | None:
         folder = run.absolute() / stage / "model"
         if any(entry["model"] == name for entry in results) and folder.is_dir():
             weights = weights_of(FinishedModel(name, str(folder), run))
+            # A result that has no weights, as of an earlier version, is believed.
             results = [entry for entry in results if entry["model"] != name or entry.get("weights", weights) == weights]
     return _tables(results) if results else None
 
@@ -65,7 +66,7 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             words = _shots(score, settings["num_fewshot"]), first, f"seed {settings['seed']}", chat, dtype
             # The hash keeps apart what the words do not say, such as another version of lm-eval.
             line = task, ", ".join(filter(None, words)), sha256_json(settings)
-            lines.setdefault(line, {})[name] = score
+            lines.setdefault(line, {})[name] = score  # the newest is last, and stays
     names = {entry["model"] for entry in results}
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
     table = [["task", "settings", "metric", "questions", *models]]
@@ -73,7 +74,7 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sentences = []
     for (task, settings, _), scores in sorted(lines.items()):
         any_score = next(iter(scores.values()))
-        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
+        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]  # "0.5000 ± 0.0158"
         table.append([task, settings, any_score["metric"], f"{any_score['n']:,}", *cells])
         for other in ("base", "baseline"):
             if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):

@@ -117,6 +117,7 @@ class PairSampler(list[int]):
         alone = rng.permutation(np.concatenate([one[n:], other[n:], rest]))
         even = len(alone) // 2 * 2  # [6] alone ends the epoch: the pairs before it are not moved by one
         units = np.concatenate([np.stack([one[:n], other[:n]], axis=1), alone[:even].reshape(-1, 2)])
+        # Of groups 0 1 0 1 0 -1: 0 3, 4 1, 2 5.
         self[:] = [*rng.permutation(units).ravel().tolist(), *alone[even:].tolist()]
 
 

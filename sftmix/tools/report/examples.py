@@ -82,7 +82,7 @@ def _table_of(frame: pd.DataFrame) -> pa.Table:
     columns = {}
     for name, values in frame.items():
         try:
-            columns[name] = pa.array(values, from_pandas=True)
+            columns[name] = pa.array(values, from_pandas=True)  # NaN is null
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types, as users' fields have
             columns[name] = pa.array(values.map(str, na_action="ignore"), from_pandas=True)
     return pa.table(columns)
