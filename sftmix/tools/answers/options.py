@@ -45,7 +45,7 @@ class Question:
 class Sampling:
     """How models answer; ConfigError for an option that is out of its range. `system` may be the name of a file."""
 
-    batch_size = 1
+    batch_size = 1  # of `chat`, which has no such option
     max_new_tokens: int = 512
     """N: most tokens of an answer [%(default)s]"""
     temperature: float | None = None
