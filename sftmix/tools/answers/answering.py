@@ -139,5 +139,5 @@ def generated(
     answers = []
     for row in out[:, longest:].tolist():
         end = next((place for place, token in enumerate(row) if token in stop), n)
-        answers.append(row[: end + 1])  # then comes padding, until all rows have ended
+        answers.append(row[: end + 1])  # behind it is padding, until all rows have ended
     return answers

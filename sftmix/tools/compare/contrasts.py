@@ -23,7 +23,7 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
     variants  name -> its `runs`, in the order of the seeds
     arms      two or four of them; seeds at which one has no value are left out
     """
-    metric, signs = comparison.options.metric, SIGNS[: len(arms)]  # of [A, B] (1, -1)
+    metric, signs = comparison.options.metric, SIGNS[: len(arms)]  # [A, B]: (1, -1)
     by_seed = {}
     # Options that decide no training may decide a figure: the best of twice as many evaluations is lower.
     changed = {name for pair in zip(arms[::2], arms[1::2], strict=True) for name in comparison.changed(*pair)}

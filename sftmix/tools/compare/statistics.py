@@ -44,7 +44,7 @@ def sign_flip(differences: Sequence[float] | Float64) -> float:
     """
     sums = np.zeros(1)
     for difference in differences:
-        sums = np.concatenate([sums + difference, sums - difference])  # of 1, 2, 4: 7, 5, 3, 1, -1, -3, -5, -7
+        sums = np.concatenate([sums + difference, sums - difference])  # 1, 2, 4 -> 7, 5, 3, 1, -1, -3, -5, -7
     bound = abs(sums[0]) - 1e-12 * sums.max()  # the first is the observed one; rounding makes equal sums differ
     return float((np.abs(sums) >= bound).mean())  # 1, 2, 3 -> 0.25: only +++ and ---
 
@@ -56,7 +56,7 @@ def holm(p_values: Sequence[float | None]) -> list[float]:
     """
     import pandas as pd
 
-    p = pd.Series(p_values, dtype=np.float64).sort_values()  # None is last, and multiplied with 1
+    p = pd.Series(p_values, dtype=np.float64).sort_values()  # None is sorted to the end, and stays NaN
     # 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, of which the last becomes 0.06.
     return (p * np.arange(len(p), 0, -1)).cummax().clip(upper=1.0).sort_index().tolist()
 

@@ -195,7 +195,7 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> Table:
     # Holm counts all planned contrasts: one that could not be measured makes the others no more significant.
     for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
-        contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"  # of NaN: the second
+        contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"  # NaN: the second
         if (seeds := len(contrast["seeds"])) < (needed := seeds_needed(len(contrasts))):
             contrast["verdict"] = f"not tested: {seeds} of at least {needed} seeds"
     # "0.1.0 5b71cfb5a1b2"; of a run that diverged "".

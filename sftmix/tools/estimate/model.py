@@ -86,7 +86,7 @@ class FakeModel:
         looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
         self.per_token = Count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
         heads = getattr(config, "num_attention_heads", 0)
-        # Of the queries: several heads may share their keys and values, but each is multiplied.
+        # Heads of queries: several may share their keys and values, but each is multiplied.
         self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
     def _quantize(self) -> None:

@@ -66,7 +66,7 @@ class Machine:
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
         self.tflops = {"bf16": tflops or peak, "fp32": tflops}
-        self.memory = free or (1e9 * gigabytes if gigabytes else None)  # of makers: 80 GB are 74.5 GiB
+        self.memory = free or (1e9 * gigabytes if gigabytes else None)  # as makers count: 80 GB are 74.5 GiB
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +176,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         return shuffled[: n // 2 * 2].reshape(-1, 2) if pairing else None
 
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
-    # Each model reads a sample of the training rows and the held-out ones; rows at evaluations come on top.
+    # Each model reads a sample of the training rows and the held-out ones; evaluations while it is trained are added.
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
         base = base + amount_of(held_out)  # both are one array until here

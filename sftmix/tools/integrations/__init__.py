@@ -96,7 +96,7 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
         scores = Scores(ids, rows, confidence, variability(dynamics), dynamics.n_tokens)
         split = Median().split(scores, seed=0)
         code = split.group
-    # Of groups 0, 1, 2, 3 and -1: 0, -1, -1, 1, -1.
+    # Groups 0, 1, 2, 3 and -1 -> 0, -1, -1, 1 and -1.
     return np.select([code == 0, code == len(split.names) - 1], [0, 1], UNPAIRED)
 
 
@@ -117,7 +117,7 @@ class PairSampler(list[int]):
         alone = rng.permutation(np.concatenate([one[n:], other[n:], rest]))
         even = len(alone) // 2 * 2  # [6] alone ends the epoch: the pairs before it are not moved by one
         units = np.concatenate([np.stack([one[:n], other[:n]], axis=1), alone[:even].reshape(-1, 2)])
-        # Of groups 0 1 0 1 0 -1: 0 3, 4 1, 2 5.
+        # Groups 0 1 0 1 0 -1 -> rows 0 3, 4 1, 2 5.
         self[:] = [*rng.permutation(units).ravel().tolist(), *alone[even:].tolist()]
 
 

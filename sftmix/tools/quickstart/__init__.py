@@ -195,7 +195,7 @@ def _mishear(rng: np.random.Generator) -> Drawn:
     return rng.choice(["Repeat the words, but mishear some.", "Say this wrongly."]), words, heard
 
 
-# Of "cat dog fox" the answers are itself, "fox dog cat", "CAT DOG FOX", "animal animal animal" and "c d f".
+# "cat dog fox" -> "cat dog fox", "fox dog cat", "CAT DOG FOX"; "hot new" -> "cold old"; "cat rice" -> "animal food".
 DETERMINISTIC = {
     "repeat": _mapped(NOUNS, 4, str, "Repeat the words.", "Say this again."),
     "reverse": _mapped(NOUNS, 3, str, "Reverse the order.", "Say this backwards.", back=True),

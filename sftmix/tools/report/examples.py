@@ -53,7 +53,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
                 block[name] = mean_nll.reindex(side.ids).tolist()
         if side is train:
             block["x"], block["y"] = places.T  # [N, 2] -> two columns
-            # Of held-out rows as well, which have no group of ours: row_group is one column for all.
+            # Held-out rows have no group of ours, but their own is row_group as well: one column for all rows.
             taken = {*block, "label"}
         if side.labels is not None:
             block["label"] = side.labels

@@ -132,7 +132,7 @@ def without_outliers(values: Float64, log: bool) -> Float64:
     """
     seen = np.log(values) if log else values
     low, high = np.nanpercentile(seen, (1, 99), method="nearest")
-    # Of values from 1 to 2 and one of 1e9, that one is drawn at 2.97.
+    # If all values but one are from 1 to 2, and that one is 1e9, it is drawn at 2.97.
     inside = np.clip(seen, low - (high - low), high + (high - low)) if high > low else seen
     return np.exp(inside) if log else inside
 

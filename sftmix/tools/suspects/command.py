@@ -75,7 +75,7 @@ def main(args: Options) -> None:
             # Without --out the scores are in the scratch directory, and are made again by the next command.
             rows = _of_run(_scored(args, args.model, Path(args.out or scratch) / "scores"))
         else:
-            # Of files there is one row for each answer: c2@turn0, c2@turn1.
+            # Files give one row for each answer: c2@turn0, c2@turn1.
             rows = _of_run(run) if run else (list(prepare(_options(args), 0).train.examples(whole=False)), None, ())
     # That files name a field is known before; whether rows have a label in it, and those of a run, only now.
     if args.by and not any(example.label for example in rows[0]):

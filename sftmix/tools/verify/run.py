@@ -130,7 +130,7 @@ def lay_out(window: Window, place: Path) -> None:
 
     Each file is a link, but each directory a new one, so that a file made here replaces none of the run.
     """
-    for file in filter(Path.is_file, window.run.glob("*/**/*")):  # of stages: config.yaml and STATUS.json are not
+    for file in filter(Path.is_file, window.run.glob("*/**/*")):  # in the folders of stages: not config.yaml
         name = file.relative_to(window.run)
         if name.parts[1] not in HEAVY:
             _link(file, place / name)
@@ -140,7 +140,7 @@ def lay_out(window: Window, place: Path) -> None:
 
 def _link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # of a file that was made here
+    target.unlink(missing_ok=True)  # it may have been made here
     target.symlink_to(file.absolute())
 
 
@@ -298,7 +298,7 @@ def _content(place: Path) -> Any:
         return _by_name(read_json(place))
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
-    return ChainMap(*map(load_file, place.glob("*.safetensors")))  # of shards as well: name -> tensor
+    return ChainMap(*map(load_file, place.glob("*.safetensors")))  # one file or several shards: name -> tensor
 
 
 def _by_name(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     # The exported model has the weights of the last step.
     kept = [*checkpoints, last] if finished and (directory / "model").is_dir() else checkpoints
     if start is None:
-        # Of checkpoints 60 and 100: 60, whose window ends with weights to compare.
+        # With checkpoints 60 and 100 it is 60, so that the window ends with weights to compare.
         start = max(step for step in starts if step < max(kept, default=last))
     elif start not in starts:
         raise ConfigError(
