@@ -44,7 +44,8 @@ def answered(
                 prompt, room = asked(loaded, messages, options, question.id, question.tools)
                 groups[question.temperature, room].append(((loaded.name, question.id, turn), prompt))
         for (temperature, room), waiting in groups.items():
-            waiting.sort(key=lambda one: -len(one[1]))
+            waiting.sort(key=lambda one: -len(one[1]))  # longest first: little padding, and memory peaks at the start
+            # The longest prompt with its answer: up to `together` a batch changes nothing.
             size = options.batch_size if len(waiting[0][1]) + room <= loaded.together else 1
             for start in range(0, len(waiting), size):
                 batch = {key: prompt for key, prompt in waiting[start : start + size] if key not in answers}
@@ -78,9 +79,10 @@ def asked(
         prompt = loaded.render(messages, tools)
     except TemplateRefusal as error:
         raise DataError(f"prompt {name}: the chat template of {loaded.name} refuses it: {error}") from error
-    written = loaded.encoder.decode(prompt) if tools else ""
+    written = loaded.encoder.decode(prompt) if tools else ""  # a template without tools leaves them out without a word
     if not all(tool["function"]["name"] in written for tool in tools):
         raise DataError(f"prompt {name}: the chat template of {loaded.name} writes no functions; ask without tools")
+    # A context of 2,048 and a prompt of 2,000 leave 48 tokens.
     return prompt, max(min(options.max_new_tokens, (loaded.context or sys.maxsize) - len(prompt)), 0)
 
 
@@ -108,7 +110,7 @@ def generated(
     longest, chain = ids.shape[1], LogitsProcessorList()
     if temperature:
         numbers = [generator(options.seed, "answer", name, turn).random(n) for _, name, turn in prompts]
-        draws = torch.tensor(np.stack(numbers), device=model.device)  # f64[B, n] in [0, 1)
+        draws = torch.tensor(np.stack(numbers), device=model.device)  # f64[B, n] in [0, 1), the same in any batch
 
         def draw(so_far: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             """Leave one token of each row finite, which greedy decoding then takes; scores [B, V].
@@ -116,7 +118,7 @@ def generated(
             The tokens' shares of [0, 1) are in the order of the vocabulary; it is the one in whose share the row's
             number for this position falls.
             """
-            place = so_far.shape[1] - longest
+            place = so_far.shape[1] - longest  # 0 for the first new token
             shares = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
             # A number equal to a border belongs to the next token: a token with share 0 is never drawn.
             chosen = torch.searchsorted(shares, draws[:, place : place + 1] * shares[:, -1:], right=True)
@@ -137,5 +139,5 @@ def generated(
     answers = []
     for row in out[:, longest:].tolist():
         end = next((place for place, token in enumerate(row) if token in stop), n)
-        answers.append(row[: end + 1])
+        answers.append(row[: end + 1])  # behind it is padding, until all rows have ended
     return answers

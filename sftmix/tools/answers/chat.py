@@ -66,9 +66,10 @@ def chat(models: Sequence[Any], options: Sampling) -> None:
                 conversations = [beginning for _ in models]
             if line in ("", "/reset"):
                 continue
+            # One conversation for each model: their earlier answers differ.
             turns = [[*messages, {"role": "user", "content": line}] for messages in conversations]
             try:
-                conversations = _answered(models, turns, options) or conversations
+                conversations = _answered(models, turns, options) or conversations  # []: the turn is forgotten
             except KeyboardInterrupt:
                 print("\nthe turn is taken back")
 
@@ -93,7 +94,7 @@ def _answered(models: Sequence[Any], conversations: Sequence[Any], options: Samp
         print(name, end="")
         streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer.on_finalized_text = _show  # type: ignore[method-assign]
-        key = "", "chat", (len(messages) - 1) // 2
+        key = "", "chat", (len(messages) - 1) // 2  # turn 0, 1, 2, with a system turn as well
         (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
         answered.append([*messages, {"role": "assistant", "content": model.text_of(ids)}])
     return answered

@@ -61,6 +61,7 @@ def main(args: Options) -> None:
     form = args.format
     to = Path(args.to)
     finished = finished_models(args.place, args.models.split(","))
+    # Judges' files have names of their own, which data.columns of a run say nothing of.
     run = next((model.run for model in finished if model.run), None) if form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
@@ -93,7 +94,7 @@ def _answer_for_judge(
         lines = answer_file(file, [model], questions, form, options)
         rows = []
         for question, line in zip(questions, lines, strict=True):
-            texts = [text or "" for text in as_list(line["answers"][model.name])]
+            texts = [text or "" for text in as_list(line["answers"][model.name])]  # None: the prompt left no room
             rows.append(_judged(form, label, question.row, texts))
         judged = to / (f"{label}.json" if form == "alpaca_eval" else f"model_answer/{label}.jsonl")
         (write_json if form == "alpaca_eval" else write_jsonl)(judged, rows)
@@ -103,8 +104,8 @@ def _answer_for_judge(
 def _label(model: FinishedModel) -> str:
     """Return the name of a model's files: other runs are in the same directory, so a run's name is before its own."""
     if model.run and "/" not in model.name:
-        return f"{model.run.resolve().name}-{model.name}"
-    return Path(model.name).resolve().name
+        return f"{model.run.resolve().name}-{model.name}"  # first-target
+    return Path(model.name).resolve().name  # gpt2 of openai-community/gpt2, my-model of ./my-model
 
 
 def _apply(options: AnswerOptions, questions: Sequence[Question]) -> None:
@@ -166,6 +167,7 @@ def read_questions(
                         raise ValueError("turns must be a list of texts")
                     first, *later = plain["turns"]
                     more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(plain["category"], 0.7)}
+                    # The first turn as a row; the later ones follow the model's own answers.
                     plain = {"id": plain["question_id"], "prompt": first}
                 example = converter.example(_with_answer(plain, roles))
                 question = question_of(example, **more)
@@ -173,7 +175,7 @@ def read_questions(
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"--prompts: {place}: {reason}") from problem
             name = question.id
-            while question.id in taken:
+            while question.id in taken:  # a, a, "a#2", a -> a, a#2, a#2#2, a#3
                 times[name] += 1
                 question.id = f"{name}#{times[name] + 1}"
             taken.add(question.id)
@@ -200,7 +202,7 @@ def _with_answer(row: dict[str, Any], roles: dict[str, str] | None) -> dict[str,
     """Give a row that only asks an empty answer, so that the formats of training rows read it."""
     empty = {"role": "assistant", "content": ""}
     if "instruction" in row:
-        return {"output": "", **row}
+        return {"output": "", **row}  # an answer that is there stays
     if "prompt" in row:
         return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
     for key in ("messages", "conversations"):
@@ -266,7 +268,7 @@ def _answers(
     from sftmix.tools.answers.answering import answered
     from sftmix.tools.runs.loaded import load_finished
 
-    answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
+    answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}  # JSON has made a list of it
     total = sum(1 + len(question.follow_ups) for question in questions)
     for model in models:
         done = sum(name == model.name for name, _, _ in answers)
@@ -289,5 +291,6 @@ def _line(
     line, turns = question.plain(), range(1 + len(question.follow_ups))
     for column in COLUMNS:
         values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
+        # {"target": ["Red.", "Blue."]}; without follow-ups {"target": "Red."}.
         line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
     return line

@@ -45,7 +45,7 @@ class Question:
 class Sampling:
     """How models answer; ConfigError for an option that is out of its range. `system` may be the name of a file."""
 
-    batch_size = 1
+    batch_size = 1  # of `chat`, which has no such option
     max_new_tokens: int = 512
     """N: most tokens of an answer [%(default)s]"""
     temperature: float | None = None
@@ -71,6 +71,7 @@ class Sampling:
             )
         if self.system and os.path.isfile(self.system):
             self.system = decoded(Path(self.system).read_bytes()).strip()
+        # A misspelt file: prompt.txt, runs/system. A text: "Be kind.", "Answer yes/no.", "Hi".
         elif self.system and re.fullmatch(r"\S*[/\\]\S*|\S+\.\w{1,5}", self.system):
             raise ConfigError(
                 f"--system {quoted(self.system)}: there is no such file; name one that is there, or write a text with "

@@ -42,10 +42,11 @@ def main(name: str, argv: Sequence[str]) -> None:
     if arguments.help is not None:
         print(help_text(name, ABOUT, arguments.help, CompareOptions), end="")
         return
+    # --list, --list true and --list yes are one value; any other word, as in `--list runs/role`, is refused.
     only_list = merge({}, {"list": arguments.options.pop("list", False)}, options_of(CompareOptions))["list"]
     comparison = comparison_of(arguments)
     comparison.validate()
-    say(listing(comparison), sys.stdout if only_list else None)
+    say(listing(comparison), sys.stdout if only_list else None)  # above a table it goes to stderr: stdout has the table
     if not only_list:
         run_table(comparison)
 
@@ -81,18 +82,19 @@ def comparison_of(arguments: Arguments) -> Comparison:
     del table["list"]
     variants = {}
     for name, given in table.pop("variants").items():
-        options = given or {}
+        options = given or {}  # `NTP:` with nothing behind it is null in YAML: the base itself
         try:
             if not isinstance(options, Mapping):
                 raise ConfigError(f"{options!r} is not a mapping of options; write `{name}: {{option: value}}`")
             for key in OF_THE_TABLE & options.keys():
                 raise ConfigError(f"{key} is not an option of a variant: it is the table's")
-            variants[str(name)] = build(merge(tree, options))
+            variants[str(name)] = build(merge(tree, options))  # `0.4: {...}` has a number as its name
         except ConfigError as error:
             raise ConfigError(f"variant {name}: {error}") from error
+    # As with a table's own compare.yaml, in which every variant has all its options.
     changed = [{key for key, *_ in differing(base, variant.plain())} for variant in variants.values()]
     for option in arguments.options:
-        if all(option.rstrip("+") in options for options in changed):
+        if all(option.rstrip("+") in options for options in changed):  # --data.train+ adds to data.train
             say(f"note: --{option} changes nothing here: every variant sets it to something else")
     comparison = Comparison(out=config.out or "", variants=variants, options=TableOptions(**table))
     if arguments.print_config:

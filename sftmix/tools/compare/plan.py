@@ -22,6 +22,7 @@ OF_THE_TABLE = {"out", "seed", "with_baseline"}
 DIVERGED = "diverged.json"
 """In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
 
+# A variant is a folder beside the table's files: NTP, mu-0.4 and "table" may be one, table.md and .hidden not.
 _NAME = re.compile(r"(?!table\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
@@ -85,7 +86,7 @@ class Comparison:
                 if plain["data"]["seed"] is None and plain["data"]["eval_fraction"] is not None:
                     plain["data"]["seed"] = seed
                 values = plain["reference"]["init_args"]
-                if "training" in values:
+                if "training" in values:  # a reference that trains
                     training = values["training"] = {"seed": None, **(values["training"] or {})}
                     if training["seed"] is None:
                         training["seed"] = seed
@@ -93,7 +94,7 @@ class Comparison:
         for seed in self.options.seeds:
             for name, plain in variants.items():
                 place = f"{name}/seed-{seed}"
-                path = Path(self.out) / place
+                path = Path(self.out) / place  # runs/role/NTP/seed-1
                 cells.append(Cell(name, seed, place, path, {**plain, "seed": seed, "out": str(path)}))
         return cells
 
@@ -102,6 +103,7 @@ class Comparison:
         options = dict[str, object]()
         for other in self.variants:
             options |= self.changed(other, variant)
+        # SFTMix(mu=0.4) differs from NTP in `objective`, and from another SFTMix in `objective.mu`, a part of that.
         return {k: v for k, v in options.items() if k.rpartition(".")[0] not in options}
 
     def changed(self, base: str, variant: str) -> dict[str, object]:
@@ -139,6 +141,7 @@ class Comparison:
         elif self.baseline not in names:
             yield f"baseline is {self.baseline!r}; there are the variants {listed}"
         if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
+            # An exact test goes through 2^n signs: 20 seeds are a million.
             yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
         for arms in options.contrasts or ():
             for arm in dict.fromkeys(arms):
@@ -163,6 +166,7 @@ class Comparison:
         if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
             yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
         own = config.reference
+        # A class of one's own that trains, without the option `training`, by which its seed would be kept.
         alone = config.uses_dynamics() and Need.TRAINING in own.needs and "training" not in own.spec()["init_args"]
         if alone and len(options.seeds) > 1 and not options.fresh_reference:
             yield (
@@ -194,7 +198,7 @@ def shown_options(options: Mapping[str, object]) -> str:
 def _value(value: object) -> str:
     """Write a plain value; a component as its class and options, a group as its options that are set."""
     if isinstance(value, Mapping):
-        options = value.get("init_args", value)
+        options = value.get("init_args", value)  # SFTMix(mu=0.4, alpha=0.5); of a group (path=gpt2)
         listed = ", ".join(f"{k}={_value(v)}" for k, v in options.items() if v is not None)
         return f"{value.get('class_path', '').rpartition('.')[2]}({listed})"
     return value if isinstance(value, str) else json.dumps(value)

@@ -51,6 +51,7 @@ def compare(comparison: Comparison) -> Table:
         raise ConfigError("out is missing: name the directory of the table, --out runs/NAME")
     cells, out = comparison.cells, Path(comparison.out)
     status = is_ours(out / "STATUS.json")
+    # compare.yaml alone may be somebody's own file: STATUS.json or runs beside it make it a table's.
     foreign = {file.name for file in out.glob("[!.]*")} - ({"STATUS.json"} if status else set())
     if foreign and not ((out / TABLE).exists() and (status or any(out.glob(f"*/*/{STARTED}")))):
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
@@ -61,12 +62,13 @@ def compare(comparison: Comparison) -> Table:
 
     summaries = {}
     say_rows = cache(print)  # equal rows are printed once
+    # One process group serves all cells.
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, StopLater(), RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
         world.on_main(lambda: write_text(out / TABLE, plan))
         for done, cell in enumerate(cells):
-            new = world.share(world.is_main and not is_over(cell.path))
+            new = world.share(world.is_main and not is_over(cell.path))  # rank 0 alone looks
             if new:
                 directory.starts_work()
             directory.tell(stage=cell.name, step=done, total_steps=len(cells))
@@ -108,6 +110,7 @@ def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dic
 
     name = f"{cell.variant}, seed {cell.seed}"
     say(f"\n{name} ({cells.index(cell) + 1} of {len(cells)})", sys.stdout)
+    # Rank 0 alone reads how the run ended: a rank that went another way would wait for ever.
     if world.from_main(lambda: has_diverged(cell.path)):
         say(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", sys.stdout)
         return {}
@@ -122,7 +125,7 @@ def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dic
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:
-        if world.from_main(lambda: read_json(cell.path / "STATUS.json")["stage"]) != "train":
+        if world.from_main(lambda: read_json(cell.path / "STATUS.json")["stage"]) != "train":  # a reference
             raise
         message = {"message": str(error)}
         world.on_main(lambda: write_json(cell.path / DIVERGED, message))
@@ -150,8 +153,9 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
         if cell.variant == variant and cell.name in summaries:
             numbers = flatten(summaries[cell.name])
             metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
+            # A variant that differs in nothing which decides its weights took another cell's train.
             made_in = origin(cell.path / "train").parent
-            trained = os.path.relpath(made_in, comparison.out)
+            trained = os.path.relpath(made_in, comparison.out)  # NTP/seed-1
             runs.append({"seed": cell.seed, "run": cell.name, "trained_in": trained, "metrics": metrics})
     return runs
 
@@ -162,7 +166,7 @@ def _spread(runs: Sequence[Any]) -> dict[str, Any]:
 
     figures = {}
     for name, column in pd.DataFrame([run["metrics"] for run in runs]).items():
-        values = column.dropna()
+        values = column.dropna()  # runs that lack the figure, as those of a variant without Mixup
         mean, sd = mean_sd(values)
         figures[name] = {"seeds": len(values), "mean": mean, "sd": sd}
     return figures
@@ -191,9 +195,10 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> Table:
     # Holm counts all planned contrasts: one that could not be measured makes the others no more significant.
     for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
-        contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"
+        contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"  # NaN: the second
         if (seeds := len(contrast["seeds"])) < (needed := seeds_needed(len(contrasts))):
             contrast["verdict"] = f"not tested: {seeds} of at least {needed} seeds"
+    # "0.1.0 5b71cfb5a1b2"; of a run that diverged "".
     makers = {f"{one.get('version', '')} {one.get('git_revision') or ''}".strip() for one in summaries.values()}
     return {
         "complete": complete,

@@ -79,6 +79,7 @@ def figure_rows(table: Table) -> list[list[str]]:
     for group in SHOWN if named is None else named:
         names += _of_group(group, known)
     variants = table["variants"]
+    # dict.fromkeys: --metrics may name the tested one as well.
     rows = [[name, *(_figure(variant, name) for variant in variants.values())] for name in dict.fromkeys(names)]
     return [["figure", *variants], *rows]
 
@@ -90,6 +91,7 @@ def _known(table: Table) -> list[str]:
 
 def _of_group(group: str, known: Sequence[str]) -> list[str]:
     """Return the figures of a group (calibration), or the one of this name."""
+    # "calibration" is calibration.ece and calibration.brier, but not calibrations.
     return [name for name in known if f"{name}.".startswith(f"{group}.")]
 
 
@@ -109,7 +111,7 @@ def latex(table: Table) -> str:
     names = [name for name in dict.fromkeys([table["metric"], *SHOWN]) if name in _known(table)]
     cells = [[_figure(variant, name) for name in names] for variant in variants.values()]
     text = pd.DataFrame(cells, list(variants), names).to_latex(escape=True, column_format="l" + "r" * len(names))
-    return str(text).replace("±", r"$\pm$")
+    return str(text).replace("±", r"$\pm$")  # escape=True leaves it
 
 
 def _or_dash(value: Any, form: str) -> str:
@@ -121,6 +123,6 @@ def _figure(variant: Mapping[str, Any], name: str) -> str:
     figures, runs = variant["metrics"].get(name), len(variant["runs"])
     if figures is None:
         return "-"
-    spread = "" if figures["sd"] is None else f" ± {short(figures['sd'], digits=2)}"
+    spread = "" if figures["sd"] is None else f" ± {short(figures['sd'], digits=2)}"  # 0.5 ± 0.24
     some = f" ({figures['seeds']} of {runs} seeds)" if figures["seeds"] < runs else ""
     return f"{short(figures['mean'], digits=5)}{spread}{some}"

@@ -50,4 +50,5 @@ def main(name: str, argv: Sequence[str]) -> None:
 
 def described(estimate: Mapping[str, Any]) -> str:
     """A table of the stages, the parts of their memory, and the whole, as the template of this room says it."""
+    # A timedelta is shown as "3 days, 4:12:00".
     return rendered("estimate/needs.md", lasting=lambda hours: timedelta(seconds=round(3600 * hours)), **estimate)

@@ -19,5 +19,6 @@ MFU = 0.4
 
 def gpu_named(device: str) -> str | None:
     """Return the name above of a device as its driver calls it, such as NVIDIA A100-SXM4-80GB; None: not known."""
-    words = {*re.split(r"\W", device)}
+    words = {*re.split(r"\W", device)}  # NVIDIA, A100, SXM4, 80GB; NVIDIA GeForce RTX 4090: RTX, 4090
+    # Whole words: an NVIDIA L40 is no L40S, a GH200 no H200.
     return next((name for name in GPUS if words.issuperset(name.split("-"))), None)

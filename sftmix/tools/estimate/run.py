@@ -26,6 +26,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     Raises the errors of the options, the rows and the configs of the models.
     """
     config, rows = read_rows(config, World(), progress=True)
+    # Beside a GPU the process is in the host's memory, which is not counted.
     process = PeakMemory(machine.device).bytes() if machine.name == "cpu" else 0
     stages = {work.name: _stage(work, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
@@ -50,7 +51,7 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
     computing = hours = None
     if peak := machine.tflops[model.precision]:
         speed = peak * 1e12 * machine.mfu
-        computing = training / max(work.steps, 1) / speed / machine.count
+        computing = training / max(work.steps, 1) / speed / machine.count  # FLOPs of all devices
         hours = (scoring + training) / speed / 3600
     return {
         "model": model.path,

@@ -66,7 +66,7 @@ class Machine:
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
         self.tflops = {"bf16": tflops or peak, "fp32": tflops}
-        self.memory = free or (1e9 * gigabytes if gigabytes else None)
+        self.memory = free or (1e9 * gigabytes if gigabytes else None)  # as makers count: 80 GB are 74.5 GiB
 
     @property
     def device(self) -> torch.device:
@@ -128,6 +128,7 @@ def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
     evaluations = 1
     for one in config.callbacks:
         if isinstance(one, Evaluate):
+            # every=null: at the end of each epoch.
             evaluations += order.total_steps // one.every if one.every else len(order.ends)
     return evaluations
 
@@ -135,15 +136,17 @@ def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
 def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     """Return the work of a reference that trains or scores."""
     reference = config.reference
+    # FromCheckpoints has a template and a length of its own, TrainedReference in its model.
     own_rows = {name: getattr(reference, name, None) for name in ("template", "max_length")}
     model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0], **own_rows)
     path, _, own = rows_of_reference(config, rows, model, World())
     training = inherit(config.training, reference.training)
     order = TrainingOrder(len(own), options=training, seed=0)
+    # 5, [0.5, 1], or "online", for which the training's own losses are taken and nothing is scored.
     checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
     steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
     trains = Need.TRAINING in reference.needs
-    times = len(steps) if trains else reference.most_checkpoints(None) or 1
+    times = len(steps) if trains else reference.most_checkpoints(None) or 1  # FromCheckpoints: its number of models
     fake = _fake(path, config, reference_lora(config.model, model), training, machine, trains=trains)
     work = Work("reference", fake, training, times * amount_of(own))
     last = max(steps, default=order.total_steps)  # where the training of the reference stops
@@ -164,6 +167,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     n = len(data)
     pairing = config.resolved_pairing()
     stages = []
+    # FromFile needs neither: it reads what another run has scored.
     if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & config.reference.needs:
         stages.append(_reference(config, rows, machine))
 
@@ -172,6 +176,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         return shuffled[: n // 2 * 2].reshape(-1, 2) if pairing else None
 
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
+    # Each model reads a sample of the training rows and the held-out ones; evaluations while it is trained are added.
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
         base = base + amount_of(held_out)  # both are one array until here
@@ -215,7 +220,7 @@ def _decided(
         objective=objective,
         options=options,
         checkpoint=config.checkpoint,
-        directory=Path(),
+        directory=Path(),  # nothing is written
         seed=config.seed,
         scorer=Scorer(world=machine.world),
         optimizer=config.optimizer,
@@ -251,22 +256,22 @@ def _trained(
     def lengths_of(units: Sequence[Unit]) -> Int64:
         return data.lengths[[slot.row for unit in units for slot in unit]]
 
-    sampled = {*np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int).tolist()}
+    sampled = {*np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int).tolist()}  # all, if there are no more
     sampled.add(max(range(order.total_steps), key=lambda step: lengths_of(order.batch(step)).max()))
     dealing: dict[str, Any] = {"ranks": machine.count, "device": machine.device, "padding_free": one_row}
     slots, real = [], 0  # slots of the rank that has most in each micro-step: the others wait for it
     for step in sorted(sampled):
         units = order.batch(step)
         real += int(lengths_of(units).sum())
-        for one in deal(units, data.lengths, options, **dealing):
+        for one in deal(units, data.lengths, options, **dealing):  # micro-steps, each with the units of every rank
             lengths = [lengths_of(units_of_rank).tolist() for units_of_rank in one.ranks]
             slots.append(max(token_slots(each, one.n_segments, padding_free=one_row) for each in lengths))
-    trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)
-    spent = machine.count * sum(slots) / real
+    trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)  # steps of an epoch
+    spent = machine.count * sum(slots) / real  # 1: no padding, and no rank waits
     return work._replace(
         options=options,
         trained=trained,
-        computed=trained * np.array([spent, 1, spent]),
+        computed=trained * np.array([spent, 1, spent]),  # the head has response tokens alone, without padding
         steps=steps,
         memory=memory,
         slots=max(slots),

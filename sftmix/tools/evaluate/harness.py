@@ -52,6 +52,7 @@ def find_tasks(names: Sequence[str], include: str | None) -> tuple[Any, list[Pat
     only if one of the names may be among them.
     """
     found = Path(include).rglob("*") if include else ()
+    # Python writes a .pyc beside the code of a task.
     files = sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
     from lm_eval.tasks import TaskManager
 
@@ -90,6 +91,7 @@ def measure_tasks(
     settings = _settings(files, args)
     missing = {}
     for task in dict.fromkeys(names):
+        # arc_easy of owner/my-model is measured in arc_easy.owner-my-model.HASH.json.
         name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
         file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
         if read_json_if_there(file):
@@ -111,7 +113,7 @@ def measure_tasks(
             "settings": settings,
             "scores": scores_of(task, results),
             "finished": time.time(),
-            "all": json.loads(json.dumps(results["results"], default=str)),
+            "all": json.loads(json.dumps(results["results"], default=str)),  # numpy's numbers and functions as text
         }
         write_json(file, hashed(entry))
     return identity
@@ -146,7 +148,7 @@ def _settings(files: Sequence[Path], args: Options) -> dict[str, Any]:
         "seed": args.seed,
         "chat_template": args.apply_chat_template,
         "dtype": args.dtype,
-        "files": [sha256_file(file) for file in files],
+        "files": [sha256_file(file) for file in files],  # an edited task is measured again
         "lm_eval": __version__,
     }
 
@@ -185,7 +187,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
         tokenizer=tokenizer,
         batch_size=batch_size if loaded.together >= (loaded.context or sys.maxsize) else 1,
         max_length=loaded.context,
-        add_bos_token=False if chat else None,
+        add_bos_token=False if chat else None,  # the template writes it
     )
     # Without these an answer would end at eos alone, which need not be what ends a turn.
     loaded.model.generation_config.update(
@@ -204,8 +206,9 @@ def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, Score]:
     """
     scores = {}
     for task, results in evaluated["results"].items():
+        # "acc,none" or "exact_match,strict-match", and not "acc_stderr,none", "alias" or "sample_len".
         metrics = [key for key in results if "," in key and "_stderr" not in key and isinstance(results[key], float)]
-        if not metrics:
+        if not metrics:  # a group without a metric of its own: its tasks are here as well
             continue
         metric, kind = metrics[0].split(",", 1)
         stderr = results.get(f"{metric}_stderr,{kind}")
@@ -223,4 +226,4 @@ def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, Score]:
             "questions": [sample["doc_hash"] for sample in samples],
             "values": [float(sample[metric]) for sample in samples],
         }
-    return {name: scores[name]} if name in scores else scores
+    return {name: scores[name]} if name in scores else scores  # mmlu, or each task of a group without a score

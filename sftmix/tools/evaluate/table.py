@@ -43,12 +43,14 @@ def results_of(run: Path) -> dict[str, Any] | None:
         folder = run.absolute() / stage / "model"
         if any(entry["model"] == name for entry in results) and folder.is_dir():
             weights = weights_of(FinishedModel(name, str(folder), run))
+            # A result that has no weights, as of an earlier version, is believed.
             results = [entry for entry in results if entry["model"] != name or entry.get("weights", weights) == weights]
     return _tables(results) if results else None
 
 
 def _results(place: Path) -> list[dict[str, Any]]:
     """Return all results of a directory, the newest last."""
+    # arc_easy.target.3f2a9c0b1d4e.json, and not table.json.
     return sorted(map(read_json, place.glob("*.*.????????????.json")), key=lambda entry: entry["finished"])
 
 
@@ -62,8 +64,9 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         dtype = settings["dtype"].removeprefix("auto")
         for task, score in entry["scores"].items():
             words = _shots(score, settings["num_fewshot"]), first, f"seed {settings['seed']}", chat, dtype
+            # The hash keeps apart what the words do not say, such as another version of lm-eval.
             line = task, ", ".join(filter(None, words)), sha256_json(settings)
-            lines.setdefault(line, {})[name] = score
+            lines.setdefault(line, {})[name] = score  # the newest is last, and stays
     names = {entry["model"] for entry in results}
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
     table = [["task", "settings", "metric", "questions", *models]]
@@ -71,7 +74,7 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sentences = []
     for (task, settings, _), scores in sorted(lines.items()):
         any_score = next(iter(scores.values()))
-        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
+        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]  # "0.5000 ± 0.0158"
         table.append([task, settings, any_score["metric"], f"{any_score['n']:,}", *cells])
         for other in ("base", "baseline"):
             if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
@@ -99,6 +102,7 @@ def difference(left: Score, right: Score) -> Score | None:
     """
     if not left["questions"] or any(left[key] != right[key] for key in ("questions", "metric")):
         return None
+    # A perplexity is exp of a mean.
     if not np.isclose(np.mean(left["values"]), left["value"], rtol=1e-9, atol=0):
         return None
     from scipy.stats import sem

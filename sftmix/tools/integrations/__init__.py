@@ -39,16 +39,16 @@ ROW = "sftmix_row"
 """Column of the training set, and key of a batch: the number of each row."""
 
 UNFIT = (
-    "packing",
+    "packing",  # TRL's, as padding_free
     "padding_free",
-    "sample_packing",
+    "sample_packing",  # axolotl's
     "compute_loss_func",
     "use_liger_kernel",
     "label_smoothing_factor",
     "deepspeed",
     "parallelism_config",
-    "loss_type",
-    "train_sampling_strategy",
+    "loss_type",  # TRL's: nll, dft
+    "train_sampling_strategy",  # random, or another order; group_by_length before transformers 5
     "group_by_length",
     "auto_find_batch_size",
     "model_init",
@@ -89,13 +89,14 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
     if "group" in table.column_names:
         names, split = read_split(path)
         group = dict(zip(names, split.group, strict=True))
-        code = np.array([group[name] for name in ids])
+        code = np.array([group[name] for name in ids])  # the file has its own order, and may have more rows
     else:
         dynamics, rows = read_dynamics(path).of(ids), np.arange(len(ids))
         confidence = Perplexity().estimate(dynamics)
         scores = Scores(ids, rows, confidence, variability(dynamics), dynamics.n_tokens)
         split = Median().split(scores, seed=0)
         code = split.group
+    # Groups 0, 1, 2, 3 and -1 -> 0, -1, -1, 1 and -1.
     return np.select([code == 0, code == len(split.names) - 1], [0, 1], UNPAIRED)
 
 
@@ -114,8 +115,9 @@ class PairSampler(list[int]):
         one, other, rest = (rng.permutation(np.flatnonzero(self._groups == group)) for group in (0, 1, UNPAIRED))
         n = min(len(one), len(other))
         alone = rng.permutation(np.concatenate([one[n:], other[n:], rest]))
-        even = len(alone) // 2 * 2
+        even = len(alone) // 2 * 2  # [6] alone ends the epoch: the pairs before it are not moved by one
         units = np.concatenate([np.stack([one[:n], other[:n]], axis=1), alone[:even].reshape(-1, 2)])
+        # Groups 0 1 0 1 0 -1 -> rows 0 3, 4 1, 2 5.
         self[:] = [*rng.permutation(units).ravel().tolist(), *alone[even:].tolist()]
 
 
@@ -123,7 +125,7 @@ class _PairsOfEpoch(TrainerCallback):
     """Sets the epoch while the sampler is in reach: behind the batches that a resumed Trainer skips it is not."""
 
     def on_epoch_begin(self, args, state, control, *, train_dataloader, **kwargs):  # type: ignore[override]
-        train_dataloader.set_epoch(int(state.epoch or 0))
+        train_dataloader.set_epoch(int(state.epoch or 0))  # resumed at 1.33: epoch 1
 
 
 class SFTMixTrainer(Trainer):
@@ -136,13 +138,14 @@ class SFTMixTrainer(Trainer):
     outputs  of the last micro-batch: the fields of SFTLoss
     """
 
-    loss_is_scaled_for_ga = True
+    loss_is_scaled_for_ga = True  # transformers from 5.19; for older ones TRL sets what they look at
     args: Any
     train_dataset: Any
     _signature_columns: Any
 
     def __init__(self, model, args, *more, **kwargs):
-        values = {**vars(args), **kwargs}
+        values = {**vars(args), **kwargs}  # compute_loss_func and model_init are arguments of the trainer itself
+        # "nll" and "random" are the defaults of TRL and transformers.
         named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll", "random")]
         if named:
             raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
@@ -163,8 +166,8 @@ class SFTMixTrainer(Trainer):
         self.train_dataset = self.train_dataset.add_column(ROW, [*range(len(self._ids))])
         self.data_collator = functools.partial(_collate, self.data_collator)
         self._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, ROW]
-        base: Any = getattr(self.model, "get_base_model", lambda: self.model)()
+        self._signature_columns = [*self._signature_columns, ROW]  # else the Trainer drops the column
+        base: Any = getattr(self.model, "get_base_model", lambda: self.model)()  # without PEFT's wrapper
         tokenizer: Any = self.processing_class
         check_ids(base.config, tokenizer, map(max, self.train_dataset["input_ids"]))
         forward, head = base.forward, check_head(base, trains=True)
@@ -181,7 +184,7 @@ class SFTMixTrainer(Trainer):
         base.forward = sftmix_forward
 
     def _get_train_sampler(self, train_dataset=None):
-        _, one, other = np.bincount(self._groups - UNPAIRED, minlength=3)
+        _, one, other = np.bincount(self._groups - UNPAIRED, minlength=3)  # -1, 0, 1 -> 0, 1, 2
         if not one * other:
             raise ValueError(
                 f"sftmix_split: {self.args.sftmix_split} makes {one:,} training rows confident and {other:,} "
@@ -198,13 +201,15 @@ class SFTMixTrainer(Trainer):
         counts, args, step = torch.zeros(2, device=device), self.args, self.state.global_step
 
         for batch in batch_samples:
+            # [4, 9, 2, 7, 5] -> [[4, 9], [2, 7]]: the last row has no partner.
             units = np.array(batch[ROW][: len(batch[ROW]) // 2 * 2], dtype=np.int64).reshape(-1, 2)
             mixed = np.flatnonzero((self._groups[units] == (0, 1)).all(axis=1))
             ids = [[self._ids[row] for row in pair] for pair in units[mixed]]
             lam = [drawn(args.sftmix_alpha, 1, pair, step=step, seed=args.seed).item() for pair in ids]
+            # Places in the batch: units 0 and 2 are [[0, 1], [4, 5]].
             pairs = torch.tensor(2 * mixed[:, None] + [0, 1], device=device)
             batch["sftmix"] = pairs, torch.tensor(lam, dtype=torch.float64, device=device)
-            counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()
+            counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()  # nothing predicts the first token
             counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
         return self.accelerator.reduce(counts, "sum")
 
@@ -212,11 +217,11 @@ class SFTMixTrainer(Trainer):
         inputs.pop(ROW, None)
         if "sftmix" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs["sftmix"] += tuple(num_items_in_batch)
+        inputs["sftmix"] += tuple(num_items_in_batch)  # pairs, lam, NTP tokens, token pairs
         self.outputs = model(**inputs)
         if "mixup" not in self.outputs:
             raise ValueError("SFTMix is in the forward of the trainer's model, and another ran; do not replace either")
-        return self.outputs["loss"] * self.accelerator.num_processes
+        return self.outputs["loss"] * self.accelerator.num_processes  # DDP and FSDP average gradients over ranks
 
 
 def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -278,6 +283,7 @@ class DynamicsCallback(TrainerCallback):
         self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
+        # FSDP2 has DTensors, ZeRO-3 leaves empty weights.
         if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
             raise ValueError(
                 "DynamicsCallback cannot score sharded weights: leave it out, keep checkpoints with whole weights "
@@ -293,7 +299,7 @@ class DynamicsCallback(TrainerCallback):
 
     def _scored_until(self, step: int) -> list[TrainingDynamics]:
         """Return what a run that goes on at this step has scored; the file of another run is removed."""
-        if not step:
+        if not step:  # the run begins
             self._path.unlink(missing_ok=True)
         if not self._path.exists():
             return []
@@ -303,12 +309,13 @@ class DynamicsCallback(TrainerCallback):
                 f"{self._path} has no scores of {len(missing)} of the {len(ids)} rows (such as {min(missing)}): resume "
                 "with the rows that the run began with, or give DynamicsCallback another path"
             )
-        c = int((found.steps <= step).sum())
+        c = int((found.steps <= step).sum())  # a run killed at step 7 goes on from 6: what 7 scored is made again
         part = replace(found, steps=found.steps[:c], nll_sum=found.nll_sum[:, :c], n_correct=found.n_correct[:, :c])
         return [part.of(ids)] if c else []
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[override]
         step, steps = state.global_step, checkpoint_steps(self._checkpoints, state.max_steps)
+        # A resumed run may begin at a step that its file has.
         if step in steps and all(step > part.steps[-1] for part in self._parts):
             scorer = Scorer(world=self._world, precision="bf16" if args.bf16 else "fp32")
             self._parts += [one_checkpoint(self._rows.ids, step, scorer(self._module, self._rows))]

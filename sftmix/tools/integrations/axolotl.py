@@ -26,7 +26,7 @@ class SFTMixPlugin(BasePlugin):
     """
 
     def register(self, cfg):
-        given = [key for key in cfg if key.startswith("sftmix_")]
+        given = [key for key in cfg if key.startswith("sftmix_")]  # also sftmix_spilt, which pydantic would drop
         if given and not (cfg.sftmix_split or cfg.sftmix_dynamics):
             raise ValueError(
                 f"{given} without sftmix_split or sftmix_dynamics would be plain training: name a split.parquet or "
@@ -45,6 +45,7 @@ class SFTMixPlugin(BasePlugin):
     def get_trainer_cls(self, cfg):
         from axolotl.core.trainers.base import AxolotlTrainer
 
+        # SFTMixTrainer is first: its methods override those of axolotl, which are Trainer's.
         return type("SFTMixAxolotlTrainer", (SFTMixTrainer, AxolotlTrainer), {}) if cfg.sftmix_split else None
 
     def add_callbacks_post_trainer(self, cfg, trainer):

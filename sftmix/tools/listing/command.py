@@ -46,9 +46,9 @@ def main(args: Options) -> None:
         print(rendered("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
         return
     named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
-    for cls in named or [find_component(Component, args.name)]:
+    for cls in named or [find_component(Component, args.name)]:  # FromFile is three, my.Pairs one
         for option, base in places.items():
-            if issubclass(cls, base):
+            if issubclass(cls, base):  # a class may be of several kinds
                 title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"
                 about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
                 rows = option_rows(cls, f"{option}.")
@@ -61,7 +61,7 @@ def check_component(cls: type[Component], base: type[Component]) -> str:
     """Run the check of a base class on a component with its defaults; raise ContractError for what it does not keep."""
     from sftmix import testing
 
-    kind = re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower()
+    kind = re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower()  # PairSampler -> pair_sampler
     if base in (RowFormat, Renderer):
         raise ConfigError(f"--check has no rows for a {base.__name__}: call sftmix.testing.check_{kind} with some")
     try:

@@ -31,6 +31,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     from sftmix.tools.runs.start import check_names_given
 
     check_names_given(config)
+    # no-color.org: NO_COLOR counts with any value but an empty one.
     color = sys.stdout.isatty() and not values.no_color and not os.environ.get("NO_COLOR")
     print(preview(config, values.rows, color=color))
 

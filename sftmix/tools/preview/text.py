@@ -28,7 +28,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
     for row in rows:
         encoded, example = data.train[row], data.train.example(row)
         ids, target = encoded.input_ids, encoded.target
-        edges = [0, *(np.flatnonzero(np.diff(target)) + 1).tolist(), len(ids)]
+        edges = [0, *(np.flatnonzero(np.diff(target)) + 1).tolist(), len(ids)]  # mask 0 0 1 1 1 0 -> 0, 2, 5, 6
         body = decoded = ""
         for start, stop in itertools.pairwise(edges):  # all of these tokens are trained, or none
             # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
@@ -41,6 +41,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
         parts.append(f"{as_lines(facts, but='')}\n{body}")
         if not table:
             table = [f"Tokens of row {row} (label -100: not trained)", f"{'place':>6} {'id':>7} {'label':>7}  token"]
+            # [edges, 2 EDGE] places, EDGE on both sides of each edge.
             near = np.add.outer(edges, np.arange(-EDGE, EDGE)).clip(0, len(ids) - 1)
             for place in np.unique(near).tolist():
                 token = int(ids[place])

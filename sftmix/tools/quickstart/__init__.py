@@ -16,6 +16,7 @@ N_TRAIN = 2400
 N_EVAL = 400
 
 BOS, END, PAD = "<|begin|>", "<|im_end|>", "<|pad|>"
+# <|begin|><|user|>Hi<|im_end|><|assistant|>yes<|im_end|>
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
@@ -77,12 +78,13 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
 
     roles = ["<|system|>", "<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # "blue red" -> Ġblue Ġred
+    # Decoded without the blank that add_prefix_space puts in front.
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[BOS, END, PAD, *roles],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, so that no text is unknown
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -131,8 +133,8 @@ def make_rows(*, n: int, seed: int) -> list[Row]:
     """
     rows: dict[tuple[str, str, str], Row] = {}
     for k in range(n):
-        kind, families = (("deterministic", DETERMINISTIC), ("open", OPEN))[k % 2]
-        family = list(families)[k // 2 % len(families)]
+        kind, families = (("deterministic", DETERMINISTIC), ("open", OPEN))[k % 2]  # by turns
+        family = list(families)[k // 2 % len(families)]  # each in its turn, so that all are as frequent
         rng = generator(seed, "quickstart_row", k)
         while len(rows) == k:  # a row that is there already is drawn again
             instruction, words, answer = families[family](rng)
@@ -193,6 +195,7 @@ def _mishear(rng: np.random.Generator) -> Drawn:
     return rng.choice(["Repeat the words, but mishear some.", "Say this wrongly."]), words, heard
 
 
+# "cat dog fox" -> "cat dog fox", "fox dog cat", "CAT DOG FOX"; "hot new" -> "cold old"; "cat rice" -> "animal food".
 DETERMINISTIC = {
     "repeat": _mapped(NOUNS, 4, str, "Repeat the words.", "Say this again."),
     "reverse": _mapped(NOUNS, 3, str, "Reverse the order.", "Say this backwards.", back=True),

@@ -40,7 +40,7 @@ def main(args: Options) -> None:
     _check(args, run)
     try:
         from sftmix.tools.report.write import write_report
-    except ModuleNotFoundError as error:
+    except ModuleNotFoundError as error:  # plotly or sklearn, which the extra has
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
     with as_written(f"a file of {run}"):
         for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):

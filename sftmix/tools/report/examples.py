@@ -43,6 +43,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
         if side is train:
             block |= _of_training(view)
         for name, stage in LOSSES.items():
+            # Held-out rows are all measured by a run, training rows only in a sample.
             file = view.path / stage / (SAMPLE if side is train else "eval.parquet")
             if side is train and scored.get(name) is not None:
                 block[name] = scored[name]
@@ -51,12 +52,13 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
                 mean_nll = pd.Series(measured["nll_sum"] / measured["n_tokens"], measured["id"])
                 block[name] = mean_nll.reindex(side.ids).tolist()
         if side is train:
-            block["x"], block["y"] = places.T
+            block["x"], block["y"] = places.T  # [N, 2] -> two columns
+            # Held-out rows have no group of ours, but their own is row_group as well: one column for all rows.
             taken = {*block, "label"}
         if side.labels is not None:
             block["label"] = side.labels
         block |= {f"row_{name}" if name in taken else name: values for name, values in side.columns.items()}
-        blocks.append(pd.DataFrame(block, dtype=object))
+        blocks.append(pd.DataFrame(block, dtype=object))  # object: of held-out rows, numbers would become floats
     return _table_of(pd.concat(blocks, ignore_index=True))
 
 
@@ -80,7 +82,7 @@ def _table_of(frame: pd.DataFrame) -> pa.Table:
     columns = {}
     for name, values in frame.items():
         try:
-            columns[name] = pa.array(values, from_pandas=True)
+            columns[name] = pa.array(values, from_pandas=True)  # NaN is null
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types, as users' fields have
             columns[name] = pa.array(values.map(str, na_action="ignore"), from_pandas=True)
     return pa.table(columns)

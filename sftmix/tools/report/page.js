@@ -12,7 +12,7 @@ function theme(layout) {
   themed.shapes = (layout.shapes || []).map((shape) => ({ ...shape, line: { ...shape.line, color: ink } }));
   for (const axis of Object.keys(layout).filter((key) => /^[xy]axis/.test(key)))
     themed[axis] = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, ...layout[axis] };
-  delete themed.height;
+  delete themed.height; // the place has it, as the style --height, so that a page does not jump when it is drawn
   return themed;
 }
 
@@ -60,6 +60,7 @@ if (table) {
     const head = button.parentElement, up = head.getAttribute("aria-sort") !== "ascending";
     table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    // Confidence "-12,346" is shown, and its data-value -12345.678 is sorted by; "-Infinity" is a Number as well.
     const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
     const compare = "number" in button.dataset ? (a, b) => Number(key(a)) - Number(key(b)) : (a, b) => key(a).localeCompare(key(b));
     body.append(...[...rows].sort((a, b) => (up ? 1 : -1) * compare(a, b)));

@@ -106,6 +106,7 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
     for row, example in zip(rows, view.rows.data.train.examples(rows), strict=True):
         instruction, response = text_of(example)
         parts = example.id, instruction, f"answer: {response}"
+        # A hover is a few lines: 240 characters of each part, in lines of 70.
         lines = [textwrap.fill(textwrap.shorten(part, 240, placeholder=" ..."), 70) for part in parts]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
         texts.append(escape(as_lines("\n".join([scores, *lines]))).replace("\n", "<br>"))
@@ -120,7 +121,7 @@ def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
     """
     if values.max() >= 0 or values.min() >= 10 * values.max():
         return values, {}
-    axis = {**LOG, "autorange": "reversed", "tickprefix": "−"}
+    axis = {**LOG, "autorange": "reversed", "tickprefix": "−"}  # 1,000 is shown as −1,000
     return np.minimum(-values, 1e300), axis
 
 
@@ -131,6 +132,7 @@ def without_outliers(values: Float64, log: bool) -> Float64:
     """
     seen = np.log(values) if log else values
     low, high = np.nanpercentile(seen, (1, 99), method="nearest")
+    # If all values but one are from 1 to 2, and that one is 1e9, it is drawn at 2.97.
     inside = np.clip(seen, low - (high - low), high + (high - low)) if high > low else seen
     return np.exp(inside) if log else inside
 
@@ -155,6 +157,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         chart,
         view,
         rows,
+        # A variability of 0, or of inf, has no place on a logarithm.
         x=without_outliers(np.clip(spread, positive.min() / 2, 1e300) if log else spread, log),
         y=without_outliers(heights, bool(axis)),
         marker={
@@ -167,6 +170,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     )
     if view.split is not None:
         median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
+        # A logarithmic axis is of minus the confidence.
         chart.add_hline(abs(median) if axis else median, line={"dash": "dash", "width": 1})
     return chart
 
@@ -179,7 +183,7 @@ def histograms(view: RunView) -> Iterator[go.Figure | None]:
             values = view.scores.confidence[split.rows(group)]
             groups[name] = values[is_measured(values)]
     labels = labelled(view.scores)
-    pooled = np.concatenate([*groups.values(), *labels.values(), np.empty(0)])
+    pooled = np.concatenate([*groups.values(), *labels.values(), np.empty(0)])  # np.empty(0): there may be neither
     for shown in (groups, labels):
         yield _histogram(shown, bins_of(pooled)) if shown and len(pooled) else None
 
@@ -191,7 +195,7 @@ def _histogram(shown: dict[str, Float64], bins: Float64) -> go.Figure:
         chart.add_bar(
             x=(edges[1:] + edges[:-1]) / 2,
             width=np.abs(np.diff(edges)),
-            y=np.histogram(values.clip(bins[0], bins[-1]), bins)[0].tolist(),
+            y=np.histogram(values.clip(bins[0], bins[-1]), bins)[0].tolist(),  # beyond the edges: in the outer bins
             name=escape(name) or "(empty)",
             marker={"color": GROUPS[number % len(GROUPS)]},
             opacity=0.65,
@@ -210,7 +214,7 @@ def bins_of(values: Float64) -> Float64:
     if high - low <= width:
         low, high = low - max(width, 0.5), high + max(width, 0.5)
     elif values.max() < 0 and values.min() < 10 * values.max():
-        return -np.geomspace(-low, -high, BINS + 1)
+        return -np.geomspace(-low, -high, BINS + 1)  # low is the larger in size: -144 to -1
     return np.histogram_bin_edges([low, high], BINS)
 
 
@@ -222,6 +226,7 @@ def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     """
     bare = {"showticklabels": False, "zeroline": False}
     chart = figure("t-SNE 1", "t-SNE 2", xaxis=bare, yaxis=bare, height=440)
+    # GROUPS[1::-1]: the most confident have the first colour, as in the histograms.
     for name, colour, part in zip(("least", "most"), GROUPS[1::-1], np.split(rows, 2), strict=True):
         x, y = places[part].T
         marker = {"color": colour, "size": 6, "opacity": 0.75}
@@ -235,6 +240,7 @@ def tsne(hidden: np.ndarray) -> np.ndarray:
     It starts from the first two principal components and has a fixed seed, so that a page can be made again.
     """
     if min(hidden.shape) > 50:
-        hidden = PCA(50, random_state=0).fit_transform(hidden)
+        hidden = PCA(50, random_state=0).fit_transform(hidden)  # as scikit-learn advises before t-SNE
+    # 30 is scikit-learn's default, and has to be less than the number of points.
     model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
     return model.fit_transform(hidden)

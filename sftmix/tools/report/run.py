@@ -54,6 +54,7 @@ class RunView:
         if self.dynamics is None:
             return None
         correct = np.where(self.dynamics.n_correct == NOT_COUNTED, np.nan, self.dynamics.n_correct)
+        # A row that was not scored has 0 tokens, and NaN.
         return correct.mean(axis=1) / np.where(self.dynamics.scored, self.dynamics.n_tokens, np.nan)
 
 
@@ -89,7 +90,7 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
 
 def _last(module: Any, batch: Batch) -> list[Any]:
     """Return the hidden state at the last response token of each row, which alone leaves the device."""
-    ends = batch.n_tokens.cumsum(0) - 1
+    ends = batch.n_tokens.cumsum(0) - 1  # [3, 2] -> 2, 4 of hidden states [5, D]
     return [module.hidden_states(batch)[ends].float().cpu().numpy()]
 
 

@@ -31,7 +31,7 @@ def contrasts(table: Table, margin: float | None) -> go.Figure | None:
     margin  differences of at most this size are shaded: those that would not matter
     """
     drawn = [contrast for contrast in table["contrasts"] if contrast["differences"]]
-    names = [escape(f"{contrast['ours']} − {contrast['theirs']}") for contrast in drawn]
+    names = [escape(f"{contrast['ours']} − {contrast['theirs']}") for contrast in drawn]  # plotly takes HTML in names
     if not drawn:
         return None
     chart = figure(f"difference in {table['metric']}", "", height=140 + 70 * len(drawn))
@@ -45,7 +45,7 @@ def contrasts(table: Table, margin: float | None) -> go.Figure | None:
             text=[f"seed {seed}" for seed in contrast["seeds"]],
             showlegend=False,
         )
-        low, high = contrast["interval"] or (contrast["mean"],) * 2
+        low, high = contrast["interval"] or (contrast["mean"],) * 2  # None at one seed without examples: no bar
         reach = {"array": [high - contrast["mean"]], "arrayminus": [contrast["mean"] - low], "thickness": 2}
         chart.add_scatter(
             x=[contrast["mean"]],

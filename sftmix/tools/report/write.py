@@ -56,6 +56,7 @@ def write_report(
     Raises ConfigError if the directory is not a finished run, or if `to` is a file that is not a report.
     """
     to = Path(to or run / "report" / "report.html")
+    # Only a page of ours is written again.
     if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in to.read_bytes()[:1000]):
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     files = [to]
@@ -69,11 +70,11 @@ def write_report(
         autoescape=True,
         trim_blocks=True,
         finalize=lambda value: as_lines(value) if type(value) is str else value,  # and not what is markup
-        undefined=jinja2.ChainableUndefined,
+        undefined=jinja2.ChainableUndefined,  # what a run has not made, as summary.baseline.eval_nll_after, is empty
     )
     environment.filters["figure"] = short
     html = environment.get_template("page.html").render(
-        title=run.resolve().name,
+        title=run.resolve().name,  # also of `.`
         version=sftmix.__version__,
         plotly=plotly.offline.get_plotlyjs(),
         **parts,
@@ -92,8 +93,8 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     trained = "train" in summary["stages"]
     places = np.full((len(every), 2), np.nan)
     hidden_map = None
-    ends = pictures.both_ends(view.by_confidence, max(map_size, 0) // 2)
-    if trained and len(ends) >= 10:
+    ends = pictures.both_ends(view.by_confidence, max(map_size, 0) // 2)  # no confidence: none
+    if trained and len(ends) >= 10:  # t-SNE of fewer says nothing
         hidden = look(view, "train", ends, hidden=True)
         if hidden is None:
             raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
@@ -110,7 +111,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     return {
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
-            "difference": pictures.held_out_gap(curves[2][2], curves[1][2]),
+            "difference": pictures.held_out_gap(curves[2][2], curves[1][2]),  # target, baseline
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
             **dict(zip(("histogram-groups", "histogram-labels"), pictures.histograms(view), strict=True)),

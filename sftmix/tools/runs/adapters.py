@@ -40,7 +40,7 @@ def stored_config(directory: Path) -> Any:
         if stored["peft_type"] != "LORA":
             raise ConfigError(f"{file}: peft_type is {stored['peft_type']!r:.80}; only LORA is loaded")
         for key in sorted(stored.keys() - TAKEN.split()):
-            if stored[key] and stored[key] != default.get(key):
+            if stored[key] and stored[key] != default.get(key):  # null, false: another version's "velora_config": null
                 raise ConfigError(
                     f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
                     "import, another base, or a computation. Take it out of the file if they work without it, else "
@@ -72,10 +72,12 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
             freeze_unused(model)
         missing, unexpected = set_peft_model_state_dict(  # type: ignore[attr-defined]
             model,
+            # PEFT writes base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: its wrapper is not here.
             {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()},
             ADAPTER,
         )
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        # Frozen weights are the base model's, and the file need not have them.
         if wrong := trained.intersection(missing).union(unexpected):
             raise ValueError(f"its configuration and its weights differ in {min(wrong)}")
     except Exception as error:  # for values in a stranger's file PEFT may raise anything
@@ -93,6 +95,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
     """
     adapted_logits = probe_logits(model)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    # base_layer: by LoRA; modules_to_save: trained in full.
     adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
     if adapted and model.config.get_text_config().tie_word_embeddings:
         # a weight of its own, so that merging into one end leaves the other as it is
@@ -103,12 +106,12 @@ def merge_adapters(model: PreTrainedModel) -> None:
     # The innermost first: if two tensors of experts are adapted, one's PEFT layer is inside the other's.
     for name, module in reversed(list(model.named_modules())):
         if hasattr(module, "modules_to_save"):
-            model.set_submodule(name, module.modules_to_save[ADAPTER])
+            model.set_submodule(name, module.modules_to_save[ADAPTER])  # the trained copy in place of the original
         elif hasattr(module, "base_layer"):
-            module.merge(safe_merge=True)
+            module.merge(safe_merge=True)  # PEFT merges a copy, and raises an error for NaN
             model.set_submodule(name, module.base_layer)
     del model.peft_config
-    model._hf_peft_config_loaded = False
+    model._hf_peft_config_loaded = False  # else save_pretrained writes adapters alone
     if difference := apart(probe_logits(model), adapted_logits):
         raise ConfigError(
             f"model.lora: merged into the weights of {type(model).__name__} these adapters give other logits, "

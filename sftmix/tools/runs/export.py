@@ -38,6 +38,7 @@ def export_run(
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
     if best and checkpoint is not None:
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
+    # An adopted stage has no checkpoints of its own: only its outputs were taken over.
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
     steps = steps_in(stored) or steps_in(stored)  # a save may have replaced the only one during the first look
     if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):

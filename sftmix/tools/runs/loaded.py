@@ -77,6 +77,7 @@ def weights_of(finished: FinishedModel) -> str:
     """Return the identity of a model's weights; of adapters that are no run's, their base model's as well."""
     own, directory = fingerprint(finished.path), Path(finished.path)
     if finished.run is None and (directory / "adapter_config.json").exists():
+        # Equal adapters on other weights are another model.
         return sha256_json([own, fingerprint(stored_config(directory).base_model_name_or_path)])
     return own
 
@@ -130,6 +131,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
             config, then = read_finished(run), made_from(run)["model"]
             path = config.model.path
             place = place_of(path)
+            # `then` is a hash of files, as 3c156600..., or name and commit of the hub, as gpt2@607a30d7...
             there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
             if then and not (there and fingerprint(path) == then):
                 raise ConfigError(
@@ -137,7 +139,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
                     "others, or gone. Bring them back; or if that model lies elsewhere now, write its place as "
                     f"model.path into {run / 'config.yaml'}"
                 )
-            options = replace(config.data, format="auto")
+            options = replace(config.data, format="auto")  # `text` would have no renderer, and nothing could be asked
             if (exported := run / "train/model").is_dir():  # its template has the generation prompt of the rows
                 path, options = str(exported), replace(options, template=None, template_options=None, renderer=None)
             else:
@@ -152,11 +154,12 @@ def longest_together(model: Any, name: str) -> int:
     such window (DeepSeek-V4's) is continued beside a longer one, and alone.
     """
     windows = getattr(model.config, "compress_rates", {"": 0})
-    ids = probe_ids(model, 2, 12 + max(windows.values()))
+    ids = probe_ids(model, 2, 12 + max(windows.values()))  # [2, 12], of DeepSeek-V4 [2, 12 + 128]
     mask = torch.ones_like(ids)
-    mask[1, :7] = 0
+    mask[1, :7] = 0  # the second row has 7 tokens of padding, and 5 of its own
     options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
     with probing(model, f"{name} does not generate"):
+        # The second new token goes on from the cache or the state, in which padding may have left something.
         beside = model.generate(ids, attention_mask=mask, generation_config=options)
         alone = model.generate(ids[1:, 7:], attention_mask=mask[1:, 7:], generation_config=options)
     longest = 0 if apart(beside.logits[-1][-1], alone.logits[-1][-1]) else position_border(model.config)

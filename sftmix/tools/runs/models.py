@@ -44,6 +44,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
     """
     models = []
     for name in map(str.strip, names):
+        # base -> (runs/first, base); my-model -> (my-model, target).
         of, wanted = (str(place), name) if name in OF_A_RUN else (name, "target")
         run = Path(of).expanduser()
         if not is_run(run):
@@ -63,7 +64,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
         path = str(stage.absolute() / "model")  # `as_started` moves relative names
         if wanted == "base":
             with as_started(run):
-                path = model_place(read_finished(run).model.path)[0]
+                path = model_place(read_finished(run).model.path)[0]  # no copy of it is in the run
         elif not is_finished(stage) or not os.path.isdir(path):
             raise ConfigError(
                 f"{run}: {stage.name} is not trained yet; the baseline needs --with_baseline true "

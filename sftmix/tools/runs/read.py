@@ -42,7 +42,7 @@ def check_finished(run: Path) -> None:
     Raises ConfigError for a link in the run.
     """
     refuse_links(run)
-    for stage in run.iterdir():
+    for stage in run.iterdir():  # files as well: they have no manifest
         is_finished(stage, weights=False)
 
 
@@ -62,7 +62,7 @@ def read_finished(run: Path) -> RunConfig:
     """
     file = run / "config.yaml"
     values, unread = read_yaml(file), dict[str, Any]()
-    with trusting():
+    with trusting():  # nobody: a class that is not of sftmix is a ForeignClassError
         for key, base in component_bases().items():
             group, _, name = key.rpartition(".")
             options: Any = values.get(group) if group else values
@@ -91,6 +91,7 @@ def as_started(run: Path | None) -> Iterator[None]:
     starts: list[PathLike] = [""]
     if run is not None:
         then = read_json(run / STARTED, directory=str, relative=str)
+        # {"directory": "/home/me", "relative": "../.."} of /home/me/runs/first.
         starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
     with names_from(starts, str(made_from(run)["model"]) if run else ""):
         yield
@@ -110,8 +111,9 @@ def _unread(base: type[Component], form: Any) -> Any:
     """
     if isinstance(form, list):
         return [_unread(base, one) for one in form]
+    # `renderer: own.Plain`, or `{class_path: own.Plain, init_args: {}}`.
     plain_form = dict(form) if isinstance(form, Mapping) else {CLASS: form, ARGS: {}}
-    path = str(plain_form.get(CLASS))
+    path = str(plain_form.get(CLASS))  # own.Plain
 
     def of_base(_: Component, key: str) -> Any:
         if callable(value := getattr(base, key)):
@@ -121,4 +123,5 @@ def _unread(base: type[Component], form: Any) -> Any:
             )
         return value
 
+    # Named after the class, as pages and cards show it: type("Plain", ...)().
     return type(path.rpartition(".")[2], (Component,), {"spec": lambda _: plain_form, "__getattr__": of_base})()

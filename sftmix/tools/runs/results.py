@@ -21,6 +21,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
     """
     out = Path(out)
     seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in STAGES}
+    # until=split: split/split.parquet.
     made = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
     return rendered(
         "runs/results.txt",
@@ -28,7 +29,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
         until=until,
         held_out=held_out(summary),
         mixed=at(summary, "confounds.mixed_token_share"),
-        times={name: timedelta(seconds=round(taken)) for name, taken in seconds.items() if taken},
+        times={name: timedelta(seconds=round(taken)) for name, taken in seconds.items() if taken},  # 2:05:00
         files=[str(out / name) for name in (made, "summary.json") if (out / name).exists()],
         place=shlex.quote(str(out)),
         config=shlex.quote(str(out / "config.yaml")),
@@ -58,6 +59,7 @@ def held_out(summary: Mapping[str, Any]) -> list[str]:
     values = {name: at(summary, key) for name, key in figures.items()}
     if values["after"] is None:
         return []
+    # null: there is no baseline, or none of the evaluations was kept as the best.
     shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
     return [f"held-out NLL per response token (lower is better): {shown}"]
 
@@ -66,5 +68,5 @@ def at(arm: Mapping[str, Any], key: str) -> Any:
     """Return arm["a"]["b"] for "a.b", or None if it is absent."""
     value: Any = arm
     for name in key.split("."):
-        value = (value or {}).get(name)
+        value = (value or {}).get(name)  # a group of summary.json may be null
     return value

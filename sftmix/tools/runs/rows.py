@@ -17,6 +17,7 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
     with as_started(path):
         config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
     if (inputs := made_from(path))["model"]:
+        # A run that has only its reference recorded no `eval`.
         then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)
         if then != (rows.data.train.fingerprint, rows.eval_fingerprint):
             raise ConfigError(

@@ -14,13 +14,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from flatten(value, f"{name}.")
-        elif isinstance(value, int | float | None) and not isinstance(value, bool):
+        elif isinstance(value, int | float | None) and not isinstance(value, bool):  # True is an int in Python
             yield name, float("nan" if value is None else value)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table of rows, the head first, its columns aligned for people who read the text."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]  # a bare one would end the cell
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
@@ -35,5 +35,5 @@ def rendered(template: str, **values: Any) -> str:
     """Return the text of a template, ROOM/FILE, with these values; tags that have a line for themselves leave none."""
     import jinja2
 
-    text = (Path(__file__).parents[1] / template).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / template).read_text(encoding="utf-8")  # compare/table.md of sftmix/tools
     return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).render(values)

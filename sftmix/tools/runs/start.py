@@ -36,7 +36,7 @@ def holding(directory: PathLike) -> Iterator[None]:
         try:
             yield
         except SFTMixError as error:
-            error.everywhere = True
+            error.everywhere = True  # every rank found it: one of them reports it
             raise
 
 
@@ -53,6 +53,7 @@ def check_run(config: RunConfig, until: StageName) -> None:
     refuse_other_inputs(Known(config), stages, directory)
     if "confidence" in stages and config.confidence_needs_dynamics():
         refuse(list(confidence_problems(config)), "the configuration")
+    # Selection, confidence and split are made by one process, as is a reference that only reads a file.
     by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
     missing = [stage for stage in stages if stage in by_ranks and not (directory / stage / MANIFEST).exists()]
     for options in (config.training, own.training) if missing else ():

@@ -25,7 +25,7 @@ def export_stored(
     model = load_model(config.model.path)
     stored_adapters = (source / "adapter_config.json").exists()
     if stored_adapters:
-        load_adapters(model, source)
+        load_adapters(model, source)  # train/model, of a run whose checkpoints are gone
     elif config.model.lora.r:
         add_adapters(model, config.model.lora, seed=0)  # whose values are in `source`
     module = TrainingModule(model)
@@ -38,6 +38,7 @@ def export_stored(
                 store.load(chosen, module, None)
                 break
             except Exception:  # a run beside this may have removed it, whichever file was missed first
+                # A step that was named cannot be another; without a change of the folder the error is a real one.
                 if step is not None or store.steps() == steps:
                     raise
         step = chosen

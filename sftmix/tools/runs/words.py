@@ -47,14 +47,18 @@ def add_options(parser: argparse.ArgumentParser, owner: type) -> None:
     """
     docs = option_docs(owner)
     for name, option in options_of(owner).items():
+        # data__roles -> data.roles, from_ -> from.
         key, hint, needed = name.rstrip("_").replace("__", "."), option.annotation, option.default is option.empty
+        # "RUN|FILE: a run" has the form RUN|FILE; "auto: as stored" has none, since it is not in capitals.
         form, doc = re.findall(r"(?:([A-Z_|,]+): )?(.*)", docs[name])[0]
         if hint is bool:
             parser.add_argument(f"--{key}", dest=name, action="store_true", help=doc)
             continue
+        # Without a form the metavar is the choices: swanlab|tensorboard|trackio|wandb.
         value = {"help": doc, "metavar": form or "|".join(choices(hint)), "default": option.default}
         count = "+" if is_list(hint) else None
         if option.kind is option.KEYWORD_ONLY:
             parser.add_argument(f"--{key}", dest=name, required=needed, nargs=count, **value)
         else:
+            # "+": the runs of status; "?": the NAME of components, which has a default.
             parser.add_argument(name, nargs=count if needed else "?", **value)

@@ -70,7 +70,7 @@ def model_card(
         for key, words in METRICS.items()
         if isinstance(figures.get(key), float)
     ]
-    from_hub = "@" in made_from(run)["model"]
+    from_hub = "@" in made_from(run)["model"]  # gpt2@607a30d7...; a local model has a hash, and no page to link to
     data = ModelCardData(
         license=license,
         base_model=config.model.path if from_hub else None,
@@ -95,6 +95,7 @@ def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), **private)
     write_dynamics(to / "dynamics.parquet", dynamics)
     shutil.copy(folder / "confidence.parquet", to)
+    # By the hash of their texts others match these rows with theirs, whatever the ids.
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
     card = _card("scores.md", run, data, rows=len(rows.ids), alone=dynamics.alone_nll_sum is not None)
@@ -104,6 +105,7 @@ def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
 def write_card(file: Path, card: str) -> None:
     """Write the card, unless there is an edited one."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
+    # Nobody edited a card whose text has the hash that is under it.
     if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))
 
@@ -120,14 +122,16 @@ def without_directories(value: Any) -> Any:
         return [without_directories(inner) for inner in value]
     if not isinstance(value, str) or "/" not in value:
         return value
+    # "openai/gsm8k:main@train[:10%]" -> openai/gsm8k; the last ":" of C:/rows is before a "/", so it stays.
     name = re.sub(r":[^:/\\]+\Z", "", value.partition("@")[0])  # of NAME:SUBSET@SPLIT
+    # secret/place may be an id as well: a path only if it is there.
     on_hub = HUB_ID.match(name.removeprefix("hub:")) and not is_there(place_of(name))
     # These endings make NAME/NAME a path: an id of the hub may also have a dot.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
     # A relative path with such characters is known by its ending, or because it is there.
     is_text = re.search(r"[\s<>|{}]", value) and not re.match(r"[/~.]|\w:/", value)
     is_path = is_there(place_of(value)) or re.search(endings, value.lower()) or not (on_hub or is_text)
-    return Path(value).name or value if is_path else value
+    return Path(value).name or value if is_path else value  # /home/me/rows.jsonl -> rows.jsonl; "/" stays
 
 
 def _card(template: str, run: Path, data: Any, **values: Any) -> str:
@@ -138,13 +142,13 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
     config = read_finished(run)
     with as_started(run):
         shown = without_directories(config.plain())
-    shown.pop("out", None)
+    shown.pop("out", None)  # a place on this machine
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(
         values,
         data=data,
-        header=Markup(data.to_yaml()),
+        header=Markup(data.to_yaml()),  # not escaped: huggingface_hub writes YAML
         config=config,
         summary={"version": sftmix.__version__, **read_json_if_there(run / "summary.json")},
         base=shown["model"]["path"],
@@ -157,5 +161,6 @@ def _escaped(value: Any) -> Markup:
     """Return a value as one line of text: no markup, no HTML, no end of a table's cell."""
     if isinstance(value, Markup):
         return value
+    # "[x](y)|<b>" -> "\[x\]\(y\)\|&lt;b&gt;".
     line = " ".join(str(value).split())
     return Markup(re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(line, quote=False)))

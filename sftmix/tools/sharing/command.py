@@ -53,11 +53,12 @@ def main(args: Options) -> None:
     if is_there(final):
         raise ConfigError(f"{final} exists; name a directory that does not")
     remove_leftovers(final.parent, final.name)  # of an export that was killed
-    to = final.with_name(f".tmp-{final.name}.{os.getpid()}")
+    to = final.with_name(f".tmp-{final.name}.{os.getpid()}")  # beside it, so that the last step is a rename
     step = export_run(run, to, checkpoint=args.step, best=args.best, dtype=args.dtype, merge=args.merge)
+    # The checkpoint of the last step has the weights that the run measured.
     if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
         step = None
-    measured = step is None and not args.merge and args.dtype == "auto"
+    measured = step is None and not args.merge and args.dtype == "auto"  # merged or rounded, they are other numbers
     if not measured:
         say("these are not the weights of train/model, as the run measured them: it has no figures of these")
     from sftmix.tools.sharing.cards import CARD, model_card, write_card  # import torch, which no refusal waits for

@@ -41,7 +41,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.tools.runs.start import check_start
 
-    check_start(config, until)
+    check_start(config, until)  # before torch is imported, which takes seconds
     from sftmix.pipeline import recipe
 
     summary = recipe.run(config, until=until, validated=True)

@@ -57,7 +57,7 @@ def report(run: Path) -> str:
             plan = read_yaml(run / TABLE)
             rows = [["variant", "seed", "state", "steps", plan["metric"]]]
             for seed in plan["seeds"]:
-                for variant in map(str, plan["variants"]):
+                for variant in map(str, plan["variants"]):  # 0.4 is a number in YAML
                     cell = run / variant / f"seed-{seed}"
                     of_cell = read_json_if_there(cell / "STATUS.json")
                     summary = read_json_if_there(cell / "summary.json")
@@ -99,10 +99,10 @@ def _is_alive(pid: int, at: float) -> bool:
     import psutil  # which --help does without
 
     try:
-        return psutil.Process(pid).create_time() <= at
+        return psutil.Process(pid).create_time() <= at  # one that began later has the number of a dead one
     except psutil.AccessDenied:  # a process of somebody else
         return True
-    except (psutil.NoSuchProcess, ValueError):
+    except (psutil.NoSuchProcess, ValueError):  # ValueError: a negative pid, of a damaged file
         return False
 
 
@@ -117,9 +117,10 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
     count = str(last.get("step", ""))
     left = ""
     if last and total:
-        count += f"/{total} ({100 * last['step'] // total}%)"
+        count += f"/{total} ({100 * last['step'] // total}%)"  # 40/100 (40%)
         now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # after any pause
         if running and len(now) > 1:
+            # 2 s a step so far, and 60 to come: 0:02:00.
             seconds = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
             left = str(timedelta(seconds=round(seconds)))
     return [

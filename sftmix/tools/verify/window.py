@@ -66,9 +66,11 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     checkpoints = sorted({*steps_in(directory / CHECKPOINTS)} - {0})  # 0: stopped before the first step
     if finished:
         last = read_json(directory / "figures.json", steps=int)["steps"]
-    starts = [0, *(step for step in checkpoints if step < last)]
+    starts = [0, *(step for step in checkpoints if step < last)]  # 0 is the base model, which needs no checkpoint
+    # The exported model has the weights of the last step.
     kept = [*checkpoints, last] if finished and (directory / "model").is_dir() else checkpoints
     if start is None:
+        # With checkpoints 60 and 100 it is 60, so that the window ends with weights to compare.
         start = max(step for step in starts if step < max(kept, default=last))
     elif start not in starts:
         raise ConfigError(
@@ -77,6 +79,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
             "--checkpoint.keep N"
         )
     if steps is None:
+        # From 0, with the next weights at 60: too far, so 10 steps; from 45: up to 60.
         near = [step for step in kept if start < step <= min(start + NEAR, last)]
         steps = min(near, default=min(start + STEPS, last)) - start
     elif not 0 < steps <= last - start:
@@ -95,9 +98,9 @@ def refuse_too_few_ranks(window: Window) -> None:
 
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
     """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
-    ends = [*(one["after"] for one in recorded[1:]), math.inf]
+    ends = [*(one["after"] for one in recorded[1:]), math.inf]  # [{after: 0}, {after: 4}] -> 4, inf
     inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
-    if not inside or inside[0]["after"] > start:
+    if not inside or inside[0]["after"] > start:  # the steps before a machine of an older record are of an unknown one
         return []
     return [{name: one[name] for name in one if name != "after"} for one in inside]
 
