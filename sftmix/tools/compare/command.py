@@ -79,7 +79,8 @@ def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
     config, tree, values = parse(arguments, CompareOptions)
     table, base = vars(values), config.plain()
-    del table["list"]
+    if table.pop("list"):
+        raise ConfigError("list true is for the command line (--list): a file would show its table and never run it")
     variants = {}
     for name, given in table.pop("variants").items():
         options = given or {}  # `NTP:` with nothing behind it is null in YAML: the base itself

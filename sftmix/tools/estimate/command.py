@@ -23,7 +23,7 @@ a machine has been measured."""
 @dataclass(kw_only=True)
 class EstimateOptions:
     gpu: str | None = None
-    """B200, H200, H100, A100-80GB, A100-40GB, L40S, RTX-4090 or cpu; null: this machine."""
+    """B200, H200, H100-PCIe, H100-NVL, H100, A100-80GB, A100-40GB, L40S, RTX-4090 or cpu; null: this machine."""
     gpus: int | None = None
     """How many; null: as many as this machine has; of a named kind 8, of cpu 1."""
     mfu: float = MFU

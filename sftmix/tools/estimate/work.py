@@ -96,8 +96,11 @@ have, and which decides the memory."""
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
     """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths."""
-    lengths = data.lengths[rows]
-    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()], float)
+    return _amount(data.lengths[rows], data.n_targets[rows])
+
+
+def _amount(lengths: Int64, targets: Int64) -> Float64:
+    return np.array([lengths.sum(), targets.sum(), (lengths**2).sum()], float)
 
 
 class Work(NamedTuple):
@@ -148,7 +151,10 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     trains = Need.TRAINING in reference.needs
     times = len(steps) if trains else reference.most_checkpoints(None) or 1  # FromCheckpoints: its number of models
     fake = _fake(path, config, reference_lora(config.model, model), training, machine, trains=trains)
-    work = Work("reference", fake, training, times * amount_of(own))
+    scored = amount_of(own)
+    if getattr(reference, "response_alone", False):  # responses once more, each behind the first token of its row
+        scored += _amount(own.n_targets + 1, own.n_targets)
+    work = Work("reference", fake, training, times * scored)
     last = max(steps, default=order.total_steps)  # where the training of the reference stops
     return _trained(work, config, NTP(), own, order, machine, last) if last and trains else work
 

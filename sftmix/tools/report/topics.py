@@ -1,5 +1,6 @@
 """Topics of the least and the most confident instructions: the words that tell them apart (the paper's case study)."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ def topics(texts: Sequence[str]) -> list[Any]:
     word. Empty for a language that hardly has spaces between its words.
     """
     whole, n = "".join(texts), len(texts) // 2
-    if whole.count(" ") <= len(whole) / 20:  # English: one in six; a text of none at all is here as well
+    # English has a space in six characters; "? ! ?" has no words, nor has a text of none at all.
+    if whole.count(" ") <= len(whole) / 20 or not re.search(r"\w", whole):
         return []
     # The number of texts with a word, not of its uses; scikit-learn's own pattern leaves out "C" and "7".
     counter = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b")

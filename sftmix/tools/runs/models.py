@@ -43,7 +43,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
     it in its stage, were changed since.
     """
     models = []
-    for name in map(str.strip, names):
+    for name in dict.fromkeys(filter(None, map(str.strip, names))):  # `--models target,`
         # base -> (runs/first, base); my-model -> (my-model, target).
         of, wanted = (str(place), name) if name in OF_A_RUN else (name, "target")
         run = Path(of).expanduser()

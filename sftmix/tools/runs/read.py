@@ -91,7 +91,7 @@ def as_started(run: Path | None) -> Iterator[None]:
     starts: list[PathLike] = [""]
     if run is not None:
         then = read_json(run / STARTED, directory=str, relative=str)
-        # {"directory": "/home/me", "relative": "../.."} of /home/me/runs/first.
+        # {"directory": "/data/me", "relative": "../.."} of /data/me/runs/first.
         starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
     with names_from(starts, str(made_from(run)["model"]) if run else ""):
         yield

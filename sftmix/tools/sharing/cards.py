@@ -131,7 +131,7 @@ def without_directories(value: Any) -> Any:
     # A relative path with such characters is known by its ending, or because it is there.
     is_text = re.search(r"[\s<>|{}]", value) and not re.match(r"[/~.]|\w:/", value)
     is_path = is_there(place_of(value)) or re.search(endings, value.lower()) or not (on_hub or is_text)
-    return Path(value).name or value if is_path else value  # /home/me/rows.jsonl -> rows.jsonl; "/" stays
+    return Path(value).name or value if is_path else value  # /data/rows.jsonl -> rows.jsonl; "/" stays
 
 
 def _card(template: str, run: Path, data: Any, **values: Any) -> str:

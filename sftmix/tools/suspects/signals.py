@@ -179,6 +179,8 @@ class HardTokens(Signal):
         words = [nll[-1, :-1].astype(np.float64) for nll in rows.dynamics_with("token_nll").token_nll]
         hard = [np.sort(nll)[-max(1, len(nll) // 5) :] for nll in words]
         total, size = np.array([(part.sum(), len(part)) for part in hard]).T
+        if not size.any():  # all responses are the end of their turn alone
+            return np.full(len(size), np.nan)
         usual = np.median(total[size > 0] / size[size > 0])
         return np.where(size > 0, (total + PRIOR * usual) / (size + PRIOR), np.nan)
 

@@ -316,4 +316,5 @@ def main(args: Options) -> None:
             tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
     finally:
         tracker.end()
-    print(f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}, which had the others")
+    others = ", which had the others" * (sent < tracker.rows)
+    print(f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}{others}")

@@ -20,6 +20,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
+from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.command import described
 from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
@@ -103,10 +104,23 @@ def test_without_a_name_it_is_this_machine(finished, sftmix):
     assert found["stages"]["train"]["fits"] is True
 
 
+def test_responses_that_are_scored_without_their_prompts_as_well_count_twice(tiny):
+    """Each behind the first token of its row."""
+    given = config(tiny, reference=TrainedReference(checkpoints=2))
+    again = config(tiny, reference=TrainedReference(checkpoints=2, response_alone=True))
+    once, twice = (estimate(one, CPU)["stages"]["reference"] for one in (given, again))
+    rows = read_rows(given, World())[1].data.train
+    assert twice["scored_tokens"] - once["scored_tokens"] == 2 * int((rows.n_targets + 1).sum())
+    assert twice["scoring_flops"] > once["scoring_flops"]
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [
         ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
         ("NVIDIA A100 80GB PCIe", "A100-80GB"),
         ("NVIDIA GeForce RTX 4090", "RTX-4090"),

@@ -28,7 +28,7 @@ def test_words_counts_and_order_are_those_of_the_texts():
         assert [word["by"] for word in end] == pytest.approx([one[0] for one in wanted], rel=1e-12)
 
 
-@pytest.mark.parametrize("texts", [["これはペンです。"] * 4, [], [""]])
+@pytest.mark.parametrize("texts", [["これはペンです。"] * 4, [], [""], ["? ! ?", "! ? !"]])
 def test_no_words_without_spaces(texts):
     assert topics(texts) == []
 

@@ -89,6 +89,11 @@ def test_the_end_of_a_turn_is_that_of_checkpoints_in_training(losses):
     np.testing.assert_allclose(EndOfTurn().score(before)[0], losses.dynamics.token_nll[0][0, -1], rtol=1e-6)
 
 
+def test_hard_tokens_of_responses_without_a_word_are_not_there():
+    rows = SuspectRows(PROMPTS[:2], RESPONSES[:2], dynamics_of([np.ones((1, 1), np.float32)] * 2, steps=(0,)))
+    assert np.isnan(HardTokens().score(rows)).all()
+
+
 def test_hard_tokens_are_the_hardest_fifth_of_the_last_checkpoint_but_the_end_of_the_turn(losses):
     means, sizes = [], []
     for nll in losses.dynamics.token_nll:

@@ -125,7 +125,9 @@ def test_a_killed_and_resumed_run_has_every_step_once(client, tiny, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "failed" not in again.stderr
     done = command("track", str(run), "--to", client)
-    assert f"{run}: {0 if client == 'trackio' else 14} of 14 steps sent to {client}" in done.stdout, done.stderr
+    sent = f"{run}: {0 if client == 'trackio' else 14} of 14 steps sent to {client}"
+    assert sent in done.stdout, done.stderr
+    assert ("which had the others" in done.stdout) == (client == "trackio")
     (*rows, _), _ = READERS[client](run)
     assert rounded(rows) == rounded(expected(run))
 
