@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.shown import quoted
-from sftmix.data.templates import defaults, on_the_same_day, token_roles
+from sftmix.data.templates import Chat, defaults, on_the_same_day, token_roles
 from sftmix.data.thoughts import (
     INLINE,
     OPENING,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 QUESTION, ANSWER = (turn["content"] for turn in PROBE)
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
+PLACE = "place5b71cfb5"
+"""Letters that no row has."""
 
 _GENERATION = re.compile(r"{%-?\s*generation\b")  # {%- generation %}, which transformers makes its masks of
 _WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
@@ -58,20 +60,24 @@ def common_start(one: Any, other: Any) -> Any:
 
 
 def text_after(prompt: str, rendered: str, question: str) -> str | None:
-    """Return a rendering behind a prompt, which may have another head and other white space around its header."""
+    """Return a rendering behind a prompt, which may have another head and other white space around its header.
+
+    question  the last turn of the prompt, or its end, which is nowhere else in the two
+    """
     if rendered.startswith(prompt):
         return rendered[len(prompt) :]
-    question = question.strip()
-    if not question:  # a function that returned nothing: there is no place to go on from
-        return None
     # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
     header = prompt.rpartition(question)[2]
-    # As many questions as the prompt has are passed over: an earlier turn may say the same.
-    turns = question.join(rendered.split(question)[prompt.count(question) :])
+    turns = rendered.partition(question)[2]
     # DeepSeek-V3.1 of vLLM: the prompt has '\n  <|Assistant|>', the rendering '\n  <|Assistant|>    </think>'.
     spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
     found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
     return turns[found.end() :] if found else None
+
+
+def placed(chat: Chat) -> list[Mapping[str, Any]]:
+    """Return a conversation with PLACE behind its last turn: if that says "a", so may the template's own words."""
+    return [*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + PLACE}]
 
 
 def written_behind(prompt: str, rendered: str, question: str, closing: str, *, thinks: bool) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.renderer import Renderer
-from sftmix.data.layout import common_start, layout_of, with_text_arguments, written_behind
+from sftmix.data.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.templates import Chat, chosen, decode, defaults, token_roles
 from sftmix.data.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
@@ -177,15 +177,16 @@ class ChatTemplate(Renderer):
         before  the turns in front of it
         """
         layout, last = self.layout, self.turn(message, last=True)
-        prompt = self.render(before, prompt=True, tools=example.tools)
-        rendered = self.render([*before, last], prompt=False, tools=example.tools)
+        prompt, rendered = texts = self._texts(before, last, example.tools)
         thought, answer = map(self.spellings.as_text, self.divided(message))
         reasons = self._left_out(example, before, prompt)
         # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
         if not rendered.startswith(without_thought_tags(prompt)):
             reasons.append("composed")
-        question = before[-1]["content"] if before else ""
-        written = written_behind(prompt, rendered, question, layout.closing, thinks=bool(thought))
+        question = before[-1]["content"].strip()
+        if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
+            question, texts = PLACE, self._texts(placed(before), last, example.tools)
+        written = written_behind(*texts, question, layout.closing, thinks=bool(thought))
         # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
         # an empty thought in front of one in the content: '<think></think><think>\nSky'.
         lost = written is None or (thought and (layout.key is None or closing_at_head(written)))
@@ -204,6 +205,10 @@ class ChatTemplate(Renderer):
         if MARK in prompt + text:
             reasons.append("spelt_special")
         return Written(prompt, text, self._weights(message, text, answer), reasons)
+
+    def _texts(self, before: Chat, last: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        """Render turns with the generation prompt, and with the response behind them."""
+        return self.render(before, prompt=True, tools=tools), self.render([*before, last], prompt=False, tools=tools)
 
     def _begun(self, prompt: str, thought: str) -> str:
         """Return what we put between a prompt and the answer.

@@ -39,7 +39,7 @@ from sftmix.data.thoughts import answers
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 11
+CODE_VERSION = 12
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]

@@ -145,6 +145,28 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
             assert found.ids.count(tokenizer.convert_tokens_to_ids(tag)) == text.count(tag)
 
 
+# DeepSeek-V3.1 as vLLM writes it: the prompt is "\n  <|Assistant|>    </think>", the rendering has other white space.
+CLOSED = chatml("    </think>      {{ m.content }}", "      </think>").replace("<|im_start|>a", "\n  <|im_start|>a")
+OWN_WORDS = ("user", "assistant", "t", "n", "a", ">", "|", "think", "im", "says", "Four.")
+
+
+@pytest.mark.parametrize(
+    "template", [*(one.template for one in STRUCTURES.values()), CLOSED], ids=[*STRUCTURES, "closed"]
+)
+@pytest.mark.parametrize("thought", ["", "Two and two."])
+def test_a_question_of_the_templates_own_words_is_one_as_others(template, thought):
+    """It is found by its place, and not by what it says."""
+    if thought and template in (CLOSED, STRUCTURES["closes"].template):
+        return
+    encoder = make_encoder(tokenizer_of("chatml", template), thinks=bool(thought))
+    trained = set[str]()
+    for question in ("Which fish?", *OWN_WORDS):
+        chat = Message("user", question), Message("assistant", "Four.", True, thought=thought)
+        (found,) = encode_examples(encoder, [Example("x", chat)], 10_000)
+        trained.add(encoder.decode(found.ids[found.spans[0][0] :]))
+    assert len(trained) == 1
+
+
 def test_a_prompt_that_closes_the_thought_of_the_rows_is_refused():
     """A thought behind it would be trained where no model is asked for one."""
     tokenizer = tokenizer_of("chatml", STRUCTURES["closes"].template)
