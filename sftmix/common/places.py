@@ -3,8 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -38,29 +37,19 @@ def path_problem(path: PathLike) -> str | None:
 is_there = os.path.exists
 """True if there is such a file or directory; also False for a name that no file can have."""
 
-_started: ContextVar[tuple[Sequence[PathLike], str]] = ContextVar("started", default=([""], ""))
+started: ContextVar[tuple[Sequence[PathLike], str]] = ContextVar("started", default=([""], ""))
 """Directories in which relative names of options begin ("": here); and what a hub id means, as NAME@COMMIT."""
-
-
-@contextmanager
-def names_from(starts: Sequence[PathLike], hub: str) -> Iterator[None]:
-    """Let `place_of` begin in the first of these directories that has the file, and a hub id NAME mean NAME@COMMIT."""
-    token = _started.set((starts, hub))
-    try:
-        yield
-    finally:
-        _started.reset(token)
 
 
 def place_of(name: PathLike) -> Path:
     """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
-    places = [Path(start, os.path.expanduser(name)) for start in _started.get()[0]]  # /data/x has no start
+    places = [Path(start, os.path.expanduser(name)) for start in started.get()[0]]  # /data/x has no start
     return next(filter(is_there, places), places[0])
 
 
 def places_like(pattern: str) -> list[str]:
     """Return the places that a pattern of `glob` matches, looked for where `place_of` looks."""
-    found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in _started.get()[0])
+    found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in started.get()[0])
     return next(filter(None, found), [])
 
 
@@ -79,5 +68,5 @@ def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
 
 def commit_of(name: str) -> str | None:
     """Return the commit that a hub id means; None: the newest one."""
-    recorded, _, commit = _started.get()[1].rpartition("@")
+    recorded, _, commit = started.get()[1].rpartition("@")
     return commit if recorded == name else None

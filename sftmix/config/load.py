@@ -31,8 +31,7 @@ def load(text: str, *, texts: bool = False) -> Any:
         _check(document)
         return None if document is None else reader.construct_document(document)
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise ValueError(f"line {line}: {error.problem}") from error
+        raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from error
     except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
         # 2024-13-01 is no date, [[[... is too deep, and NUL is no character; some of the messages have several lines
         raise ValueError(" ".join(str(error).split())) from error

@@ -31,8 +31,7 @@ def describe_split(root: Path, scores: Scores, split: Split) -> dict[str, Any]:
     for group, name in enumerate(split.names):
         rows = split.rows(group)
         confidence = scores.confidence[rows[measured[rows]]]  # without NaN and infinity
-        own = [scores.label[row] for row in rows] if scores.label else []
-        labels = Counter(str(label) for label in own if label is not None)
+        labels = Counter(str(scores.label[k]) for k in rows if scores.label and scores.label[k] is not None)
         figures[name] = {
             "examples": len(rows),
             "confidence_mean": finite(np.mean, confidence),

@@ -29,7 +29,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 def recompute_activations(model: PreTrainedModel) -> None:
     """Checkpoint each decoder layer."""
     enable = getattr(model, "activation_checkpointing_enable", None)  # older versions of transformers have the other
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    (enable or model.gradient_checkpointing_enable)()
 
 
 def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:

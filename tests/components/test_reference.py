@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.common.places import names_from
+from sftmix.common.places import started
 from sftmix.common.tables import write_dynamics
 from sftmix.components import TrainedReference
 from sftmix.components.reference import FromCheckpoints, FromFile
@@ -47,8 +47,9 @@ def test_trained_reference_hands_its_options_to_the_loop():
 def test_a_pattern_of_checkpoints_is_looked_for_where_the_run_was_started(tmp_path):
     for number in (9, 10):
         (tmp_path / "output" / f"checkpoint-{number}").mkdir(parents=True)
-    with names_from([tmp_path / "elsewhere", tmp_path], ""):
-        paths = FromCheckpoints(paths=["output/checkpoint-*", "other"]).paths
+    here = started.set(([tmp_path / "elsewhere", tmp_path], ""))
+    paths = FromCheckpoints(paths=["output/checkpoint-*", "other"]).paths
+    started.reset(here)
     assert paths == [str(tmp_path / "output" / "checkpoint-9"), str(tmp_path / "output" / "checkpoint-10"), "other"]
 
 

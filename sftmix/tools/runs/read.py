@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, refuse_links
-from sftmix.common.places import PathLike, is_there, names_from
+from sftmix.common.places import PathLike, is_there, started
 from sftmix.components.component import Component
 from sftmix.config import RunConfig
 from sftmix.config.merge import ARGS, CLASS, build, merge
@@ -93,8 +93,11 @@ def as_started(run: Path | None) -> Iterator[None]:
         then = read_json(run / STARTED, directory=str, relative=str)
         # {"directory": "/data/me", "relative": "../.."} of /data/me/runs/first.
         starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
-    with names_from(starts, str(made_from(run)["model"]) if run else ""):
+    before = started.set((starts, str(made_from(run)["model"]) if run else ""))
+    try:
         yield
+    finally:
+        started.reset(before)
 
 
 def made_from(run: Path) -> dict[str, Any]:
