@@ -138,7 +138,7 @@ class ChatTemplate(Renderer):
         """
         text = self.layout.rendered(*chat, prompt=prompt, tools=tools)
         if MARK_IN_ESCAPES in text:
-            raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
+            raise TemplateRefusal("it writes a row in escapes (or a row says \\ufdd0): special tokens may be hidden")
         return text
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
