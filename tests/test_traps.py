@@ -36,7 +36,7 @@ T12  leaks between packed sequences
        training/test_padding_free.py::test_one_row_is_one_by_one
 T13  resume
        distributed/test_equivalence.py::test_a_run_continued_after_kill_is_the_uninterrupted_run
-T14  streaming
+T14  streaming (of a Trainer's rows; data.train has no way to stream)
        tools/integrations/test_trainers.py::test_it_needs_a_split_and_rows_by_number
 T15  a checkpoint of one rank's shard
        training/test_checkpoint.py::test_two_fsdp_ranks_to_one_and_back

@@ -128,11 +128,13 @@ def _value(key: str, behind: str, words: deque[str]) -> Any:
 
     words  the words behind it, of which this takes one
     """
-    if behind and key in _FLAGS:
-        raise ConfigError(f"--{key}{behind}: this option takes no value; write --{key}, or leave it out")
+    if key in _FLAGS:
+        if behind:
+            raise ConfigError(f"--{key}{behind}: this option takes no value; write --{key}, or leave it out")
+        return True
     if behind:
         return Word(behind[1:])  # --seed=3
-    if key not in _FLAGS and words and not words[0].startswith("--"):  # -0.1 is a value
+    if words and not words[0].startswith("--"):  # -0.1 is a value
         return Word(words.popleft())
     if key.endswith("+"):  # true would be a file, a label, ... of that name
         raise ConfigError(f"--{key} needs a value behind it")

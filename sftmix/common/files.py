@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,12 @@ def fresh_directory(final: Path) -> Path:
     staging = final.parent / f".tmp-{final.name}.{os.getpid()}"
     staging.mkdir()
     return staging
+
+
+def let_others_read(path: Path) -> None:
+    """Give a file the rights of its directory, if there are any; safetensors 0.8 lets its owner alone read one."""
+    with suppress(OSError):
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def not_utf8(name: str) -> str:
 
 def as_written(number: float) -> Fraction:
     """Return the number that a user wrote: 1.1 is 11/10, so that 0.07 of 100 steps are 7, and not 8 when rounded up."""
-    return Fraction(number).limit_denominator(1_000_000_000)
+    return Fraction(number).limit_denominator(1_000_000)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -32,9 +32,11 @@ def load(text: str, *, texts: bool = False) -> Any:
         return None if document is None else reader.construct_document(document)
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"line {error.problem_mark.line + 1}: {error.problem}") from error
-    except (ValueError, ArithmeticError, LookupError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        # 2024-13-01 is no date, [[[... is too deep, and NUL is no character; some of the messages have several lines
-        raise ValueError(" ".join(str(error).split())) from error
+    except Exception as error:
+        # 2024-13-01 is no date, [[[... is too deep, and NUL is no character; some of the messages have several lines.
+        # `!!bool x` is a KeyError, `!!timestamp x` an AttributeError.
+        message = "a tag does not fit its value" if isinstance(error, LookupError | AttributeError) else str(error)
+        raise ValueError(" ".join(message.split())) from error
 
 
 def _check(document: yaml.Node | None) -> None:

@@ -293,7 +293,7 @@ class ChatTemplate(Renderer):
         """Decode an answer, without what the template writes around it."""
         layout = self.layout
         # As ids, before they are decoded: gpt-oss has '<|channel|>final<|message|>', of which 'final' would be left.
-        lead = self.spellings.tokenize([layout.answer_lead])[0] if layout.answer_lead else []
+        (lead,) = self.spellings.tokenize([layout.answer_lead])
         text = super().text_of(ids[len(lead) :] if list(ids[: len(lead)]) == lead else ids)
         # Mistral's lead ' ' is in the first word's token; '<|END_RESPONSE|>' of Command R7B is in front of the end.
         return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,11 +108,12 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
             if target.exists():
                 print(f"{target} is not as it was written, and is made again", file=sys.stderr)
             with tempfile.TemporaryDirectory(prefix=f".tmp-{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
-                shutil.copymode(root, scratch)  # tempfile's own are for one user, and a cache may be for several
-                summary = build(Path(scratch))
-                write_json(Path(scratch, "summary.json"), summary)
+                place = Path(scratch, name)
+                place.mkdir()  # a directory of tempfile is for one user, and a cache may be for several
+                summary = build(place)
+                write_json(place / "summary.json", summary)
                 try:
-                    commit_directory(Path(scratch), target, about={})
+                    commit_directory(place, target, about={})
                 except OSError:
                     if _read(target) is None:  # else another process has finished the same key first
                         raise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import fresh_directory, naming_full_disk, read_text, sync_path, write_text
+from sftmix.common.files import fresh_directory, let_others_read, naming_full_disk, read_text, sync_path, write_text
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 from sftmix.model.load import file_beside, model_config, say_once
@@ -61,7 +61,7 @@ def export_model(
             for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):
                 say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
-                file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets its owner alone read a file
+                let_others_read(file)
                 sync_path(file)
             old = path.with_name(f"{temporary.name}.old")
             if path.exists():

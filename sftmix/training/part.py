@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from sftmix.common.files import file_entry
+from sftmix.common.files import file_entry, let_others_read
 
 
 class Part(dcp.HuggingFaceStorageWriter):
@@ -38,7 +38,7 @@ class Part(dcp.HuggingFaceStorageWriter):
         if not self.tensors:
             return {}
         save_file(self.tensors, self.file, self.metadata)
-        self.file.chmod(self.file.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets its owner alone read a file
+        let_others_read(self.file)
         self.tensors.clear()  # what was copied is not needed while it is hashed
         return {self.file.name: file_entry(self.file)}
 

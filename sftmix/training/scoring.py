@@ -134,9 +134,9 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
     """Return the NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
 
     The last figure is exact match under greedy decoding: greedy decoding returns the reference answer if and only if
-    each of its tokens is the argmax given the tokens before. Raises NonFiniteError if the NLL of a row is not finite.
+    each of its tokens is the argmax given the tokens before. Raises NonFiniteError if the NLL of a row is NaN.
     """
-    bad = np.flatnonzero(~np.isfinite(scores.nll_sum))
+    bad = np.flatnonzero(np.isnan(scores.nll_sum))
     if len(bad):
         raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): {BROKEN}")
     tokens = max(int(scores.n_tokens.sum()), 1)

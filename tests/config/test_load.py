@@ -66,7 +66,7 @@ def test_a_tag_that_does_not_fit_its_value_is_no_yaml(value, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(f"seed: {value}\n")
     for read in (lambda: read_config(path), lambda: parse(read_arguments(["--seed", value]))):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match="a tag does not fit its value"):
             read()
 
 

@@ -159,11 +159,11 @@ def test_a_question_of_the_templates_own_words_is_one_as_others(template, though
     if thought and template in (CLOSED, STRUCTURES["closes"].template):
         return
     encoder = make_encoder(tokenizer_of("chatml", template), thinks=bool(thought))
-    trained = set[str]()
+    trained = set[tuple[str, ...]]()
     for question in ("Which fish?", *OWN_WORDS):
         chat = Message("user", question), Message("assistant", "Four.", True, thought=thought)
         (found,) = encode_examples(encoder, [Example("x", chat)], 10_000)
-        trained.add(encoder.decode(found.ids[found.spans[0][0] :]))
+        trained.add((encoder.decode(found.ids[found.spans[0][0] :]), *(set(found.reasons) & {"composed"})))
     assert len(trained) == 1
 
 

@@ -18,7 +18,7 @@ from tests.tiny import weights
 
 
 def fails(code: int):
-    def call(*_):
+    def call(*_, **__):
         raise OSError(code, os.strerror(code))
 
     return call
@@ -40,6 +40,8 @@ def test_a_lock_that_a_killed_process_left_is_named(monkeypatch, tiny, tmp_path,
 @pytest.mark.parametrize(("umask", "others"), [(0o022, 0o044), (0o027, 0o040), (0o077, 0)])
 def test_who_may_read_a_run_is_for_the_user_to_say(umask, others, tiny, tmp_path):
     """safetensors lets a file's owner alone read it, tempfile does so with a directory: a cache may be for several."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o1777)  # as /tmp: what is made in it is not so
     before = os.umask(umask)
     try:
         words = ["--data.cache_dir", str(tmp_path / "cache"), "--training.max_steps", "2", "--checkpoint.every", "2"]
@@ -48,7 +50,15 @@ def test_who_may_read_a_run_is_for_the_user_to_say(umask, others, tiny, tmp_path
         os.umask(before)
     written = [path for name in ("run", "cache") for path in (tmp_path / name).rglob("*")]
     assert {path.suffix for path in written} >= {".safetensors", ".json", ".arrow", ".parquet"}
-    assert {path for path in written if path.stat().st_mode & 0o044 != others and path.name != ".lock"} == set()
+    assert {path for path in written if path.stat().st_mode & 0o066 != others and path.name != ".lock"} == set()
+
+
+def test_a_run_is_made_where_files_have_no_rights(monkeypatch, tiny, tmp_path):
+    """As on file systems of Windows, where chmod answers EPERM."""
+    monkeypatch.setattr(os, "chmod", fails(errno.EPERM))
+    words = ["--data.cache_dir", str(tmp_path / "cache"), "--training.max_steps", "2", "--checkpoint.every", "2"]
+    assert main(["run", *tiny.options, *words, "--out", str(tmp_path / "run")]) == 0
+    assert weights(tmp_path / "run")
 
 
 def test_a_run_is_held_where_locks_are_not_supported(monkeypatch, tmp_path):

@@ -191,6 +191,8 @@ def test_a_model_that_is_its_own_decoder_is_refused_by_name():
 def test_a_cap_of_another_name_is_found():
     config = transformers.RecurrentGemmaConfig(**TINY, lru_width=32, attention_window_size=8, logits_soft_cap=3.0)
     assert check_head(random_model(config)).softcap == 3.0
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_heads": 2, "num_hidden_layers": 2, "output_logit_soft_cap": 3.0}
+    assert check_head(random_model(transformers.xLSTMConfig(**sizes))).softcap == 3.0
 
 
 def test_a_model_whose_decoder_is_its_head_is_refused_by_name():

@@ -24,4 +24,4 @@ def gpu_named(device: str) -> str | None:
     words = {*re.split(r"\W", device)}  # NVIDIA, A100, SXM4, 80GB; NVIDIA GeForce RTX 4090: RTX, 4090
     # Whole words: an NVIDIA L40 is no L40S, a GH200 no H200.
     found = next((name for name in GPUS if words.issuperset(name.split("-"))), None)
-    return None if "Laptop" in words else found
+    return found if words.isdisjoint({"Laptop", "MIG", "D"}) else None  # slower ones of a name

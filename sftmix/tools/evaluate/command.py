@@ -37,7 +37,8 @@ def main(args: Options) -> None:
         raise ConfigError(f"--to {place} {problem}")
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
-    names = [*filter(None, map(str.strip, args.tasks.split(",")))]
+    if not (names := [*filter(None, map(str.strip, args.tasks.split(",")))]):
+        raise ConfigError(f"no task is named in {args.tasks!r}; name tasks of lm-eval, with commas between them")
     manager, files = find_tasks(names, args.include_path)
     # In another directory base, baseline and target may be those of another run: only what is measured now counts.
     measured = dict.fromkeys(MODELS, "") if of_run and place != run / "evaluation" else {}

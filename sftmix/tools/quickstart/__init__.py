@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sftmix.common.files import let_others_read
 from sftmix.common.rng import generator
 from sftmix.tools.runs.shown import write_jsonl as write_jsonl
 
@@ -65,6 +66,7 @@ def materialise(out_dir: str | Path, *, seed: int) -> Materials:
     with torch.random.fork_rng(devices=[]), without_bars_of_transformers():
         torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(paths.model)
+        let_others_read(paths.model / "model.safetensors")
     return paths
 
 

@@ -43,7 +43,9 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
     it in its stage, were changed since.
     """
     models = []
-    for name in dict.fromkeys(filter(None, map(str.strip, names))):  # `--models target,`
+    if not (distinct := dict.fromkeys(filter(None, map(str.strip, names)))):  # `--models target,` names one
+        raise ConfigError(f"no model is named in {','.join(names)!r}; name target, baseline, base or another place")
+    for name in distinct:
         # base -> (runs/first, base); my-model -> (my-model, target).
         of, wanted = (str(place), name) if name in OF_A_RUN else (name, "target")
         run = Path(of).expanduser()

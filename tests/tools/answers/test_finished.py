@@ -28,6 +28,7 @@ def test_names_of_a_run(finished):
     paths = [model, run / "baseline" / "model", finished.tiny.model, model]
     assert [m.path for m in found] == list(map(str, paths))
     assert [m.run for m in found] == [run, run, run, None]
+    assert [m.name for m in finished_models(run, ["target", "", "target"])] == ["target"]  # of "target,,target"
     assert [(m.path, m.run) for m in finished_models(finished.tiny.model, [str(run)])] == [(str(model), run)]
 
 
@@ -41,6 +42,7 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, tmp_path):
         (finished.tiny.model, "baseline", "not a run directory, so it has no baseline"),
         (run, "target", "not trained yet"),
         (run, "baseline", "--with_baseline true"),
+        (run, " ", "no model is named in ' '"),
     ):
         with pytest.raises(ConfigError, match=words):
             finished_models(place, [name])

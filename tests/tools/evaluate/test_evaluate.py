@@ -128,6 +128,7 @@ def test_a_directory_that_runs_share_compares_no_models_of_two(place, finished, 
         (["--tasks", "medqa_4options", "--convert", "pubmedqa"], "unrecognized arguments: --convert pubmedqa"),
         (["--tasks", "medqa_4options", "--data_dir", "rows"], "unrecognized arguments: --data_dir rows"),
         (["--tasks", "medqa_4options", "--limit", "0"], "--limit is 0; allowed: 1 and above"),
+        (["--tasks", ""], "no task is named in ''"),
         (["--tasks", "medqa_4options", "--to", __file__], "cannot be written"),
     ],
 )
