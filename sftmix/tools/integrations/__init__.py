@@ -138,7 +138,6 @@ class SFTMixTrainer(Trainer):
     outputs  of the last micro-batch: the fields of SFTLoss
     """
 
-    loss_is_scaled_for_ga = True  # transformers from 5.19; for older ones TRL sets what they look at
     args: Any
     train_dataset: Any
     _signature_columns: Any
@@ -212,6 +211,14 @@ class SFTMixTrainer(Trainer):
             counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()  # nothing predicts the first token
             counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
         return self.accelerator.reduce(counts, "sum")
+
+    def training_step(self, *inputs, **kwargs):
+        # Both counts have divided the loss. A Trainer divides it by the micro-batches of a step as well if the model's
+        # own loss is a mean without a count (Gemma 3 and Qwen 3.5 with images); in an evaluation it is that loss.
+        accepts, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True
+        loss = super().training_step(*inputs, **kwargs)
+        self.model_accepts_loss_kwargs = accepts
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs.pop(ROW, None)

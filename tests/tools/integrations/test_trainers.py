@@ -16,6 +16,7 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -345,3 +346,27 @@ def test_without_trl_it_is_a_trainer(tiny, tmp_path):
     _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", given=given, config=Arguments)
     _, right = trained(Mixed, tiny, tmp_path / "right")
     same(found, right, "loss", "grad_norm")
+
+
+class Uncounted(LlamaForCausalLM):
+    """Its own loss is a mean that takes no count from a Trainer, as that of Gemma 3 and Qwen 3.5 with images."""
+
+    accepts_loss_kwargs = False
+
+
+@pytest.mark.parametrize("base", [Trainer, SFTTrainer], ids=["transformers", "trl"])
+def test_micro_batches_of_a_model_whose_loss_takes_no_count_are_divided_once(tiny, tmp_path, base):
+    """Its steps are those of any model, its evaluation that of the trainer without SFTMix."""
+
+    class Own(SFTMixTrainer, base):
+        pass
+
+    config = Arguments if base is Trainer else example.SFTMixConfig
+    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
+    words = {"config": config, "given": given, "model": Uncounted.from_pretrained(tiny.model)}
+    _, right = trained(Mixed, tiny, tmp_path / "right")
+    trainer, found = trained(Own, tiny, tmp_path / "found", **words)
+    same(found, right, "loss", "grad_norm")
+    rows = trainer.train_dataset.select_columns(["input_ids", "labels"])
+    losses = [one.evaluate(rows)["eval_loss"] for one in (trainer, trainer_of(base, tiny, tmp_path / "base", **words))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
