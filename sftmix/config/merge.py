@@ -113,9 +113,10 @@ def _merge_options(
             tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
             tree[name] = _merge_component(before, value, hint, base, full)
-        elif (group := group_in(hint)) and isinstance(value, Mapping):  # else null, as of reference.model, or refused
+        # --model '{path: gpt2}'; else null, as of reference.model, or refused
+        elif (group := group_in(hint)) and isinstance(spelled := from_yaml(value), Mapping):
             options = before if isinstance(before, dict) else {}
-            tree[name] = _merge_options(options, value, options_of(group), f"{full}.")
+            tree[name] = _merge_options(options, spelled, options_of(group), f"{full}.")
         elif rest and isinstance(before, dict):  # one entry of a mapping: data.columns.response
             tree[name] = _convert(before | value, hint, full)
         else:

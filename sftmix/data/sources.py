@@ -89,8 +89,11 @@ def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") ->
             sources += [Source(file, sha256_file(path), path, entry) for file, path in files.items()]
         if not files:
             with _reading(f"{option}: {name}", _NO_FILE):
+                import datasets  # takes more than a second
+
+                datasets.disable_progress_bars()  # ours count the rows
                 place, subset, split = name_parts(name)
-                dataset = _datasets().load_dataset(place, subset, split=split or "train")
+                dataset = datasets.load_dataset(place, subset, split=split or "train")
             sources.append(Source(name, str(dataset._fingerprint), dataset, entry))
     return sources, lines
 
@@ -156,14 +159,6 @@ def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[
     if form != TEXT and (rows or form != "auto"):
         found = rows
     return found, [file for file in below if file not in found]
-
-
-def _datasets() -> Any:
-    """Import datasets, which takes more than a second, without its progress bars: ours count the rows."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    return datasets
 
 
 def name_parts(name: str) -> tuple[str, str | None, str | None]:

@@ -104,6 +104,19 @@ def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write):
     assert (model["path"], model["lora"]["r"], model["lora"]["lora_alpha"]) == ("b", 3, 4)
 
 
+def test_a_group_may_be_in_braces_on_the_command_line():
+    """A more precise key is applied over it, wherever it stands."""
+    config = on_the_command_line(
+        *("--training.eps", "1e-6", "--training", "{epochs: 2, eps: 1e-4}"),
+        *("--model", '{path: "007", lora: {r: 3}}', "--reference.model", "{path: b}"),
+    )
+    assert (config.training.epochs, config.training.eps) == (2.0, 1e-6)
+    assert (config.model.path, config.model.lora.r) == ("007", 3)
+    assert config.reference.spec()["init_args"]["model"]["path"] == "b"
+    with pytest.raises(ConfigError, match=r"training\.epochs 2\.0 and training\.max_steps 5 exclude each other"):
+        on_the_command_line("--training", "{epochs: 2, max_steps: 5}")
+
+
 def test_a_key_with_dots_changes_one_entry_of_a_mapping(write):
     """Also among the options of a component; a mapping replaces the whole one."""
     options = "data: {template_options: {version: 1, date: x}, columns: {prompt: q}, limit: 3}"
