@@ -1,13 +1,17 @@
 """The study of what regularises: its arms are valid, its rows are those of the plan, its control has its formula."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
+from benchmarks.evidence.losses import _write as write_parquet
 from benchmarks.evidence.prepare import digest, plain
-from benchmarks.evidence.regularises.analyse import p_equal, power
+from benchmarks.evidence.regularises.analyse import COLUMNS, ENDPOINTS, main, p_equal, power, share
 from benchmarks.evidence.regularises.rows import LIST, SIZES, listed, parts_of, text_of
 from benchmarks.evidence.regularises.run import ARMS, FOLDER, LATER, Study, interpolated
 from benchmarks.evidence.regularises.soft import soft
@@ -69,3 +73,115 @@ def test_equality_is_two_one_sided_tests():
     assert p_equal(values + 0.02, np.full(6, 0.005)) > 0.99
     assert p_equal(values - 0.02, np.full(6, 0.005)) > 0.99
     assert power(0.0103, 0.0097, 16, 0.05) == pytest.approx(0.95, abs=0.01)
+
+
+TOKENS = np.array([30, 5, 120, 64, 9], dtype=np.float64)
+"""Of five held-out rows."""
+
+
+def kept(folder, seeds, arms=ARMS):
+    """Write runs as run.py keeps them, of random losses; return f64[S] of each arm and endpoint."""
+    rng = np.random.default_rng(3)
+    (folder / "runs").mkdir(parents=True)
+    (folder / "losses").mkdir()
+    write_parquet(folder / "losses" / "rows.parquet", n_tokens=TOKENS.astype(np.int32))
+    found = {}
+    for place, arm in enumerate(arms):
+        for seed in seeds:
+            means = 2.0 + 0.1 * place + rng.normal(0, 0.01, (len(ENDPOINTS), 1)) + rng.normal(0, 0.1, (1, len(TOKENS)))
+            sums = dict(zip(ENDPOINTS.values(), (means * TOKENS).astype(np.float32), strict=True))
+            figures = {"last": {}, "best": {}, "answers": {}}
+            for endpoint, by_row in sums.items():
+                where, name = endpoint.split(".")
+                figures[where][name] = found[arm, endpoint, seed] = float(by_row.sum(dtype=np.float64) / TOKENS.sum())
+            (folder / "runs" / f"{arm}-seed-{seed}.json").write_text(json.dumps(figures))
+            columns = {column: sums[endpoint] for endpoint, column in COLUMNS.items()}
+            write_parquet(folder / "losses" / f"{arm}-seed-{seed}.parquet", **columns)
+    return lambda arm, endpoint, some=seeds: np.array([found[arm, endpoint, seed] for seed in some])
+
+
+def analysed(folder, monkeypatch, capsys, *words):
+    """Return the lines of tables, by their first cell; of one that is in several tables, the first."""
+    monkeypatch.setattr(sys, "argv", ["analyse.py", "--results", str(folder), *words])
+    main()
+    lines = {}
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        lines.setdefault(cells[0], cells[1:])
+    return lines
+
+
+def student(values, level=0.95):
+    half = t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return values.mean() - half, values.mean() + half
+
+
+def test_the_primary_contrasts_are_those_of_the_plan(tmp_path, monkeypatch, capsys):
+    of = kept(tmp_path, range(1, 17), [*ARMS, *LATER])
+    found = analysed(tmp_path, monkeypatch, capsys)
+    last, tempered = "last.nll", "last.nll_temperature_scaled"
+    mixed, random = (of(f"SFTMix{order}", last) - of(f"NTP{order}", last) for order in ("", "-random"))
+    right = [
+        (mixed - random, -0.1 * random),
+        (of("SFTMix", tempered) - of("LabelSmoothing", tempered), np.full(16, 0.005)),
+        (of("SFTMix-literal", last) - of("NTP", last), -0.1 * mixed),
+    ]
+    raw = [[], []]
+    for values, margins in right:
+        scale = np.sqrt(16)
+        raw[0].append(2 * t.sf(abs(values.mean()) * scale / values.std(ddof=1), 15))
+        above = t.sf((values + margins).mean() * scale / (values + margins).std(ddof=1), 15)
+        raw[1].append(max(above, t.cdf((values - margins).mean() * scale / (values - margins).std(ddof=1), 15)))
+    for place, (values, margins) in enumerate(right):
+        (cells,) = [cells for name, cells in found.items() if name.startswith(f"E{place + 1}:") and len(cells) == 7]
+        assert cells[:2] == [f"{values.mean():+.4f}", "[{:+.4f}, {:+.4f}]".format(*student(values))]
+        assert cells[3] == f"{margins.mean():.4f}"
+        for p, cell in zip(raw, cells[4:6], strict=True):  # Holm's, by hand
+            less = sorted(p)[: sorted(p).index(p[place]) + 1]
+            assert cell == f"{min(1.0, max((3 - rank) * value for rank, value in enumerate(less))):.2g}"
+    ratio = float(found["E1: (SFTMix − NTP) − (random halves − NTP in their order)"][6].split()[0])
+    assert ratio == pytest.approx((mixed - random).mean() / random.mean(), abs=6e-4)
+    soft = of("SFTMix", "best.nll") - of("SoftLabels", "best.nll")
+    assert found["SFTMix − soft labels, best"][0] == f"{soft.mean():+.4f}"
+    ended = of("SFTMix", "answers.ended") - of("NTP", "answers.ended")
+    assert found["SFTMix − NTP, answers that end"][1] == "[{:+.4f}, {:+.4f}]".format(*student(ended))
+    length = mixed - (of("SFTMix-length", last) - of("NTP-length", last))
+    name = "(SFTMix − NTP) − (halves of like lengths − NTP in their order), last"
+    assert found[name][0] == f"{length.mean():+.4f}"
+
+
+def test_a_run_that_diverged_is_left_out_of_the_contrasts_with_its_arm(tmp_path, monkeypatch, capsys):
+    of = kept(tmp_path, range(1, 9))
+    (tmp_path / "runs" / "LabelSmoothing-seed-3.json").write_text('{"exit_code": 6}')
+    found = analysed(tmp_path, monkeypatch, capsys, "--ends_here")
+    assert "Diverged, left out: LabelSmoothing at seed 3" in found
+    some = [1, 2, 4, 5, 6, 7, 8]
+    left = of("SFTMix", "best.nll", some) - of("LabelSmoothing", "best.nll", some)
+    assert found["SFTMix − label smoothing, best"][1] == "[{:+.4f}, {:+.4f}]".format(*student(left))
+    whole = of("SFTMix", "best.nll") - of("NTP", "best.nll")
+    assert found["SFTMix − NTP, best"][1] == "[{:+.4f}, {:+.4f}]".format(*student(whole))
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(12, ()), (7, ("--ends_here",))])
+def test_it_analyses_once_and_whole_blocks(seeds, words, tmp_path, monkeypatch, capsys):
+    kept(tmp_path, range(1, seeds + 1))
+    with pytest.raises(SystemExit, match=r"(12 of 16|4 of 8) seeds are there in whole blocks"):
+        analysed(tmp_path, monkeypatch, capsys, *words)
+
+
+def test_losses_of_another_run_are_noticed(tmp_path, monkeypatch, capsys):
+    kept(tmp_path, range(1, 9))
+    shutil.copy(tmp_path / "losses" / "NTP-seed-3.parquet", tmp_path / "losses" / "NTP-seed-2.parquet")
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        analysed(tmp_path, monkeypatch, capsys, "--ends_here")
+
+
+def test_the_share_has_fiellers_interval():
+    """Its ends are the ratios r at which the mean of part - r whole is just not 0 to Student's test."""
+    rng = np.random.default_rng(0)
+    part, whole = rng.normal(0.01, 0.01, 12), rng.normal(0.1, 0.02, 12)
+    ratio, low, high = share(part, whole)
+    assert low < ratio == part.mean() / whole.mean() < high
+    for end in (low, high):
+        assert min(map(abs, student(part - end * whole))) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(share(part, part - part.mean())[1])

@@ -1,7 +1,8 @@
 """The tests of preregistration-regularises.md, from what run.py has kept; Markdown to the standard output.
 
-    python benchmarks/evidence/regularises/analyse.py           of the seeds that all seven arms have, in whole blocks
-    python benchmarks/evidence/regularises/analyse.py --power   how often each test of equality succeeds, simulated
+    python benchmarks/evidence/regularises/analyse.py               once sixteen seeds are there
+    python benchmarks/evidence/regularises/analyse.py --ends_here   of whole blocks alone, if the work ends now
+    python benchmarks/evidence/regularises/analyse.py --power       how often each test of equality succeeds, simulated
 
 A contrast is a weighted sum of arms at each seed. Tests are Student's over the seeds: two-sided for a difference; two
 one-sided ones (TOST) for equality within a margin, in which a margin that is a tenth of an effect varies with that
@@ -13,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,10 +33,22 @@ from sftmix.types import Float64  # noqa: E402
 
 BLOCK, LEAST = 4, 8
 """Seeds of a block; the fewest seeds that are tested."""
-Weights = Mapping[str, float]
 LAST, TEMPERED, BEST = "last.nll", "last.nll_temperature_scaled", "best.nll"
-COLUMNS = {LAST: "last_nll_sum", TEMPERED: "last_tempered_sum", BEST: "best_nll_sum"}
-"""Endpoint -> its column of losses by row."""
+ACCURACY, TEMPERATURE, WORDS, ENDED = "last.accuracy", "last.temperature", "answers.words", "answers.ended"
+COLUMNS = {LAST: "last_nll_sum", TEMPERED: "last_tempered_sum", BEST: "best_nll_sum", ACCURACY: "last_n_correct"}
+"""Endpoint -> its column of sums by row."""
+ENDPOINTS = {
+    "last": LAST,
+    "tempered": TEMPERED,
+    "best": BEST,
+    "accuracy": ACCURACY,
+    "temperature": TEMPERATURE,
+    "words of an answer": WORDS,
+    "answers that end": ENDED,
+}
+LOSSES = ("last", "tempered", "best")
+HEAD = ["contrast", "mean", "95% over seeds", "over seeds and rows"]
+Weights = Mapping[str, float]
 
 
 class Contrast(NamedTuple):
@@ -62,59 +75,86 @@ PRIMARY = [
              TEMPERED, 0.005),
     Contrast("E3: SFTMix, literal sum − NTP", difference("SFTMix-literal", "NTP"), LAST, MIXED),
 ]  # fmt: skip
-ENDPOINTS = (("last", LAST), ("tempered", TEMPERED), ("best", BEST))
+COMPARED = {
+    "SFTMix − NTP": MIXED,
+    "random halves − NTP in their order": RANDOM,
+    "E1": SPLIT,
+    "SFTMix − label smoothing": PRIMARY[1].weights,
+    "E3": PRIMARY[2].weights,
+    "SFTMix − soft labels": difference("SFTMix", "SoftLabels"),
+}
 SECONDARY = [
-    *(Contrast(f"SFTMix − NTP, {name}", MIXED, at) for name, at in ENDPOINTS),
-    *(Contrast(f"E1, {name}", SPLIT, at) for name, at in ENDPOINTS[1:]),
-    *(
-        Contrast(f"SFTMix − {arm}, {name}", difference("SFTMix", arm), at)
-        for arm in ("LabelSmoothing", "SoftLabels")
-        for name, at in ENDPOINTS
-    ),
-    Contrast("E3, tempered", PRIMARY[2].weights, TEMPERED),
-    Contrast("E3, best", PRIMARY[2].weights, BEST),
-    Contrast("SFTMix − NTP, accuracy", MIXED, "last.accuracy"),
-    Contrast("SFTMix − label smoothing, accuracy", difference("SFTMix", "LabelSmoothing"), "last.accuracy"),
-    Contrast("SFTMix − NTP, words of an answer", MIXED, "answers.words"),
-]  # fmt: skip
-BY_LENGTH = Contrast(
-    "(SFTMix − NTP) − (halves of like lengths − NTP in their order)",
-    {**MIXED} | {"SFTMix-length": -1.0, "NTP-length": 1.0}, LAST, difference("SFTMix-length", "NTP-length"),
-)  # fmt: skip
+    Contrast(f"{name}, {what}", weights, endpoint)
+    for name, weights in COMPARED.items()
+    for what, endpoint in ENDPOINTS.items()
+    if (weights, endpoint) not in [(each.weights, each.endpoint) for each in PRIMARY]
+]
+LENGTH = difference("SFTMix-length", "NTP-length")
+BY_LENGTH = [
+    Contrast(
+        f"(SFTMix − NTP) − (halves of like lengths − NTP in their order), {what}",
+        {**MIXED} | {arm: -weight for arm, weight in LENGTH.items()},
+        ENDPOINTS[what],
+    )
+    for what in LOSSES
+]
 
 
 class Runs:
-    """What is kept of the study: `seeds` have all arms, in whole blocks."""
+    """What is kept of the study: `seeds` have a file of each arm, in whole blocks.
+
+    A run that diverged is an exit code alone: its seed is left out of the contrasts with its arm.
+    """
 
     def __init__(self, folder: Path, arms: Sequence[str] = ARMS) -> None:
-        self.folder, done = folder, {seed for seed in SEEDS if all(self._file(arm, seed).exists() for arm in arms)}
+        self.folder = folder
+        done = {seed for seed in SEEDS if all(self._file(arm, seed).exists() for arm in arms)}
         blocks = [SEEDS[start : start + BLOCK] for start in range(0, len(SEEDS), BLOCK)]
         self.seeds = [seed for block in blocks if done.issuperset(block) for seed in block]
-        self.figures = {arm: [read_json(self._file(arm, seed)) for seed in self.seeds] for arm in arms}
+        self.runs = {(arm, seed): read_json(self._file(arm, seed)) for arm in arms for seed in self.seeds}
+        self.diverged = [run for run, figures in self.runs.items() if "exit_code" in figures]
 
     def _file(self, arm: str, seed: int) -> Path:
         return self.folder / "runs" / f"{arm}-seed-{seed}.json"
 
-    def values(self, weights: Weights, endpoint: str) -> Float64:
-        """Return f64[S], the weighted sum of an endpoint at each seed."""
+    def seeds_of(self, contrast: Contrast) -> list[int]:
+        """Return the seeds at which no arm of a contrast, or of the effect that is its margin, diverged."""
+        arms = {*contrast.weights, *(contrast.margin if isinstance(contrast.margin, Mapping) else ())}
+        return [seed for seed in self.seeds if not any((arm, seed) in self.diverged for arm in arms)]
 
-        def at(found: Any) -> float:
-            for key in endpoint.split("."):
-                found = found[key]
-            return float(found)
+    def values(self, contrast: Contrast) -> Float64:
+        """Return f64[S], the contrast at each of its seeds."""
+        return self._sum(contrast.weights, contrast.endpoint, self.seeds_of(contrast))
 
-        parts = [weight * np.array([at(run) for run in self.figures[arm]]) for arm, weight in weights.items()]
+    def margins(self, contrast: Contrast) -> Float64:
+        """Return f64[S], the margin at each of its seeds: a tenth of an effect that lowers the loss is above 0."""
+        if isinstance(contrast.margin, Mapping):
+            return -0.1 * self._sum(contrast.margin, contrast.endpoint, self.seeds_of(contrast))
+        assert contrast.margin is not None
+        return np.full(len(self.seeds_of(contrast)), contrast.margin)
+
+    def _sum(self, weights: Weights, endpoint: str, seeds: Sequence[int]) -> Float64:
+        where, name = endpoint.split(".")
+        parts = [
+            weight * np.array([self.runs[arm, seed][where][name] for seed in seeds], dtype=np.float64)
+            for arm, weight in weights.items()
+        ]
         return np.sum(parts, axis=0)
 
-    def by_row(self, weights: Weights, endpoint: str) -> Float64:
-        """Return f64[S, N], each held-out row's part of the same."""
-        tokens = pq.read_table(self.folder / "losses" / "rows.parquet")["n_tokens"].to_numpy().astype(np.float64)
-        whole = np.zeros((len(self.seeds), len(tokens)))
-        for arm, weight in weights.items():
-            files = (self.folder / "losses" / f"{arm}-seed-{seed}.parquet" for seed in self.seeds)
-            sums = np.stack([pq.read_table(file)[COLUMNS[endpoint]].to_numpy().astype(np.float64) for file in files])
+    def by_row(self, contrast: Contrast) -> Float64:
+        """Return f64[S, N], each held-out row's part of the contrast at each of its seeds."""
+        tokens = self._column("rows", "n_tokens")
+        seeds = self.seeds_of(contrast)
+        whole = np.zeros((len(seeds), len(tokens)))
+        for arm, weight in contrast.weights.items():
+            sums = np.stack([self._column(f"{arm}-seed-{seed}", COLUMNS[contrast.endpoint]) for seed in seeds])
             whole += weight * per_example(sums, np.tile(tokens, (len(sums), 1)))
+        # Sums by row are float32. Of other rows, or of another run, they would not be these.
+        np.testing.assert_allclose(whole.mean(axis=1), self.values(contrast), rtol=0, atol=1e-5)
         return whole
+
+    def _column(self, name: str, column: str) -> Float64:
+        return pq.read_table(self.folder / "losses" / f"{name}.parquet")[column].to_numpy().astype(np.float64)
 
 
 def p_different(values: Float64) -> float:
@@ -129,45 +169,50 @@ def p_equal(values: Float64, margins: Float64) -> float:
     return float(max(below, above))
 
 
-def margins_of(runs: Runs, contrast: Contrast) -> Float64:
-    """Return the margin at each seed: a tenth of an effect that lowers the loss is above 0."""
-    if isinstance(contrast.margin, Mapping):
-        return -0.1 * runs.values(contrast.margin, contrast.endpoint)
-    assert contrast.margin is not None
-    return np.full(len(runs.seeds), contrast.margin)
+def share(part: Float64, whole: Float64) -> tuple[float, float, float]:
+    """Return mean(part) / mean(whole) and Fieller's 95% interval; an interval of NaN if the whole may be 0."""
+    n = len(part)
+    (v_part, covariance), (_, v_whole) = np.cov(part, whole) / n
+    t2 = stats.t.ppf(0.975, n - 1) ** 2
+    # The ratios r with (mean(part) - r mean(whole))^2 <= t2 var(part - r whole)
+    a = whole.mean() ** 2 - t2 * v_whole
+    b = part.mean() * whole.mean() - t2 * covariance
+    c = part.mean() ** 2 - t2 * v_part
+    half = np.sqrt(b * b - a * c) if a > 0 else np.nan
+    return float(part.mean() / whole.mean()), float((b - half) / a), float((b + half) / a)
 
 
 def report(runs: Runs) -> str:
     """Return the three primary contrasts with their tests, the secondary ones, and the arms."""
-    values = [runs.values(each.weights, each.endpoint) for each in PRIMARY]
-    margins = [margins_of(runs, each) for each in PRIMARY]
+    values = [runs.values(each) for each in PRIMARY]
+    margins = [runs.margins(each) for each in PRIMARY]
     different = holm([p_different(each) for each in values])
     equal = holm([p_equal(*pair) for pair in zip(values, margins, strict=True)])
-    rows = [["contrast", "mean", "95% over seeds", "over seeds and rows", "margin", "p different", "p equal"]]
-    for each, found, margin, p, q in zip(PRIMARY, values, margins, different, equal, strict=True):
-        rows.append([*_line(runs, each, found), f"{margin.mean():.4f}", f"{p:.4f}", f"{q:.4f}"])
-    lines = [f"Seeds {', '.join(map(str, runs.seeds))}. Both p after Holm.", markdown_table(rows)]
-    others = [_line(runs, each, runs.values(each.weights, each.endpoint)) for each in SECONDARY]
-    lines.append(markdown_table([rows[0][:4], *others]))
+    lines = [f"Seeds {', '.join(map(str, runs.seeds))}. Both p after Holm."]
+    if runs.diverged:
+        lines.append("Diverged, left out: " + ", ".join(f"{arm} at seed {seed}" for arm, seed in runs.diverged))
+    rows = [[*HEAD, "margin", "p different", "p equal", "share of the effect (Fieller)"]]
     seeds = [["", *map(str, runs.seeds)]]
-    lines.append(
-        markdown_table(seeds + [[one.name, *(f"{x:+.4f}" for x in v)] for one, v in zip(PRIMARY, values, strict=True)])
-    )
-    heads = {"last": LAST, "tempered": TEMPERED, "best": BEST, "temperature": "last.temperature",
-             "accuracy": "last.accuracy", "words": "answers.words", "ended": "answers.ended"}  # fmt: skip
-    arms = [[arm, *(f"{runs.values({arm: 1.0}, at).mean():.4f}" for at in heads.values())] for arm in runs.figures]
-    lines.append(markdown_table([["arm", *heads], *arms]))
+    for each, found, margin, p, q in zip(PRIMARY, values, margins, different, equal, strict=True):
+        of_effect = "-"
+        if isinstance(each.margin, Mapping):
+            of_effect = "{:.3f} [{:.3f}, {:.3f}]".format(*share(-found, 10 * margin))
+        rows.append([*_line(runs, each), f"{margin.mean():.4f}", f"{p:.2g}", f"{q:.2g}", of_effect])
+        at = dict(zip(runs.seeds_of(each), found, strict=True))
+        seeds.append([each.name, *(f"{at[seed]:+.4f}" if seed in at else "-" for seed in runs.seeds)])
+    lines += [markdown_table(rows), markdown_table(seeds)]
+    lines.append(markdown_table([HEAD, *(_line(runs, each) for each in SECONDARY)]))
+    alone = {arm: [Contrast(arm, {arm: 1.0}, endpoint) for endpoint in ENDPOINTS.values()] for arm in ARMS}
+    arms = [[arm, *(f"{runs.values(each).mean():.4f}" for each in found)] for arm, found in alone.items()]
+    lines.append(markdown_table([["arm", *ENDPOINTS], *arms]))
     return "\n\n".join(lines)
 
 
-def _line(runs: Runs, contrast: Contrast, values: Float64) -> list[str]:
-    bounds = [interval(values)]
-    bounds.append(interval(runs.by_row(contrast.weights, contrast.endpoint)) if contrast.endpoint in COLUMNS else None)
-    return [
-        contrast.name,
-        f"{values.mean():+.4f}",
-        *("-" if b is None else f"[{b[0]:+.4f}, {b[1]:+.4f}]" for b in bounds),
-    ]
+def _line(runs: Runs, contrast: Contrast) -> list[str]:
+    values = runs.values(contrast)
+    bounds = [interval(values), interval(runs.by_row(contrast)) if contrast.endpoint in COLUMNS else None]
+    shown = ["-" if each is None else f"[{each[0]:+.4f}, {each[1]:+.4f}]" for each in bounds]
+    return [contrast.name, f"{values.mean():+.4f}", *shown]
 
 
 def power(sd: float, margin: float, seeds: int, level: float) -> float:
@@ -181,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS / "regularises")
     parser.add_argument("--power", action="store_true")
+    parser.add_argument("--ends_here", action="store_true", help=f"with the whole blocks there, {LEAST} seeds or more")
     options = parser.parse_args()
     if options.power:
         for name, sd, margin in (("E1", 0.0103, 0.0097), ("E2", 0.0055, 0.005), ("E3", 0.0067, 0.0103)):
@@ -188,14 +234,16 @@ def main() -> None:
             print(name, " ".join(f"{a:.2f}/{b:.2f}" for a, b in found))
         return
     runs = Runs(options.results)
-    if len(runs.seeds) < LEAST:
-        sys.exit(f"error: {len(runs.seeds)} seeds in whole blocks; {LEAST} are the fewest that are tested")
+    if len(runs.seeds) < (least := LEAST if options.ends_here else len(SEEDS)):
+        sys.exit(
+            f"error: {len(runs.seeds)} of {least} seeds are there in whole blocks, and the plan analyses once; if the "
+            f"work has to end, --ends_here takes {LEAST} or more"
+        )
     print(report(runs))
     by_length = Runs(options.results, [*ARMS, *LATER])
     if len(by_length.seeds) >= LEAST:
-        values = by_length.values(BY_LENGTH.weights, LAST)
-        q = p_equal(values, margins_of(by_length, BY_LENGTH))
-        print("\n" + markdown_table([[*_line(by_length, BY_LENGTH, values), f"p equal {q:.4f}"]]))
+        print(f"\nSeeds {', '.join(map(str, by_length.seeds))}.\n")
+        print(markdown_table([HEAD, *(_line(by_length, each) for each in BY_LENGTH)]))
 
 
 if __name__ == "__main__":

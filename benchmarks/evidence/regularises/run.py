@@ -39,6 +39,7 @@ from benchmarks.evidence.real.answers import form  # noqa: E402
 from benchmarks.evidence.regularises.rows import PILOT_SEEDS, SEEDS  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.cli.parsing import read_arguments  # noqa: E402
+from sftmix.common.errors import NonFiniteError  # noqa: E402
 from sftmix.common.files import read_json, read_steps, write_json  # noqa: E402
 from sftmix.common.rng import stable_hash  # noqa: E402
 from sftmix.config import RunConfig  # noqa: E402
@@ -107,13 +108,18 @@ class Study:
             plain["reference"] = json.loads(json.dumps(self.variants["SFTMix"].plain()["reference"]))
             run(from_plain(plain | {"out": str(place)}), until="confidence")
             self.scores(seed).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(place / "confidence" / "dynamics.parquet", self.scores(seed))
+            part = self.scores(seed).with_suffix(".part")  # half a file would be taken for the whole
+            shutil.copy(place / "confidence" / "dynamics.parquet", part)
+            part.replace(self.scores(seed))
             shutil.rmtree(place)
 
     def arm(
         self, arm: str, seed: int, *, name: str = "", share: float | None = None, held_out: str = "held_out"
     ) -> Plain:
-        """Return what is kept of an arm at a seed, which is trained and measured unless it is there."""
+        """Return what is kept of an arm at a seed, which is trained and measured unless it is there.
+
+        Of a run whose loss, gradient or weights stopped being finite that is its exit code.
+        """
         from sftmix.pipeline.recipe import run
 
         name = name or arm
@@ -126,7 +132,11 @@ class Study:
         if arm == "LabelSmoothing":
             plain["objective"]["init_args"]["epsilon"] = self.share() if share is None else share
         place = folder / name
-        summary = run(from_plain(plain | {"out": str(place)}), pool=sorted(folder.glob("*")))
+        try:
+            summary = run(from_plain(plain | {"out": str(place)}), pool=sorted(folder.glob("*")))
+        except NonFiniteError as error:  # it diverged, which is a result of the arm
+            write_json(file, {"exit_code": error.exit_code, "error": str(error)})
+            return read_json(file)
         found: Plain = {key: value for key, value in summary.items() if key not in TEXT}
         lines = read_steps(place / "train")
         found["evaluations"] = [line["eval_nll"] for line in lines if line.get("eval_nll") is not None]
