@@ -55,7 +55,7 @@ class SFTMixSFTTrainer(SFTMixTrainer, SFTTrainer):
     What SFTMixTrainer, which is shared with axolotl, changes in a Trainer:
 
     _get_train_sampler        yields a confident row, then an unconfident one, so that a micro-batch holds whole pairs
-    _get_num_items_in_batch   draws lambda for each pair, and counts tokens and token pairs over all micro-batches and
+    get_batch_samples         draws lambda for each pair, and counts tokens and token pairs over all micro-batches and
                               ranks: each of the two sums in the loss is divided by its own count
     forward of the model      with pairs, the last hidden states go to `sftmix.functional.SFTMixLoss`, which never holds
                               the logits; without, it is the forward of TRL

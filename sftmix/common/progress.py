@@ -1,6 +1,7 @@
 """The progress of long work on stderr: one live line in a terminal, plain lines in a log file; none of libraries."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ class LogLines(tqdm):
     One is due after the first update, at the end, and as the constants above say.
     """
 
-    disable: bool
     last_print_n: float
 
     def update(self, n: float | None = 1) -> None:
@@ -35,7 +35,7 @@ class LogLines(tqdm):
 
     def close(self) -> None:
         """Print the last line, if anything was printed at all."""
-        if not self.disable and self.last_print_n > self.initial:
+        if self.last_print_n > self.initial:
             self.display()
         self.disable = True  # as tqdm's own close, but for its last bar and newline
         self._decr_instances(self)
@@ -62,7 +62,7 @@ def progress_bar(
             "{postfix}" for the figures of `set_postfix_str`
     """
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
-    disabled = name is None or not enabled
+    disabled = name is None or not enabled or bool(os.environ.get("TQDM_DISABLE"))
     if disabled or sys.stderr.isatty() or "ipykernel" in sys.modules:
         shown = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}} left{rate}]"
         return tqdm(

@@ -126,8 +126,9 @@ def _check_loss(name: str, out: Any, ids: Tensor) -> None:
     if all(abs(out.loss - nll) > 1e-5 * nll for nll in either):
         raise ConfigError(
             f"model.path: the loss of {name} has another term than the NLL, such as the balance of experts, which is "
-            "not trained here. To train without it, set output_router_logits to false in config.json, or the "
-            "coefficient of the term to 0 (for a hub id in a copy: hf download ID --local-dir DIR)"
+            "not trained here. To train without it, set in config.json the coefficient of the term "
+            "(router_aux_loss_coef) to 0, or output_router_logits to false, which TRL undoes unless that is 0 (for a "
+            "hub id in a copy: hf download ID --local-dir DIR)"
         )
 
 

@@ -57,6 +57,13 @@ def test_short_work_and_work_inside_other_work_tell_little(capsys):
     assert told(capsys, 1.0, 100, total=None) == [1, *range(11, 100, 10), 100]
 
 
+def test_tqdms_own_switch_is_heard(monkeypatch, capsys):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with progress_bar("train", total=2, unit="step") as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("unit", [" batches", " examples", " rows", " documents", " answers", " texts"])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_slow_work_has_a_rate_that_can_be_read(unit, terminal, monkeypatch, capsys):

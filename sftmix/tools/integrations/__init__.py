@@ -6,6 +6,7 @@ DynamicsCallback takes training dynamics out of any Trainer's run. The methods w
 
 import copy
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from sftmix.components.objectives import drawn
 from sftmix.components.reference import SCORINGS, are_scorings, numbered
 from sftmix.components.splitters import Median
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
-from sftmix.model.head import check_head
+from sftmix.model.head import ADAPTER, check_head
 from sftmix.model.load import check_ids
 from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.module import TrainingModule
@@ -50,6 +51,8 @@ UNFIT = (
     "loss_type",  # TRL's: nll, dft
     "train_sampling_strategy",  # random, or another order; group_by_length before transformers 5
     "group_by_length",
+    "curriculum_sampling",  # axolotl's, as orpo_alpha
+    "orpo_alpha",
     "auto_find_batch_size",
     "model_init",
 )
@@ -146,6 +149,7 @@ class SFTMixTrainer(Trainer):
         values = {**vars(args), **kwargs}  # compute_loss_func and model_init are arguments of the trainer itself
         # "nll" and "random" are the defaults of TRL and transformers.
         named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll", "random")]
+        named += ["split_batches"] * args.accelerator_config.split_batches
         if named:
             raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
         if (size := args.per_device_train_batch_size) % 2:
@@ -159,8 +163,12 @@ class SFTMixTrainer(Trainer):
         if not os.path.isfile(split := args.sftmix_split):
             raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
         super().__init__(model, args, *more, **kwargs)
+        if any(config.peft_type == "ADALORA" for config in getattr(self.model, "peft_config", {}).values()):
+            raise ValueError("AdaLoRA adds a term to the loss that SFTMix's does not have; use LoRA")
         self.add_callback(_PairsOfEpoch)
         self._ids = row_ids(self.train_dataset)
+        if ROW in self.train_dataset.column_names:  # it is another trainer's
+            self.train_dataset = self.train_dataset.remove_columns(ROW)
         self._groups = groups_of(split, self._ids)
         self.train_dataset = self.train_dataset.add_column(ROW, [*range(len(self._ids))])
         self.data_collator = functools.partial(_collate, self.data_collator)
@@ -168,7 +176,8 @@ class SFTMixTrainer(Trainer):
         self._signature_columns = [*self._signature_columns, ROW]  # else the Trainer drops the column
         base: Any = getattr(self.model, "get_base_model", lambda: self.model)()  # without PEFT's wrapper
         tokenizer: Any = self.processing_class
-        check_ids(base.config, tokenizer, map(max, self.train_dataset["input_ids"]))
+        check_ids(base.config, tokenizer, map(max, filter(len, [[0], *self.train_dataset["input_ids"]])))
+        _check_adapter(base)
         forward, head = base.forward, check_head(base, trains=True)
         loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
 
@@ -177,7 +186,9 @@ class SFTMixTrainer(Trainer):
         def sftmix_forward(*inputs, sftmix=None, labels=None, **kwargs):
             if sftmix is None:
                 return forward(*inputs, labels=labels, **kwargs)
-            hidden = base.get_decoder()(*inputs, **kwargs, use_cache=False).last_hidden_state
+            # Gemma 3's body puts images into the states, its decoder leaves them out; a Llama 4 of text is the body.
+            body = base.get_decoder() if base.base_model is base else base.base_model
+            hidden = body(*inputs, **kwargs, use_cache=False).last_hidden_state
             return loss(hidden, head.weight, labels, *sftmix, bias=head.bias)._asdict()
 
         base.forward = sftmix_forward
@@ -193,15 +204,17 @@ class SFTMixTrainer(Trainer):
         seed = self.args.data_seed
         return PairSampler(self._groups, self.args.seed if seed is None else seed)
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """Give each micro-batch pairs and lambdas; return [2], NTP tokens and token pairs of the global batch."""
-        if None in batch_samples[0][ROW]:  # held-out rows
-            return super()._get_num_items_in_batch(batch_samples, device)
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Return the micro-batches of a step, with pairs and lambdas, and [2], tokens and token pairs of all ranks."""
+        batch_samples = [*itertools.islice(epoch_iterator, num_batches)]
         counts, args, step = torch.zeros(2, device=device), self.args, self.state.global_step
 
         for batch in batch_samples:
+            if ROW not in batch:
+                raise ValueError(f"train_dataset hides its column {ROW}: leave out with_transform, or return it, too")
+            rows = batch[ROW].cpu().numpy()
             # [4, 9, 2, 7, 5] -> [[4, 9], [2, 7]]: the last row has no partner.
-            units = np.array(batch[ROW][: len(batch[ROW]) // 2 * 2], dtype=np.int64).reshape(-1, 2)
+            units = rows[: len(rows) // 2 * 2].reshape(-1, 2)
             mixed = np.flatnonzero((self._groups[units] == (0, 1)).all(axis=1))
             ids = [[self._ids[row] for row in pair] for pair in units[mixed]]
             lam = [drawn(args.sftmix_alpha, 1, pair, step=step, seed=args.seed).item() for pair in ids]
@@ -210,7 +223,7 @@ class SFTMixTrainer(Trainer):
             batch["sftmix"] = pairs, torch.tensor(lam, dtype=torch.float64, device=device)
             counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()  # nothing predicts the first token
             counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
-        return self.accelerator.reduce(counts, "sum")
+        return batch_samples, self.accelerator.reduce(counts, "sum")
 
     def training_step(self, *inputs, **kwargs):
         # Both counts have divided the loss. A Trainer divides it by the micro-batches of a step as well if the model's
@@ -231,10 +244,22 @@ class SFTMixTrainer(Trainer):
         return self.outputs["loss"] * self.accelerator.num_processes  # DDP and FSDP average gradients over ranks
 
 
+def _check_adapter(model: Any) -> None:
+    """Raise ValueError for a head with an adapter that `Head` does not read."""
+    layer = model.get_output_embeddings()
+    names = getattr(layer, "active_adapters", [ADAPTER])
+    # IA3, OFT and LoHa have base layers as LoRA has, but no DoRA
+    if names != [ADAPTER] or (hasattr(layer, "base_layer") and not hasattr(layer, "use_dora")):
+        raise ValueError(
+            f"the LM head has adapters {names} ({type(layer).__name__} of {type(layer).__module__}); SFTMix reads one "
+            f"of LoRA, or of modules_to_save, by the name '{ADAPTER}': name it so, or leave the head out"
+        )
+
+
 def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the collator's batch with the number of each row; held-out rows have None."""
-    rows = [feature.pop(ROW, None) for feature in features]
-    return {**collator(features), ROW: rows}
+    """Return the collator's batch with the number of each row, which held-out rows do not have."""
+    rows = [int(feature.pop(ROW)) for feature in features if ROW in feature]
+    return {**collator(features), **({ROW: torch.tensor(rows)} if rows else {})}
 
 
 def row_ids(dataset: Dataset) -> list[str]:
@@ -298,6 +323,7 @@ class DynamicsCallback(TrainerCallback):
             )
         # A copy shares the weights. The forward of the model itself is in autocast by now, and its head is not.
         bare = extract_model_from_parallel(copy.copy(model), keep_fp32_wrapper=False)
+        _check_adapter(bare)
         check_head(bare)
         self._module = TrainingModule(bare)
         self._world = World(args.process_index, args.world_size, args.local_process_index, args.device)

@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,10 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DataCollatorForSeq2Seq,
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
-    Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 from trl import SFTTrainer
 
@@ -29,7 +26,7 @@ from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
-from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer, TrainerRows, row_ids
+from sftmix.tools.integrations import DynamicsCallback, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
 from tests.forked import on_ranks
@@ -174,6 +171,7 @@ def test_ranks_are_micro_batches(tiny, tmp_path):
         {"loss_type": "dft"},
         {"train_sampling_strategy": "group_by_length"},
         {"auto_find_batch_size": True},
+        {"accelerator_config": {"split_batches": True}},
         {"per_device_train_batch_size": 3},
         {"given": {"compute_loss_func": print}},
         {"given": {"model_init": print}},
@@ -181,7 +179,7 @@ def test_ranks_are_micro_batches(tiny, tmp_path):
     ids=lambda options: next(iter(options)),
 )
 def test_what_it_does_not_work_with_is_named(tiny, tmp_path, options):
-    name = next(iter(options.get("given", options)))
+    name = next(iter(options.get("given", options.get("accelerator_config", options))))
     with pytest.raises(ValueError, match=f"leave out .*{name}|{name} is 3; use an even number"):
         trainer_of(Mixed, tiny, tmp_path, **options)
 
@@ -334,39 +332,3 @@ def test_rows_without_labels_and_a_run_without_scorings_are_refused(tiny, tmp_pa
         DynamicsCallback(rows.add_column("labels", [[1, 2]]), tmp_path / "dynamics.parquet", checkpoints=0)
     with pytest.raises(ConfigError, match="checkpoints is 'online'; allowed: a number of scorings from 1"):
         DynamicsCallback(rows.add_column("labels", [[1, 2]]), tmp_path / "dynamics.parquet", checkpoints="online")
-
-
-@dataclass
-class Arguments(SFTMixArguments, TrainingArguments):
-    """Those of a Trainer without TRL."""
-
-
-def test_without_trl_it_is_a_trainer(tiny, tmp_path):
-    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
-    _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", given=given, config=Arguments)
-    _, right = trained(Mixed, tiny, tmp_path / "right")
-    same(found, right, "loss", "grad_norm")
-
-
-class Uncounted(LlamaForCausalLM):
-    """Its own loss is a mean that takes no count from a Trainer, as that of Gemma 3 and Qwen 3.5 with images."""
-
-    accepts_loss_kwargs = False
-
-
-@pytest.mark.parametrize("base", [Trainer, SFTTrainer], ids=["transformers", "trl"])
-def test_micro_batches_of_a_model_whose_loss_takes_no_count_are_divided_once(tiny, tmp_path, base):
-    """Its steps are those of any model, its evaluation that of the trainer without SFTMix."""
-
-    class Own(SFTMixTrainer, base):
-        pass
-
-    config = Arguments if base is Trainer else example.SFTMixConfig
-    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
-    words = {"config": config, "given": given, "model": Uncounted.from_pretrained(tiny.model)}
-    _, right = trained(Mixed, tiny, tmp_path / "right")
-    trainer, found = trained(Own, tiny, tmp_path / "found", **words)
-    same(found, right, "loss", "grad_norm")
-    rows = trainer.train_dataset.select_columns(["input_ids", "labels"])
-    losses = [one.evaluate(rows)["eval_loss"] for one in (trainer, trainer_of(base, tiny, tmp_path / "base", **words))]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
