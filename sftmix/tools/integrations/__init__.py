@@ -283,6 +283,11 @@ class TrainerRows:
                 f"the rows have no column {', '.join(sorted(missing))} (they have {dataset.column_names}); scored are "
                 "the tokens that labels names: give each row its input_ids, with -100 for a token that is not trained"
             )
+        if seen := {"pixel_values", "image", "images", "videos"} & {*dataset.column_names}:
+            raise ValueError(
+                f"the rows have {', '.join(sorted(seen))}, and tokens alone are scored, without what these show; if "
+                "that is meant, give DynamicsCallback rows without these columns"
+            )
         self.lengths = np.array([len(tokens) for tokens in dataset.with_format(None)["input_ids"]], dtype=np.int64)
 
     def __len__(self) -> int:

@@ -328,6 +328,9 @@ def test_rows_without_labels_and_a_run_without_scorings_are_refused(tiny, tmp_pa
     rows = Dataset.from_dict({"input_ids": [[1, 2]]})
     with pytest.raises(ValueError, match=r"the rows have no column labels \(they have \['input_ids'\]\)"):
         DynamicsCallback(rows, tmp_path / "dynamics.parquet")
+    seen = rows.add_column("labels", [[1, 2]]).add_column("pixel_values", [[0.5]])
+    with pytest.raises(ValueError, match="the rows have pixel_values, and tokens alone are scored"):
+        DynamicsCallback(seen, tmp_path / "dynamics.parquet")
     with pytest.raises(ConfigError, match="checkpoints is 0; allowed: a number of scorings from 1"):
         DynamicsCallback(rows.add_column("labels", [[1, 2]]), tmp_path / "dynamics.parquet", checkpoints=0)
     with pytest.raises(ConfigError, match="checkpoints is 'online'; allowed: a number of scorings from 1"):
