@@ -18,7 +18,8 @@ from trl import SFTTrainer
 from sftmix.common.tables import write_split
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
-from sftmix.tools.integrations import DynamicsCallback, groups_of, row_ids
+from sftmix.tools.integrations import DynamicsCallback, groups_of
+from sftmix.tools.integrations.dynamics import row_ids
 from sftmix.types import UNPAIRED, Split
 from tests.forked import on_ranks
 from tests.tiny import ROOT, Tiny, make_tiny

@@ -26,7 +26,7 @@ from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
-from sftmix.tools.integrations import DynamicsCallback, TrainerRows, row_ids
+from sftmix.tools.integrations.dynamics import DynamicsCallback, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
 from tests.forked import on_ranks
