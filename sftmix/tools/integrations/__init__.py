@@ -139,22 +139,7 @@ class SFTMixTrainer(Trainer):
     _signature_columns: Any
 
     def __init__(self, model, args, *more, **kwargs):
-        values = {**vars(args), **kwargs}  # compute_loss_func and model_init are arguments of the trainer itself
-        # "nll" and "random" are the defaults of TRL and transformers.
-        named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll", "random")]
-        named += ["split_batches"] * args.accelerator_config.split_batches
-        if named:
-            raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
-        if (size := args.per_device_train_batch_size) % 2:
-            raise ValueError(f"SFTMix mixes pairs, and per_device_train_batch_size is {size}; use an even number")
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"SFTMix takes one GPU a process, and this one sees {args.n_gpu}: accelerate launch, or "
-                "CUDA_VISIBLE_DEVICES=0"
-            )
-        require(args.sftmix_alpha > 0, "sftmix_alpha", args.sftmix_alpha, "above 0")
-        if not os.path.isfile(split := args.sftmix_split):
-            raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
+        _check_arguments(args, kwargs)
         super().__init__(model, args, *more, **kwargs)
         if any(config.peft_type == "ADALORA" for config in getattr(self.model, "peft_config", {}).values()):
             raise ValueError("AdaLoRA adds a term to the loss that SFTMix's does not have; use LoRA")
@@ -162,7 +147,7 @@ class SFTMixTrainer(Trainer):
         self._ids = row_ids(self.train_dataset)
         if ROW in self.train_dataset.column_names:  # it is another trainer's
             self.train_dataset = self.train_dataset.remove_columns(ROW)
-        self._groups = groups_of(split, self._ids)
+        self._groups = groups_of(args.sftmix_split, self._ids)
         self.train_dataset = self.train_dataset.add_column(ROW, [*range(len(self._ids))])
         self.data_collator = functools.partial(_collate, self.data_collator)
         self._set_signature_columns_if_needed()
@@ -235,6 +220,26 @@ class SFTMixTrainer(Trainer):
         if "mixup" not in self.outputs:
             raise ValueError("SFTMix is in the forward of the trainer's model, and another ran; do not replace either")
         return self.outputs["loss"] * self.accelerator.num_processes  # DDP and FSDP average gradients over ranks
+
+
+def _check_arguments(args: Any, more: dict[str, Any]) -> None:
+    """Raise ValueError for options of a trainer, or keywords of its own, that SFTMix does not work with."""
+    values = {**vars(args), **more}  # compute_loss_func and model_init are arguments of the trainer itself
+    # "nll" and "random" are the defaults of TRL and transformers.
+    named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll", "random")]
+    named += ["split_batches"] * args.accelerator_config.split_batches
+    if named:
+        raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
+    if (size := args.per_device_train_batch_size) % 2:
+        raise ValueError(f"SFTMix mixes pairs, and per_device_train_batch_size is {size}; use an even number")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"SFTMix takes one GPU a process, and this one sees {args.n_gpu}: accelerate launch, or "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+    require(args.sftmix_alpha > 0, "sftmix_alpha", args.sftmix_alpha, "above 0")
+    if not os.path.isfile(split := args.sftmix_split):
+        raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
 
 
 def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
