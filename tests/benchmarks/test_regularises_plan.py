@@ -111,8 +111,8 @@ def analysed(folder, monkeypatch, capsys, *words):
     return lines
 
 
-def student(values, level=0.95):
-    half = t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+def student(values):
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return values.mean() - half, values.mean() + half
 
 

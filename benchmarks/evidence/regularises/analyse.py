@@ -34,7 +34,7 @@ from sftmix.types import Float64  # noqa: E402
 BLOCK, LEAST = 4, 8
 """Seeds of a block; the fewest seeds that are tested."""
 LAST, TEMPERED, BEST = "last.nll", "last.nll_temperature_scaled", "best.nll"
-ACCURACY, TEMPERATURE, WORDS, ENDED = "last.accuracy", "last.temperature", "answers.words", "answers.ended"
+ACCURACY = "last.accuracy"
 COLUMNS = {LAST: "last_nll_sum", TEMPERED: "last_tempered_sum", BEST: "best_nll_sum", ACCURACY: "last_n_correct"}
 """Endpoint -> its column of sums by row."""
 ENDPOINTS = {
@@ -42,9 +42,9 @@ ENDPOINTS = {
     "tempered": TEMPERED,
     "best": BEST,
     "accuracy": ACCURACY,
-    "temperature": TEMPERATURE,
-    "words of an answer": WORDS,
-    "answers that end": ENDED,
+    "temperature": "last.temperature",
+    "words of an answer": "answers.words",
+    "answers that end": "answers.ended",
 }
 LOSSES = ("last", "tempered", "best")
 HEAD = ["contrast", "mean", "95% over seeds", "over seeds and rows"]
@@ -67,8 +67,13 @@ def difference(ours: str, theirs: str) -> Weights:
     return {ours: 1.0, theirs: -1.0}
 
 
+def less(ours: Weights, theirs: Weights) -> Weights:
+    """Return the difference of two contrasts that have no arm in common."""
+    return {**ours, **{arm: -weight for arm, weight in theirs.items()}}
+
+
 MIXED, RANDOM = difference("SFTMix", "NTP"), difference("SFTMix-random", "NTP-random")
-SPLIT = {**MIXED} | {arm: -weight for arm, weight in RANDOM.items()}
+SPLIT = less(MIXED, RANDOM)
 PRIMARY = [
     Contrast("E1: (SFTMix − NTP) − (random halves − NTP in their order)", SPLIT, LAST, RANDOM),
     Contrast("E2: SFTMix − label smoothing, after a temperature each", difference("SFTMix", "LabelSmoothing"),
@@ -89,11 +94,10 @@ SECONDARY = [
     for what, endpoint in ENDPOINTS.items()
     if (weights, endpoint) not in [(each.weights, each.endpoint) for each in PRIMARY]
 ]
-LENGTH = difference("SFTMix-length", "NTP-length")
 BY_LENGTH = [
     Contrast(
         f"(SFTMix − NTP) − (halves of like lengths − NTP in their order), {what}",
-        {**MIXED} | {arm: -weight for arm, weight in LENGTH.items()},
+        less(MIXED, difference("SFTMix-length", "NTP-length")),
         ENDPOINTS[what],
     )
     for what in LOSSES

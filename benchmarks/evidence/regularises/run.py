@@ -135,8 +135,9 @@ class Study:
         try:
             summary = run(from_plain(plain | {"out": str(place)}), pool=sorted(folder.glob("*")))
         except NonFiniteError as error:  # it diverged, which is a result of the arm
-            write_json(file, {"exit_code": error.exit_code, "error": str(error)})
-            return read_json(file)
+            diverged = {"exit_code": error.exit_code, "error": str(error)}
+            write_json(file, diverged)
+            return diverged
         found: Plain = {key: value for key, value in summary.items() if key not in TEXT}
         lines = read_steps(place / "train")
         found["evaluations"] = [line["eval_nll"] for line in lines if line.get("eval_nll") is not None]
