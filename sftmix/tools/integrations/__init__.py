@@ -154,7 +154,8 @@ class SFTMixTrainer(Trainer):
         self._signature_columns = [*self._signature_columns, ROW]  # else the Trainer drops the column
         base: Any = getattr(self.model, "get_base_model", lambda: self.model)()  # without PEFT's wrapper
         tokenizer: Any = self.processing_class
-        check_ids(base.config, tokenizer, map(max, filter(len, [[0], *self.train_dataset["input_ids"]])))
+        # A row may be empty, and all may be.
+        check_ids(base.config, tokenizer, [0, *map(max, filter(len, self.train_dataset["input_ids"]))])
         check_adapter(base)
         forward, head = base.forward, check_head(base, trains=True)
         loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)

@@ -34,9 +34,17 @@ class Arguments(SFTMixArguments, TrainingArguments):
     """Those of a Trainer without TRL."""
 
 
+def of_transformers(tiny):
+    """What trainer_of takes for a Trainer without TRL."""
+    return {"config": Arguments, "given": {"data_collator": DataCollatorForSeq2Seq(tokenizer_of(tiny))}}
+
+
+def tokenizer_of(tiny):
+    return AutoTokenizer.from_pretrained(tiny.model)
+
+
 def test_without_trl_it_is_a_trainer(tiny, tmp_path):
-    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
-    _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", given=given, config=Arguments)
+    _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", **of_transformers(tiny))
     _, right = trained(Mixed, tiny, tmp_path / "right")
     same(found, right, "loss", "grad_norm")
 
@@ -54,9 +62,8 @@ def test_micro_batches_of_a_model_whose_loss_takes_no_count_are_divided_once(tin
     class Own(SFTMixTrainer, base):
         pass
 
-    config = Arguments if base is Trainer else example.SFTMixConfig
-    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
-    words = {"config": config, "given": given, "model": Uncounted.from_pretrained(tiny.model)}
+    words = of_transformers(tiny) | {"model": Uncounted.from_pretrained(tiny.model)}
+    words |= {"config": Arguments if base is Trainer else example.SFTMixConfig}
     _, right = trained(Mixed, tiny, tmp_path / "right")
     trainer, found = trained(Own, tiny, tmp_path / "found", **words)
     same(found, right, "loss", "grad_norm")
@@ -64,15 +71,6 @@ def test_micro_batches_of_a_model_whose_loss_takes_no_count_are_divided_once(tin
     losses = [one.evaluate(rows)["eval_loss"] for one in (trainer, trainer_of(base, tiny, tmp_path / "base", **words))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == losses[0]  # its rows have a number
-
-
-def of_transformers(tiny):
-    """What trainer_of takes for a Trainer without TRL."""
-    return {"config": Arguments, "given": {"data_collator": DataCollatorForSeq2Seq(tokenizer_of(tiny))}}
-
-
-def tokenizer_of(tiny):
-    return AutoTokenizer.from_pretrained(tiny.model)
 
 
 def test_held_out_rows_with_a_collator_of_their_own(tiny, tmp_path):
@@ -126,6 +124,10 @@ def test_adapters_that_the_loss_does_not_follow_are_refused(tiny, tmp_path, conf
         trainer_of(SFTMixTrainer, tiny, tmp_path, model=model, **of_transformers(tiny))
 
 
+IMAGE = 399
+"""The token of a picture's patch."""
+
+
 class Pictures:
     """A collator that puts a picture of four tokens in front of each row, with pixels by a token of its end."""
 
@@ -145,10 +147,7 @@ class Pictures:
         return batch | {"pixel_values": torch.stack(pixels), "token_type_ids": types}
 
 
-IMAGE = 399
-
-
-def gemma_3(tiny):
+def gemma_3():
     text = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 64}
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -163,8 +162,8 @@ def gemma_3(tiny):
 def test_images_are_seen(tiny, tmp_path):
     """At mu 0 the loss is that of the model's own logits, which pictures in front of the rows change."""
     words = of_transformers(tiny) | {"given": {"data_collator": Pictures(tokenizer_of(tiny))}, "max_steps": 1}
-    options = {"model": gemma_3(tiny), "sftmix_mu": 0.0, "learning_rate": 0.0}
-    trainer, ((line), *_) = trained(SFTMixTrainer, tiny, tmp_path, **words, **options)
+    options = {"model": gemma_3(), "sftmix_mu": 0.0, "learning_rate": 0.0}
+    trainer, (line, *_) = trained(SFTMixTrainer, tiny, tmp_path, **words, **options)
     dataset, order = trainer.train_dataset, list(trainer._get_train_sampler())[:8]
     batch = Pictures(tokenizer_of(tiny))([{key: dataset[row][key] for key in ("input_ids", "labels")} for row in order])
     labels = batch.pop("labels")
