@@ -220,6 +220,8 @@ def name_component(error: Exception) -> None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         own = type(frame.f_locals.get("self"))
         if issubclass(own, Component) and not own.__module__.startswith("sftmix."):
-            kept = "what is done before it is kept: mend it, and the same command goes on from there"
-            error.add_note(f"{own.option} {own.__name__} raised this; {kept}")
+            error.add_note(
+                f"{own.option} {own.__name__} raised this; what is done before it is kept: mend it, and give the same "
+                "command. A stage with checkpoints refuses the mended class: move its directory away first"
+            )
             return

@@ -114,7 +114,7 @@ class Converter:
         if not is_text:
             used |= {"system", *TOOLS}
         unread = _unread(row, used if is_text else {*used, "weight", "loss_weight"}, form.turns)
-        messages = form.read(row, roles=self.roles or {})
+        messages = form.read({**row}, roles=self.roles or {})
         label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
         if not is_text:
             messages = self._with_row(messages, form, row)

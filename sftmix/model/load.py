@@ -228,16 +228,17 @@ def n_embeddings(model: Any) -> int:
     return model.get_input_embeddings().weight.shape[0]
 
 
-def check_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> None:
+def check_ids(config: PretrainedConfig, tokenizer: object, ids: Iterable[int]) -> None:
     """Refuse ids without an embedding or a row of the LM head (spare embeddings are normal; nothing is resized).
 
     ids  those that rows, padding and the end of answers make, or the greatest of them
     """
     highest, size = max(ids), config.get_text_config().vocab_size
     if highest >= size:
-        raise ConfigError(
-            f"model.path: the token {tokenizer.convert_ids_to_tokens(highest)!r} has id {highest}, the model embeddings"
-            f" for {size} ids: its tokenizer is that of another model, or tokens were added without resizing the model"
+        raise ConfigError(  # a Trainer may have a processor, or none
+            f"model.path: the token {getattr(tokenizer, 'convert_ids_to_tokens', str)(highest)!r} has id {highest}"
+            f", the model embeddings for {size} ids: its tokenizer is that of another model, or tokens were added "
+            "without resizing the model"
         )
 
 

@@ -305,7 +305,7 @@ class TrainingLoop:
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         data = self.stage.data
-        chosen = np.arange(len(data)) if rows is None else np.asarray(rows, dtype=np.int64)
+        chosen = np.arange(len(data))[slice(None) if rows is None else list(rows)]  # numbers, or a mask
         kind = ResponsesAlone if alone else RowSubset
         return self.stage.scorer(self.module, kind(data, chosen))
 

@@ -7,8 +7,9 @@ DynamicsCallback takes training dynamics out of any Trainer's run. The methods w
 import functools
 import itertools
 import os
+import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,24 +154,26 @@ class SFTMixTrainer(Trainer):
         self._set_signature_columns_if_needed()
         self._signature_columns = [*self._signature_columns, ROW]  # else the Trainer drops the column
         base: Any = getattr(self.model, "get_base_model", lambda: self.model)()  # without PEFT's wrapper
-        tokenizer: Any = self.processing_class
         # A row may be empty, and all may be.
-        check_ids(base.config, tokenizer, [0, *map(max, filter(len, self.train_dataset["input_ids"]))])
+        check_ids(base.config, self.processing_class, [0, *map(max, filter(len, self.train_dataset["input_ids"]))])
         check_adapter(base)
-        forward, head = base.forward, check_head(base, trains=True)
+        head = check_head(base, trains=True)
         loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
+        plain = getattr(base.forward, "__func__", None) or base.forward.func  # a partial of accelerate's (device_map)
 
-        # The loss is computed inside the forward that DDP or FSDP wraps, whose hooks so fire.
-        @functools.wraps(forward)  # generate checks its keywords by this signature
-        def sftmix_forward(*inputs, sftmix=None, labels=None, **kwargs):
+        # The loss is computed inside the forward that DDP or FSDP wraps, whose hooks so fire. It takes the model as a
+        # method does: a copy of the model (an average of weights) computes with its own.
+        @functools.wraps(plain)  # generate checks its keywords by this signature
+        def sftmix_forward(model, *inputs, sftmix=None, labels=None, **kwargs):
             if sftmix is None:
-                return forward(*inputs, labels=labels, **kwargs)
+                return plain(model, *inputs, labels=labels, **kwargs)
             # Gemma 3's body puts images into the states, its decoder leaves them out; a Llama 4 of text is the body.
-            body = base.get_decoder() if base.base_model is base else base.base_model
+            body = model.get_decoder() if model.base_model is model else model.base_model
             hidden = body(*inputs, **kwargs, use_cache=False).last_hidden_state
-            return loss(hidden, head.weight, labels, *sftmix, bias=head.bias)._asdict()
+            own = replace(head, module=model.get_output_embeddings())
+            return loss(hidden, own.weight, labels, *sftmix, bias=own.bias)._asdict()
 
-        base.forward = sftmix_forward
+        base.forward = types.MethodType(sftmix_forward, base)
 
     def _get_train_sampler(self, train_dataset=None):
         _, one, other = np.bincount(self._groups - UNPAIRED, minlength=3)  # -1, 0, 1 -> 0, 1, 2
@@ -189,8 +192,11 @@ class SFTMixTrainer(Trainer):
         counts, args, step = torch.zeros(2, device=device), self.args, self.state.global_step
 
         for batch in batch_samples:
-            if ROW not in batch:
-                raise ValueError(f"train_dataset hides its column {ROW}: leave out with_transform, or return it, too")
+            if missing := {ROW, "labels"} - {*batch}:
+                raise ValueError(
+                    f"a batch has no {missing}: give the rows labels, or a collator that makes them, and leave out "
+                    f"with_transform, or return {ROW}, too"
+                )
             rows = batch[ROW].cpu().numpy()
             # [4, 9, 2, 7, 5] -> [[4, 9], [2, 7]]: the last row has no partner.
             units = rows[: len(rows) // 2 * 2].reshape(-1, 2)
@@ -199,7 +205,7 @@ class SFTMixTrainer(Trainer):
             lam = [drawn(args.sftmix_alpha, 1, pair, step=step, seed=args.seed).item() for pair in ids]
             # Places in the batch: units 0 and 2 are [[0, 1], [4, 5]].
             pairs = torch.tensor(2 * mixed[:, None] + [0, 1], device=device)
-            batch["sftmix"] = pairs, torch.tensor(lam, dtype=torch.float64, device=device)
+            batch["sftmix"] = pairs, torch.tensor(lam, device=device)
             counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()  # nothing predicts the first token
             counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
         return batch_samples, self.accelerator.reduce(counts, "sum")
@@ -225,6 +231,8 @@ class SFTMixTrainer(Trainer):
 
 def _check_arguments(args: Any, more: dict[str, Any]) -> None:
     """Raise ValueError for options of a trainer, or keywords of its own, that SFTMix does not work with."""
+    if not hasattr(args, "sftmix_split"):
+        raise ValueError("args has no options of SFTMix; give it a class that inherits SFTMixArguments, too")
     values = {**vars(args), **more}  # compute_loss_func and model_init are arguments of the trainer itself
     # "nll" and "random" are the defaults of TRL and transformers.
     named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll", "random")]

@@ -28,11 +28,13 @@ def check_adapter(model: Any) -> None:
     """Raise ValueError for a head with an adapter that `Head` does not read."""
     layer = model.get_output_embeddings()
     names = getattr(layer, "active_adapters", [ADAPTER])
-    # IA3, OFT and LoHa have base layers as LoRA has, but no DoRA
-    if names != [ADAPTER] or (hasattr(layer, "base_layer") and not hasattr(layer, "use_dora")):
+    # IA3, OFT and LoHa have base layers as LoRA has, but no lora_bias; aLoRA and KaSA are variants of LoRA
+    more = getattr(layer, "lora_bias", {"": hasattr(layer, "base_layer")}) | getattr(layer, "lora_variant", {})
+    if names != [ADAPTER] or any(more.values()):
         raise ValueError(
             f"the LM head has adapters {names} ({type(layer).__name__} of {type(layer).__module__}); SFTMix reads one "
-            f"of LoRA, or of modules_to_save, by the name '{ADAPTER}': name it so, or leave the head out"
+            f"of LoRA without lora_bias or a variant, or of modules_to_save, by the name '{ADAPTER}': make it so, or "
+            "leave the head out"
         )
 
 
@@ -70,7 +72,7 @@ class TrainerRows:
     def __getitem__(self, row: int) -> Encoded:
         example = self._rows[row]
         target = example["labels"] != IGNORED
-        target[0] = False  # no position predicts the first token
+        target[:1] = False  # no position predicts the first token
         return Encoded(row, self.ids[row], example["input_ids"], target)
 
 
@@ -94,6 +96,8 @@ class DynamicsCallback(TrainerCallback):
         self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
+        if getattr(args, "packing", False) or getattr(args, "sample_packing", False):  # TRL's, axolotl's
+            raise ValueError("DynamicsCallback scores whole rows, not bins of them: set packing to false")
         # FSDP2 has DTensors, ZeRO-3 leaves empty weights.
         if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
             raise ValueError(

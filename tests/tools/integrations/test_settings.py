@@ -1,5 +1,6 @@
 """SFTMix in a Trainer without TRL, and in settings of both that users have: images, adapters, collators, rows."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from sftmix.tools.integrations import SFTMixArguments, SFTMixTrainer
+from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer
 from tests.tiny import Tiny, make_tiny
 from tests.tools.integrations.test_trainers import Mixed, example, same, trained, trainer_of
 
@@ -89,7 +90,7 @@ def test_rows_that_hide_their_number_are_refused(tiny, tmp_path):
         lambda rows: {name: rows[name] for name in ("input_ids", "labels")}
     )
     trainer.args.remove_unused_columns = False
-    with pytest.raises(ValueError, match="train_dataset hides its column sftmix_row: leave out with_transform"):
+    with pytest.raises(ValueError, match=r"a batch has no \{'sftmix_row'\}: .* leave out with_transform"):
         trainer.train()
 
 
@@ -107,15 +108,45 @@ def test_the_rows_of_another_trainer_are_numbered_anew(tiny, tmp_path):
     same([line for line in second.state.log_history if "loss" in line], right, "loss", "grad_norm")
 
 
+def test_a_copy_of_the_model_computes_with_its_own_weights(tiny, tmp_path):
+    """As an average of weights has them, and TRL's reference model."""
+    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    twin, ids = copy.deepcopy(trainer.model), torch.arange(8)[None]
+    with torch.no_grad():
+        twin.get_output_embeddings().weight.mul_(2)
+        ours, theirs = trainer.model(input_ids=ids).logits, twin(input_ids=ids).logits
+    assert not torch.equal(ours, theirs)
+    twin.load_state_dict(trainer.model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(ours, twin(input_ids=ids).logits)
+
+
+def test_arguments_without_options_of_sftmix_are_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match="a class that inherits SFTMixArguments, too"):
+        SFTMixTrainer(
+            AutoModelForCausalLM.from_pretrained(tiny.model), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        )
+
+
+def test_bins_of_rows_are_not_scored(tiny, tmp_path):
+    """A bin has neither the id of a row nor its score."""
+    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer.args.packing = True
+    trainer.add_callback(DynamicsCallback(trainer.train_dataset, tmp_path / "dynamics.parquet"))
+    with pytest.raises(ValueError, match="not bins of them: set packing to false"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("config", "name", "reason"),
     [
         (LoraConfig(target_modules=["lm_head"]), "other", r"the LM head has adapters \['other'\]"),
         (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "other", r"the LM head has adapters"),
         (IA3Config(target_modules=["lm_head"], feedforward_modules=[]), "default", r"Linear of peft\.tuners\.ia3"),
+        (LoraConfig(target_modules=["lm_head"], use_dora=True), "default", "without lora_bias or a variant"),
         (AdaLoraConfig(target_modules=["q_proj"], total_step=9), "default", "AdaLoRA adds a term to the loss"),
     ],
-    ids=["name", "copy", "kind", "adalora"],
+    ids=["name", "copy", "kind", "variant", "adalora"],
 )
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_adapters_that_the_loss_does_not_follow_are_refused(tiny, tmp_path, config, name, reason):
