@@ -192,10 +192,10 @@ class SFTMixTrainer(Trainer):
         counts, args, step = torch.zeros(2, device=device), self.args, self.state.global_step
 
         for batch in batch_samples:
-            if missing := {ROW, "labels"} - {*batch}:
+            if missing := {key for key in (ROW, "labels") if batch.get(key) is None}:  # a collator may leave None
                 raise ValueError(
                     f"a batch has no {missing}: give the rows labels, or a collator that makes them, and leave out "
-                    f"with_transform, or return {ROW}, too"
+                    "with_transform, or return the column, too"
                 )
             rows = batch[ROW].cpu().numpy()
             # [4, 9, 2, 7, 5] -> [[4, 9], [2, 7]]: the last row has no partner.

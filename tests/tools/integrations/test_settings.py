@@ -94,6 +94,14 @@ def test_rows_that_hide_their_number_are_refused(tiny, tmp_path):
         trainer.train()
 
 
+def test_rows_without_labels_are_refused(tiny, tmp_path):
+    """The collator then leaves None for them."""
+    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer.train_dataset = trainer.train_dataset.remove_columns("labels")
+    with pytest.raises(ValueError, match=r"a batch has no \{'labels'\}: give the rows labels"):
+        trainer.train()
+
+
 def test_the_rows_of_another_trainer_are_numbered_anew(tiny, tmp_path):
     words = of_transformers(tiny)
     first, right = trained(SFTMixTrainer, tiny, tmp_path / "first", **words)
