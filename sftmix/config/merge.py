@@ -109,7 +109,7 @@ def _merge_options(
             raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
         before = tree.get(name, _plain_default(known[name].default))  # --callbacks.every 5 changes the default one
         value = {rest: given} if rest else given
-        if (base := component_in(hint)) and is_list(hint):
+        if (base := component_in(hint)) and is_list(hint) and from_yaml(value) is not None:
             tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
             tree[name] = _merge_component(before, value, hint, base, full)

@@ -120,8 +120,8 @@ def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
     # {prompt: no} for dict[str, str], [007] for list[str]: no and 007 as they are written
     parsed = from_yaml(value, texts=str in inside and Any not in inside)
     if origin is dict and isinstance(parsed, dict):
-        of_values = inside[1] if inside else Any
-        return {str(name): _inside(item, of_values) for name, item in parsed.items()}
+        of_names, of_values = inside or (str, Any)
+        return {_inside(name, of_names): _inside(item, of_values) for name, item in parsed.items()}
     if origin is dict or not isinstance(parsed, (list, tuple)):
         raise ValueError
     of_any_length = origin is not tuple or inside[1:] == (...,)  # tuple[float, float]: exactly two, or zip raises

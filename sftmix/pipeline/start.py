@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from sftmix.common.component import require_one_of
 from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import read_json
 from sftmix.common.places import is_there, place_of
@@ -24,6 +25,7 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
     configuration does not have.
     """
+    require_one_of("until", until, StageName)
     single, train = config.is_single_run(), until == "train"
     if single and not train:
         raise ConfigError(

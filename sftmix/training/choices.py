@@ -103,9 +103,8 @@ def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object])
     compiled = problem is None or not auto
     if problem or auto:
         why = problem or f"{flops_of(setup):.1e} FLOPs of training on each GPU"
-        name, other = type(unwrap(setup.module).model).__name__, str(not compiled).lower()
-        how = "compiled" if compiled else "not compiled"
-        say(f"layers of {name} are {how} (training.compile {str(asked).lower()}; {other} does the other): {why}")
+        name = type(unwrap(setup.module).model).__name__
+        say(f"layers of {name} are {'' if compiled else 'not '}compiled (training.compile {asked}): {why}")
     return compiled
 
 

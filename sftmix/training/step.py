@@ -346,11 +346,13 @@ def build_optimizer(model: nn.Module, options: TrainingOptions, optimizer: Optim
     """
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     built = optimizer.build(trainable, training=options)
-    taken = [id(p) for group in built.param_groups for p in group["params"]]
-    if sorted(taken) != sorted(map(id, trainable.values())):
-        left = [name for name, p in trainable.items() if id(p) not in taken]
+    # A checkpoint would leave out an empty one, as of weights that an adapter freezes, and then not fit.
+    built.param_groups[:] = [group for group in built.param_groups if group["params"]]
+    left = {id(p): name for name, p in trainable.items()}
+    taken = [left.pop(id(p), None) for group in built.param_groups for p in group["params"]]
+    if left or None in taken:
         raise ConfigError(
-            f"optimizer {type(optimizer).__name__} must take each of {len(trainable)} parameters once; it has "
-            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
+            f"optimizer {optimizer} must take each of {len(trainable)} parameters once; it has {len(taken)}, and left "
+            f"out {list(left.values())[:3]}"
         )
     return built

@@ -154,6 +154,42 @@ def test_a_parameter_that_is_left_out_is_named():
         build_optimizer(toy_model(), TRAINING, Forgetful())
 
 
+class TwoRates(Optimizer):
+    """Matrices, and vectors at a rate of their own: an adapter trains no vector, and then the second group is empty."""
+
+    def build(self, parameters, *, training):
+        groups = [[p for p in parameters.values() if (p.ndim > 1) is matrix] for matrix in (True, False)]
+        return torch.optim.AdamW([{"params": groups[0]}, {"params": groups[1], "weight_decay": 0.0}])
+
+
+def test_an_empty_group_of_parameters_is_none_and_the_training_goes_on(tmp_path):
+    def made(seed):
+        model = toy_model(dtype=torch.float32, seed=seed)
+        for parameter in model.parameters():
+            parameter.requires_grad = parameter.ndim > 1
+        return Trained(model, optimizer=TwoRates(), options=TRAINING, steps=1)
+
+    it, other = made(0), made(7)
+    assert [len(group["params"]) > 0 for group in it.optimizer.param_groups] == [True]
+    store = CheckpointStore(tmp_path, keep=1, world=World())
+    store.save(1, it.wrapped, it.optimizer, {})
+    store.load(1, other.wrapped, other.optimizer)
+    assert_exact(other.everything(), it.everything())
+
+
+def test_a_parameter_that_is_taken_twice_is_refused():
+    class Twice(Optimizer):
+        def build(self, parameters, *, training):
+            both = torch.optim.SGD(parameters.values(), lr=0.1)
+            both.param_groups.append(dict(both.param_groups[0]))
+            return both
+
+    with pytest.raises(
+        ConfigError, match=r"Twice must take each of (\d+) parameters once; it has \d+, and left out \[\]"
+    ):
+        build_optimizer(toy_model(), TRAINING, Twice())
+
+
 def config(**options):
     return RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train=["t"]), **options)
 

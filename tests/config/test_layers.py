@@ -8,6 +8,7 @@ import yaml
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
+from sftmix.components import Linear, Schedule, SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
 from sftmix.config.read import config_file, from_plain, read_config, read_layers
@@ -115,6 +116,24 @@ def test_a_group_may_be_in_braces_on_the_command_line():
     assert config.reference.spec()["init_args"]["model"]["path"] == "b"
     with pytest.raises(ConfigError, match=r"training\.epochs 2\.0 and training\.max_steps 5 exclude each other"):
         on_the_command_line("--training", "{epochs: 2, max_steps: 5}")
+
+
+class _Stepwise(SFTMix):
+    """An objective whose mu follows several schedules, if any."""
+
+    def __init__(self, *, parts: list[Schedule] | None = None, at: dict[int, float] | None = None):
+        super().__init__()
+        self.parts, self.at = parts, at
+
+
+def test_a_list_of_components_may_be_none_and_a_mapping_may_have_numbers_as_names(write):
+    for parts in (None, [Linear(start=0.1, end=0.2)]):
+        config = RunConfig(objective=_Stepwise(parts=parts, at={10: 0.5}))
+        read = read_config(write("run.yaml", config.yaml()))
+        assert read == config
+        assert isinstance(read.objective, _Stepwise)
+        assert read.objective.at == {10: 0.5}
+        assert (read.objective.parts is None) is (parts is None)
 
 
 def test_a_key_with_dots_changes_one_entry_of_a_mapping(write):

@@ -66,6 +66,7 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
     [
         (dict[str, float], "{1: .5, yes: 0.25, 2024-01-01: .25}", {"1": 0.5, "yes": 0.25, "2024-01-01": 0.25}),
         (dict[str, float], {2: 0.5, True: 0.5}, {"2": 0.5, "True": 0.5}),
+        (dict[int, float], "{1: .5, -2: 1}", {1: 0.5, -2: 1.0}),
         (dict[str, str] | None, "{prompt: 0}", {"prompt": "0"}),
         (dict[str, str | None] | None, {"prompt": 0, "id": None}, {"prompt": "0", "id": None}),
         (dict[str, str | None] | None, "{prompt: no, id: null}", {"prompt": "no", "id": None}),

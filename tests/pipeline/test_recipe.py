@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import TrainingOrder
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_split
@@ -229,6 +230,12 @@ def test_a_signal_that_comes_while_a_run_ends_does_not_hide_how(finished, tmp_pa
             signal.raise_signal(signal.SIGTERM)  # nothing came of it within
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_stage_that_does_not_exist_is_named(finished, tmp_path):
+    config = replace(read_config(finished.path / "config.yaml"), out=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="until is 'splitt'; allowed: reference, confidence, split, train"):
+        run(config, until="splitt")
 
 
 # ------------------------------------------------------------------------------------- lengths
