@@ -8,6 +8,7 @@ import os
 import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import _HAS_DEFAULT_FACTORY as FACTORY  # type: ignore[attr-defined]
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -61,6 +62,9 @@ class _Kept(ABCMeta):
         self = super().__call__(*args, **kwargs)  # type: ignore[misc]
         bound = inspect.signature(cls).bind(*args, **kwargs)
         bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            if value is FACTORY:  # of a dataclass: field(default_factory=list)
+                bound.arguments[name] = getattr(self, name)
         object.__setattr__(self, "_init_args", bound.arguments)  # a component may be a frozen dataclass
         return self
 

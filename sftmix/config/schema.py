@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sftmix.common.component import FACTORY
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.component import Component
 from sftmix.components.listing import catalogue
@@ -66,11 +67,13 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     for parameter in parameters.values():
         if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             raise ConfigError(f"{named} takes {parameter}, and its parameters are its options: name each option")
-    fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
-    # a field with a default_factory has `<factory>` in the signature
-    defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    fields = getattr(owner, "__dataclass_fields__", {})
     return {
-        p.name: p.replace(annotation=hints.get(p.name, typing.Any), default=defaults.get(p.name, p.default))
+        p.name: p.replace(
+            annotation=hints.get(p.name, typing.Any),
+            # of a group, or of a component that is a dataclass: field(default_factory=list)
+            default=fields[p.name].default_factory() if p.default is FACTORY else p.default,
+        )
         for p in parameters.values()
     }
 

@@ -100,7 +100,7 @@ def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object])
     if auto and (setup.world.device.type != "cuda" or flops_of(setup) <= WORTH_COMPILING):
         return False
     problem = compile_problem(setup)
-    compiled = problem is None or not auto
+    compiled = not (auto and problem)
     if problem or auto:
         why = problem or f"{flops_of(setup):.1e} FLOPs of training on each GPU"
         name = type(unwrap(setup.module).model).__name__

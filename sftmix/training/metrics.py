@@ -112,10 +112,8 @@ class Totals:
 
     def figures(self) -> dict[str, float]:
         """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
-        effective, mixed = 0.0, self.mixup_count
-        if mixed:
-            effective = self.mu_own / mixed * self.ntp_count / mixed + self.mu_ntp / mixed
-        return {**asdict(self), "mu_effective": effective}
+        mixed = self.mixup_count or 1.0  # nothing was mixed: all that follows is 0
+        return {**asdict(self), "mu_effective": (self.mu_own / mixed * self.ntp_count + self.mu_ntp) / mixed}
 
 
 def figures_shown(metrics: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """`base:` in configuration files: what is applied over what, on the command line and in Python, and what is refused."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
-from sftmix.components import Linear, Schedule, SFTMix
+from sftmix.components import Linear, Median, Schedule, SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
 from sftmix.config.read import config_file, from_plain, read_config, read_layers
@@ -124,6 +125,34 @@ class _Stepwise(SFTMix):
     def __init__(self, *, parts: list[Schedule] | None = None, at: dict[int, float] | None = None):
         super().__init__()
         self.parts, self.at = parts, at
+
+
+@dataclass
+class _Record(Median):
+    """A splitter that is a dataclass, whose lists and components are made anew for each."""
+
+    shares: list[float] = field(default_factory=lambda: [0.5])
+    at: dict[str, float] = field(default_factory=dict)
+    mu: Schedule = field(default_factory=lambda: Linear(start=0.1, end=0.2))
+
+
+def test_a_component_may_be_a_dataclass(write):
+    """Its defaults that are made anew are in the run's file, as they are in it."""
+    linear = {"start": 0.1, "end": 0.2}
+    for given in ({}, {"shares": [0.1, 0.9]}, {"at": {"a": 2.0}}):
+        config = RunConfig(splitter=_Record(**given))
+        options = config.splitter.spec()["init_args"]
+        assert options["mu"]["init_args"] == linear
+        assert {key: options[key] for key in ("shares", "at")} == {"shares": [0.5], "at": {}, **given}
+        read = read_config(write("run.yaml", config.yaml()))
+        assert read == config
+        assert isinstance(read.splitter, _Record)
+        assert (read.splitter.shares, read.splitter.at) == (config.splitter.shares, config.splitter.at)
+    path = f"{__name__}._Record"
+    assert on_the_command_line("--splitter", path, "--splitter.shares+", "1").splitter.spec()["init_args"][
+        "shares"
+    ] == [0.5, 1]
+    assert _Record().shares is not _Record().shares
 
 
 def test_a_list_of_components_may_be_none_and_a_mapping_may_have_numbers_as_names(write):
