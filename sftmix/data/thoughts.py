@@ -35,10 +35,11 @@ _CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")  # "<t
 _CLOSED_AT_HEAD = re.compile(rf"\s*(?:{_OPENING})?\s*(?:{_CLOSING})\s*")
 _ALONE = {
     opening: re.compile(  # not quoted; behind it the end, a blank line, the answer, or, if text is before it, a newline
-        rf"(?<![\"'`(\[]){re.escape(closing)}(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
-        rf"|(?<!\n{re.escape(closing)})[^\S\n]*\n)"
+        # The quote is looked for behind the tag: a pattern that begins with the tag itself is searched for at once.
+        rf"{closing}(?<![\"'`(\[]{closing})(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
+        rf"|(?<!\n{closing})[^\S\n]*\n)"
     )
-    for opening, closing in TAGS.items()
+    for opening, closing in zip(TAGS, map(re.escape, TAGS.values()), strict=True)
 }
 """A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of, and so
 it is alone on a line without a blank one behind it."""
@@ -98,4 +99,4 @@ def closing_of(opening: str) -> str:
 
 def thinks(example: Example) -> bool:
     """Return True if a trained turn has a thought, in a field of its own or in its content."""
-    return any(turn.trained and bool(turn.thought or divided(turn.content)[0]) for turn in example.messages)
+    return any(turn.trained and (turn.thought or divided(turn.content)[0]) for turn in example.messages)

@@ -103,8 +103,10 @@ def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object])
     compiled = not (auto and problem)
     if problem or auto:
         why = problem or f"{flops_of(setup):.1e} FLOPs of training on each GPU"
-        name = type(unwrap(setup.module).model).__name__
-        say(f"layers of {name} are {'' if compiled else 'not '}compiled (training.compile {asked}): {why}")
+        say(
+            f"layers of {type(unwrap(setup.module).model).__name__} are {'' if compiled else 'not '}compiled "
+            f"(training.compile {asked}): {why}"
+        )
     return compiled
 
 
