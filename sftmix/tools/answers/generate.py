@@ -10,7 +10,6 @@ from typing import Any, Literal
 from sftmix.cli.say import say
 from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.fields import ROLES
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
@@ -65,9 +64,9 @@ def main(args: Options) -> None:
     run = next((model.run for model in finished if model.run), None) if form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
-    if args.prompts:  # whose fields and roles may have the names that the run's rows have
-        data = read_finished(run).data if run else DataOptions()
-        questions = read_questions(args.prompts, data.columns, data.roles, mt_bench=form == "mt_bench")
+    if args.prompts:  # which may be rows as the run's are
+        data = read_finished(run).data if run else None
+        questions = read_questions(args.prompts, data, mt_bench=form == "mt_bench")
     else:
         questions = _held_out(finished[0].name, run)
     _apply(args, questions)
@@ -134,25 +133,20 @@ def _judged(form: str, label: str, row: Any, texts: list[str]) -> dict[str, Any]
     return {"question_id": row["question_id"], "model_id": label, "choices": [{"index": 0, "turns": texts}]}
 
 
-def read_questions(
-    names: Sequence[str],
-    columns: dict[str, str | None] | None = None,
-    roles: dict[str, str] | None = None,
-    *,
-    mt_bench: bool = False,
-) -> list[Question]:
+def read_questions(names: Sequence[str], data: DataOptions | None = None, *, mt_bench: bool = False) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
-    columns   data.columns of a run; a row without these fields keeps its own
-    roles     its data.roles
+    data      of a run, whose columns, roles and format count; a row without these fields keeps its own
     mt_bench  the rows are from FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
-    from sftmix.data.formats import Columns, Converter
+    from sftmix.data.formats import Columns
     from sftmix.data.sources import expand
+    from sftmix.data.values import checked_text
+    from sftmix.tools.answers.asked import asked
 
-    reader, questions = Columns(columns), list[Question]()
-    converter = Converter(columns=reader, roles=roles)
+    data = data or DataOptions()
+    reader, questions = Columns(data.columns), list[Question]()
     times, taken = Counter[str](), set[str]()
     sources, lines = expand(names, "--prompts")
     for line in lines:
@@ -165,12 +159,12 @@ def read_questions(
                 if mt_bench:
                     if not isinstance(plain["turns"], list) or not plain["turns"]:
                         raise ValueError("turns must be a list of texts")
-                    first, *later = plain["turns"]
-                    more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(plain["category"], 0.7)}
+                    first, *later = [checked_text(text, f"turns[{k}]") for k, text in enumerate(plain["turns"])]
+                    category = checked_text(plain["category"], "category")
+                    more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(category, 0.7)}
                     # The first turn as a row; the later ones follow the model's own answers.
                     plain = {"id": plain["question_id"], "prompt": first}
-                example = converter.example(_with_answer(plain, roles))
-                question = question_of(example, **more)
+                question = question_of(asked(plain, reader, data), **more)
             except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"--prompts: {place}: {reason}") from problem
@@ -196,20 +190,6 @@ def question_of(example: Any, **more: Any) -> Question:
     )
     name = example.id or content_hash(example.messages)
     return Question(name, messages, last.content or None, tools=example.tools, **more)
-
-
-def _with_answer(row: dict[str, Any], roles: dict[str, str] | None) -> dict[str, Any]:
-    """Give a row that only asks an empty answer, so that the formats of training rows read it."""
-    empty = {"role": "assistant", "content": ""}
-    if "instruction" in row:
-        return {"output": "", **row}  # an answer that is there stays
-    if "prompt" in row:
-        return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
-    for key in ("messages", "conversations"):
-        match row.get(key):
-            case [*_, {"role": role} | {"from": role}] if (ROLES | (roles or {})).get(str(role)) in ("user", "tool"):
-                return {**row, key: [*row[key], empty]}
-    return row
 
 
 def inputs_of(

@@ -95,7 +95,7 @@ def comparison_of(arguments: Arguments) -> Comparison:
     # As with a table's own compare.yaml, in which every variant has all its options.
     changed = [{key for key, *_ in differing(base, variant.plain())} for variant in variants.values()]
     for option in arguments.options:
-        if all(option.rstrip("+") in options for options in changed):  # --data.train+ adds to data.train
+        if changed and all(option.rstrip("+") in options for options in changed):  # --data.train+ adds to data.train
             say(f"note: --{option} changes nothing here: every variant sets it to something else")
     comparison = Comparison(out=config.out or "", variants=variants, options=TableOptions(**table))
     if arguments.print_config:

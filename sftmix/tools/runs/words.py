@@ -10,7 +10,7 @@ from sftmix.cli.help import option_docs
 from sftmix.common.errors import ConfigError
 from sftmix.common.places import unwritable
 from sftmix.config.merge import merge
-from sftmix.config.schema import is_list, options_of
+from sftmix.config.schema import alternatives, is_list, options_of
 from sftmix.config.values import choices
 
 
@@ -56,9 +56,10 @@ def add_options(parser: argparse.ArgumentParser, owner: type) -> None:
             continue
         # Without a form the metavar is the choices: swanlab|tensorboard|trackio|wandb.
         value = {"help": doc, "metavar": form or "|".join(choices(hint)), "default": option.default}
-        count = "+" if is_list(hint) else None
+        flag = bool in alternatives(hint)  # as of `run`: --data.skip_bad, or --data.skip_bad true
+        count = "+" if is_list(hint) else "?" if flag else None
         if option.kind is option.KEYWORD_ONLY:
-            parser.add_argument(f"--{key}", dest=name, required=needed, nargs=count, **value)
+            parser.add_argument(f"--{key}", dest=name, required=needed, nargs=count, const=flag or None, **value)
         else:
             # "+": the runs of status; "?": the NAME of components, which has a default.
             parser.add_argument(name, nargs=count if needed else "?", **value)

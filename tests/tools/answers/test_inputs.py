@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import ConfigError, ContractError, DataError
+from sftmix.components import RowFormat
+from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import finished_models
+from sftmix.types import Message
 
 ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
 MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}
@@ -24,10 +28,10 @@ ASKED = ({"role": "user", "content": "Q?"},)
 def read(tmp_path):
     """Function: the questions of lines, which are rows or texts."""
 
-    def questions(*lines, mt_bench=False):
+    def questions(*lines, **more):
         file = tmp_path / "rows.jsonl"
         file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-        return read_questions([str(file)], mt_bench=mt_bench)
+        return read_questions([str(file)], **more)
 
     return questions
 
@@ -63,12 +67,120 @@ def test_prompts_are_rows_of_any_format_with_or_without_answer(read, row):
 
 
 @pytest.mark.parametrize(
+    "more", [{"prompt": "Q?"}, {"instruction": "Q?"}, {"prompt": "Q?", "completion": "B"}], ids=str
+)
+@pytest.mark.parametrize("written", [list, json.dumps], ids=["a list", "JSON text"])
+@pytest.mark.parametrize("reference", [None, "C"])
+def test_a_conversation_is_asked_by_its_messages_whatever_field_repeats_its_first_turn(read, more, written, reference):
+    """HuggingFaceH4/ultrachat_200k has both; its tables may hold the turns as JSON text."""
+    asked = (*ASKED, {"role": "assistant", "content": "A"}, {"role": "user", "content": "More?"})
+    answer = [{"role": "assistant", "content": reference}] if reference else []
+    (question,) = read({**more, "messages": written([*asked, *answer])})
+    assert (question.messages, question.reference) == (asked, reference)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q?", "completion": "A", "label": False},
+        {"prompt": "Q?", "completion": "A", "weight": 0},
+        {"instruction": "Q?", "output": "A", "loss_weight": 0},
+        {"messages": [*ASKED, {"role": "assistant", "content": "A", "weight": 0}]},
+        {"messages": [*ASKED, {"role": "assistant", "content": "A", "train": False}]},
+        {"conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": "A", "loss": False}]},
+    ],
+    ids=str,
+)
+def test_a_question_needs_no_answer_that_is_trained(read, row):
+    (question,) = read(row)
+    (plain,) = read({"prompt": "Q?", "completion": "A"})
+    assert (question.messages, question.reference, question.id) == (ASKED, "A", plain.id)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "asked", "reference"),
+    [
+        ({"prompt": "Q?", "output": "B"}, None, "Q?", None),
+        ({"prompt": "Q?", "input": "I"}, None, "Q?", None),
+        ({"prompt": "Q?", "completion": "A", "instruction": "Else?"}, None, "Q?", "A"),
+        ({"prompt": "Else?", "instruction": "Q?"}, None, "Q?", None),
+        ({"text": "Q?", "messages": [{"role": "user", "content": "Else?"}]}, {"prompt": "text"}, "Q?", None),
+    ],
+    ids=str,
+)
+def test_the_field_that_asks_names_the_format_where_an_answer_is_missing(read, row, columns, asked, reference):
+    (question,) = read(row, data=DataOptions(columns=columns))
+    assert (question.messages, question.reference) == (({"role": "user", "content": asked},), reference)
+
+
+class Exam(RowFormat):
+    """A question of an exam, and an answer or none, in fields that another format has as well."""
+
+    fields = ("prompt", "solution")
+
+    def read(self, row, *, roles):
+        answer = [Message("assistant", row["solution"], True)] if "solution" in row else []
+        return [Message("user", f"{row['prompt']} Explain."), *answer]
+
+
+class Empty(Exam):
+    """It reads no turn."""
+
+    def read(self, row, *, roles):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "asked", "reference"),
+    [
+        (Exam(), {"prompt": "Q?"}, "Q? Explain.", None),
+        (Exam(), {"prompt": "Q?", "solution": "A", "messages": ASKED}, "Q? Explain.", "A"),
+        (Exam(), {"instruction": "Q?"}, "Q?", None),
+        ("prompt_completion", {"prompt": "Q?", "messages": [{"role": "user", "content": "Else?"}]}, "Q?", None),
+        ("alpaca", {"messages": ASKED}, "Q?", None),
+        ("text", {"prompt": "Q?", "text": "Long ago."}, "Q?", None),
+    ],
+    ids=str,
+)
+def test_a_row_with_fields_of_the_runs_format_is_read_by_it_and_any_other_by_its_own(read, form, row, asked, reference):
+    (question,) = read(row, data=DataOptions(format=form))
+    assert (question.messages[-1]["content"], question.reference) == (asked, reference)
+
+
+def test_a_run_has_its_prompts_read_by_its_format(run, tmp_path, sftmix, monkeypatch):
+    """Of a class of its own, which is imported if it is trusted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "exam_rows.py").write_text(
+        f"from {Exam.__module__} import Exam as Base\n\n\nclass Exam(Base):\n    pass\n"
+    )
+    change(run, "data", format="exam_rows.Exam")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Q?", "completion": "B", "solution": "A"}))
+    words = ("generate", str(run), "--prompts", "rows.jsonl", "--to", "to.jsonl", "--max_new_tokens", "2")
+    done = sftmix(*words)
+    assert (done.code, "exam_rows.Exam is no component of this package" in done.err) == (2, True), done.err
+    done = sftmix(*words, "--trust")
+    assert done.code == 0, done.err
+    line = json.loads((tmp_path / "to.jsonl").read_text())
+    assert (line["messages"], line["reference"]) == ([{"role": "user", "content": "Q? Explain."}], "A")
+
+
+def test_documents_ask_nothing_and_a_format_that_reads_no_turn_is_named(read):
+    with pytest.raises(DataError, match=r"rows.jsonl:1: format not recognised from the fields 'text'"):
+        read({"text": "Long ago."}, data=DataOptions(format="text"))
+    with pytest.raises(ContractError, match=r"data.format Empty returned \[\]"):
+        read({"prompt": "Q?"}, data=DataOptions(format=Empty()))
+
+
+@pytest.mark.parametrize(
     ("line", "words"),
     [
         ("{", ""),
         ("5", "expected an object"),
         ('{"text": "long ago"}', "format not recognised from the fields 'text'"),
         ('{"instruction": "a\\u0000"}', "instruction contains a NUL"),
+        ('{"input": "a"}', "field 'instruction' is missing or null; there are 'input' "),
+        ('{"messages": [{"role": "system", "content": "S"}]}', "no assistant turn to train on"),
     ],
 )
 def test_a_bad_row_is_named(read, line, words):
@@ -76,6 +188,21 @@ def test_a_bad_row_is_named(read, line, words):
         read({"instruction": "Q", "id": "a"}, line)
     with pytest.raises(DataError, match=r"rows.jsonl:2: it has no 'turns'"):
         read(MT_BENCH, {"what": 1}, mt_bench=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"category": ["math"]}, r"category must be a string, found \['math'\]"),
+        ({"turns": [5]}, r"turns\[0\] must be a string, found 5"),
+        ({"turns": ["Q?", {"role": "user", "content": "More?"}]}, r"turns\[1\] must be a string, found \{"),
+        ({"turns": "Q?"}, "turns must be a list of texts"),
+    ],
+    ids=str,
+)
+def test_a_row_of_mt_bench_has_texts(read, values, reason):
+    with pytest.raises(DataError, match=f"--prompts: .*rows.jsonl:2: {reason}"):
+        read(MT_BENCH, {**MT_BENCH, **values}, mt_bench=True)
 
 
 # ---------------------------------------------------------------------------------- inputs, and the files of judges

