@@ -118,7 +118,7 @@ class TrainingLoop:
                 full_disk = self._note(log, metrics)  # the line before the checkpoint, which has its hash
                 # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
                 self._save_or_stop(signal, full_disk)
-            if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
+            if self.best and self.best.evaluated != self.step:  # the last step may be the best one
                 self.best.offer(self.step, self.module, self._evaluate())
             last = self._call("on_stage_end", metrics)
             self._save_or_stop(signal)
@@ -172,12 +172,12 @@ class TrainingLoop:
             self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
-            if self.best is not None:  # the old ones go when the new ones are there
+            if self.best:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
         if self.step == 0:
             check_memory(self.setup)
-        if self.best is not None:
+        if self.best:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
 
@@ -299,7 +299,7 @@ class TrainingLoop:
                     self.evaluations[step] = float(result.metrics["eval_nll"])
             if result.stop and not self.stopped_by:
                 self.stopped_by = type(callback).__name__
-        if self.best is not None:
+        if self.best:
             self.best.offer(step, self.module, added)
         return added
 

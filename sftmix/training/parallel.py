@@ -290,8 +290,9 @@ def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMe
     mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
     # Its groups would have torch's own timeout, whatever training.timeout says.
     timeout = ranks._get_backend(world.device).options._timeout
+    set_timeout = getattr(dist, "set_timeout", _set_pg_timeout)  # public from torch 2.14 on
     for part in mesh.get_all_groups():
-        _set_pg_timeout(timeout, part)
+        set_timeout(timeout, part)
     return mesh
 
 
