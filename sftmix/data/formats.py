@@ -146,7 +146,13 @@ class Converter:
         # LLaMA-Factory's Alpaca rows have a field system beside instruction, input and output.
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
         weight = weight_of(row)
-        messages = [replace(turn, weight=weight * turn.weight) for turn in [*system, *messages]]
+        # A format of a user may have given anything: -1 would be learnt away, nan would end the training.
+        messages = [
+            replace(
+                turn, content=checked_text(turn.content, "content"), weight=weight * weight_of({"weight": turn.weight})
+            )
+            for turn in [*system, *messages]
+        ]
         return checked(last_alone(messages) if self.last else messages)
 
 

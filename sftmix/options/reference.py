@@ -61,7 +61,7 @@ def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
     """Return the adapters of a reference model: its own, or the target's if both have the same base model, or none."""
     if not isinstance(reference, ReferenceModel):  # null: the target's base model
         return target.lora
-    if reference.lora is not None:
+    if reference.lora:
         return reference.lora
     return LoraOptions() if reference.path else target.lora
 

@@ -167,7 +167,7 @@ class TrainingLoop:
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
             self.evaluations = dict(state["evaluations"])
-            if stage.online is not None:
+            if stage.online:
                 stage.online.restore(store.arrays(newest))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
@@ -218,7 +218,7 @@ class TrainingLoop:
         state["evaluations"] = list(self.evaluations.items())  # JSON has no numbers as keys
         # Before its first step an optimizer has no state, and to look for it torch would make a step.
         optimizer = self.optimizer if self.totals.updates else None
-        self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
+        self.store.save(self.step, self.module, optimizer, state, online.gathered() if online else {})
         self.saved = self.step
         self.spacing.since = time.monotonic()
 
@@ -249,13 +249,13 @@ class TrainingLoop:
                     f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
                 )
-        if stage.online is not None:
+        if stage.online:
             stage.online.record(done.batches, done.nll)
         metrics |= self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
         if self.step in order.ends:  # also the last epoch's, if it is cut short
-            if stage.online is not None:
+            if stage.online:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
         return metrics

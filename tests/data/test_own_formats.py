@@ -107,6 +107,20 @@ def test_an_answer_that_is_no_list_of_messages_is_refused(turns):
         convert({"question": "u"}, Fixed(turns=turns))
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Message("assistant", "a", True, -1.0), "weight is -1.0; allowed: a number from 0"),
+        (Message("assistant", "a", True, float("nan")), "weight is nan; allowed: a number from 0"),
+        (Message("assistant", 4, True), "content must be a string, found 4"),  # type: ignore[arg-type]
+        (Message("assistant", "\ud83d", True), "content contains a lone surrogate"),
+    ],
+)
+def test_values_that_no_row_may_have_are_refused_in_its_turns_as_well(answer, words):
+    with pytest.raises(BadRow, match=words):
+        convert({"question": "u"}, Fixed(turns=[U("u"), answer]))
+
+
 def test_it_is_chosen_with_its_options_and_stored_like_any_component():
     path = f"{Quiz.__module__}.Quiz"
     config = from_plain({"data.format": path, "data.format.mark": "!"})
