@@ -1,0 +1,74 @@
+"""Draw docs/images/results/regularises.svg, the contrasts of analyse.py at each seed. It needs matplotlib: `.[bench]`.
+
+    python benchmarks/evidence/regularises/picture.py
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, save  # noqa: E402
+from benchmarks.evidence.regularises.analyse import (  # noqa: E402
+    COMPARED,
+    ENDPOINTS,
+    MIXED,
+    PRIMARY,
+    RANDOM,
+    SPLIT,
+    Contrast,
+    Runs,
+    Weights,
+    difference,
+)
+from benchmarks.evidence.tiers import RESULTS  # noqa: E402
+from sftmix.tools.compare.statistics import interval  # noqa: E402
+
+GREEN = "#2f855a"
+SHOWN = {"last": (BLUE, -0.22), "tempered": (GREEN, 0.0), "best": (BROWN, 0.22)}
+EFFECTS = {
+    "SFTMix − NTP": MIXED,
+    "random halves − NTP": RANDOM,
+    "literal sum − NTP": PRIMARY[2].weights,
+    "soft labels − NTP": difference("SoftLabels", "NTP"),
+    "label smoothing − NTP": difference("LabelSmoothing", "NTP"),
+}
+REST = {
+    "E1: confidence": SPLIT,
+    "E2: SFTMix −\nlabel smoothing": PRIMARY[1].weights,
+    "SFTMix −\nsoft labels": COMPARED["SFTMix − soft labels"],
+}
+
+
+def lines(panel: Axes, runs: Runs, contrasts: Mapping[str, Weights]) -> None:
+    """Draw three lines for each contrast: its seeds as points, mean and 95% interval over the seeds."""
+    panel.axvline(0, color=GREY, lw=0.8)
+    for place, weights in enumerate(contrasts.values()):
+        for end, (colour, off) in SHOWN.items():
+            values, y = runs.values(Contrast("", weights, ENDPOINTS[end])), place + off
+            panel.plot(values, [y] * len(values), "o", color=colour, ms=3, alpha=0.4, mew=0)
+            panel.plot(values.mean(), y, "D", color=colour, ms=4, label=end if place == 0 else None)
+            bounds = interval(values)
+            assert bounds is not None, "of two seeds or more"
+            panel.hlines(y, *bounds, color=colour, lw=1.5)
+    panel.set_yticks(range(len(contrasts)), list(contrasts))
+    panel.set_ylim(len(contrasts) - 0.5, -0.5)
+
+
+def main() -> None:
+    runs = Runs(RESULTS / "regularises")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    lines(left, runs, EFFECTS)
+    lines(right, runs, REST)
+    left.legend(frameon=False, fontsize=8)
+    figure.supxlabel("difference in held-out NLL, nats per response token; below 0: the first is better", fontsize=9)
+    save(figure, IMAGES / "regularises.svg")
+
+
+if __name__ == "__main__":
+    main()
