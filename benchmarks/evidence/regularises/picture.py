@@ -1,7 +1,4 @@
-"""Draw docs/images/results/regularises.svg, the contrasts of analyse.py at each seed. It needs matplotlib: `.[bench]`.
-
-    python benchmarks/evidence/regularises/picture.py
-"""
+"""Draw docs/images/results/regularises.svg, contrasts of analyse.py at each seed. It needs matplotlib: `.[bench]`."""
 
 import sys
 from collections.abc import Mapping
