@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from benchmarks.evidence.regularises.analyse import COLUMNS, ENDPOINTS, main, p_
 from benchmarks.evidence.regularises.rows import LIST, SIZES, listed, parts_of, text_of
 from benchmarks.evidence.regularises.run import ARMS, FOLDER, LATER, Study, interpolated
 from benchmarks.evidence.regularises.soft import soft
+from sftmix.components import LossView
 from sftmix.config.read import from_plain
 from sftmix.testing import check_objective
+from sftmix.types import Plan
 
 PLAN = (FOLDER.parent / "preregistration-regularises.md").read_text(encoding="utf-8")
 
@@ -59,6 +62,21 @@ def test_soft_labels_are_the_formula_of_the_plan(study):
     target = lam[:, None] * torch.eye(7)[y_c] + (1 - lam[:, None]) * torch.eye(7)[y_u]
     of_c, of_u = (-(target * z.log_softmax(-1)).sum(-1) for z in (z_c, z_u))
     torch.testing.assert_close(soft(z_c, z_u, y_c, y_u, lam), lam * of_c + (1 - lam) * of_u, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_with_nothing_mixed_soft_labels_are_sftmix(study, lam):
+    """At a lambda of 0 or 1 both train one row of a pair on its own label, with the same weight and gradients."""
+    hidden, weight = torch.randn(2, 9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden, head = hidden.requires_grad_(), SimpleNamespace(weight=weight, bias=None, softcap=None, scale=1.0)
+    pairs, share = torch.tensor([[0, 5], [1, 6], [2, 7]]), torch.full((3,), 0.2 / 3, dtype=torch.float64)
+    rest, lams = torch.tensor([3, 4, 8]), torch.full((3,), lam, dtype=torch.float64)
+    plan = Plan(torch.full((9,), 0.1, dtype=torch.float64), pairs, share, lams, 1.0, 1.0, mu=0.2, alone=rest)
+    batch, found = SimpleNamespace(labels=torch.arange(9) % 7), []
+    for arm in ("SFTMix", "SoftLabels"):
+        out = study.variants[arm].objective.loss(LossView(head, lambda: hidden), batch, plan)
+        found.append((out.loss, out.mixup, *torch.autograd.grad(out.loss, hidden)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-13, atol=1e-15)
 
 
 def test_the_share_is_on_the_line_through_the_last_two_points():
