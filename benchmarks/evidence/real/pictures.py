@@ -17,11 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.findings import BEST, LAST, MARGIN, Finding, findings  # noqa: E402
+from benchmarks.evidence.findings import BEST, LAST, MARGIN, findings  # noqa: E402
 from benchmarks.evidence.real.confidences import FILE, agreement  # noqa: E402
 from benchmarks.evidence.tiers import REAL, Tier, read_tier  # noqa: E402
 
@@ -57,18 +58,22 @@ def _differences(panel: Axes, tier: Tier) -> None:
     for end, (name, colour, off) in ENDS.items():
         found = findings(tier, end, tier.contrasts, tested=False)
         for place, finding in enumerate(found):
-            _line(panel, finding, place + off, colour, name if place == 0 else None)
+            label, values = name if place == 0 else None, [*finding.differences.values()]
+            draw_seeds(panel, values, finding.interval, place + off, colour, label)
     panel.set_yticks(range(len(tier.contrasts)), [f"− {other}" for _, other in tier.contrasts])
     panel.set_ylim(len(tier.contrasts) - 0.5, -0.5)
     panel.locator_params(axis="x", nbins=5)
 
 
-def _line(panel: Axes, finding: Finding, y: float, colour: str, label: str | None) -> None:
-    values = list(finding.differences.values())
-    panel.plot(values, [y] * len(values), "o", color=colour, ms=3, alpha=0.4, mew=0)
-    panel.plot(finding.mean, y, "D", color=colour, ms=5, label=label)
-    if finding.interval is not None:
-        low, high = finding.interval
+def draw_seeds(
+    panel: Axes, values: ArrayLike, bounds: Sequence[float] | None, y: float, colour: str, label: str | None
+) -> None:
+    """Draw the values of the seeds as points at height y, their mean, and an interval if there is one."""
+    values = np.asarray(values)
+    panel.plot(values, np.full(len(values), y), "o", color=colour, ms=3, alpha=0.4, mew=0)
+    panel.plot(values.mean(), y, "D", color=colour, ms=5, label=label)
+    if bounds is not None:
+        low, high = bounds
         panel.hlines(y, low, high, color=colour, lw=1.5)
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, save  # noqa: E402
+from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, draw_seeds, save  # noqa: E402
 from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     COMPARED,
     ENDPOINTS,
@@ -47,12 +47,8 @@ def lines(panel: Axes, runs: Runs, contrasts: Mapping[str, Weights]) -> None:
     panel.axvline(0, color=GREY, lw=0.8)
     for place, weights in enumerate(contrasts.values()):
         for end, (colour, off) in SHOWN.items():
-            values, y = runs.values(Contrast("", weights, ENDPOINTS[end])), place + off
-            panel.plot(values, [y] * len(values), "o", color=colour, ms=3, alpha=0.4, mew=0)
-            panel.plot(values.mean(), y, "D", color=colour, ms=4, label=end if place == 0 else None)
-            bounds = interval(values)
-            assert bounds is not None, "of two seeds or more"
-            panel.hlines(y, *bounds, color=colour, lw=1.5)
+            values = runs.values(Contrast("", weights, ENDPOINTS[end]))
+            draw_seeds(panel, values, interval(values), place + off, colour, end if place == 0 else None)
     panel.set_yticks(range(len(contrasts)), list(contrasts))
     panel.set_ylim(len(contrasts) - 0.5, -0.5)
 
