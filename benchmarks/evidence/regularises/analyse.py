@@ -201,18 +201,19 @@ def report(runs: Runs) -> str:
         of_effect = "-"
         if isinstance(each.margin, Mapping):
             of_effect = "{:.3f} [{:.3f}, {:.3f}]".format(*share(-found, 10 * margin))
-        rows.append([*_line(runs, each), f"{margin.mean():.4f}", f"{p:.2g}", f"{q:.2g}", of_effect])
+        rows.append([*line(runs, each), f"{margin.mean():.4f}", f"{p:.2g}", f"{q:.2g}", of_effect])
         at = dict(zip(runs.seeds_of(each), found, strict=True))
         seeds.append([each.name, *(f"{at[seed]:+.4f}" if seed in at else "-" for seed in runs.seeds)])
     lines += [markdown_table(rows), markdown_table(seeds)]
-    lines.append(markdown_table([HEAD, *(_line(runs, each) for each in SECONDARY)]))
+    lines.append(markdown_table([HEAD, *(line(runs, each) for each in SECONDARY)]))
     alone = {arm: [Contrast(arm, {arm: 1.0}, endpoint) for endpoint in ENDPOINTS.values()] for arm in ARMS}
     arms = [[arm, *(f"{runs.values(each).mean():.4f}" for each in found)] for arm, found in alone.items()]
     lines.append(markdown_table([["arm", *ENDPOINTS], *arms]))
     return "\n\n".join(lines)
 
 
-def _line(runs: Runs, contrast: Contrast) -> list[str]:
+def line(runs: Runs, contrast: Contrast) -> list[str]:
+    """Return the cells of a contrast below HEAD; the interval over rows only where losses by row are kept."""
     values = runs.values(contrast)
     bounds = [interval(values), interval(runs.by_row(contrast)) if contrast.endpoint in COLUMNS else None]
     shown = ["-" if each is None else f"[{each[0]:+.4f}, {each[1]:+.4f}]" for each in bounds]
@@ -247,7 +248,7 @@ def main() -> None:
     by_length = Runs(options.results, [*ARMS, *LATER])
     if len(by_length.seeds) >= LEAST:
         print(f"\nSeeds {', '.join(map(str, by_length.seeds))}.\n")
-        print(markdown_table([HEAD, *(_line(by_length, each) for each in BY_LENGTH)]))
+        print(markdown_table([HEAD, *(line(by_length, each) for each in BY_LENGTH)]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Draw docs/images/results/regularises.svg, contrasts of analyse.py at each seed. It needs matplotlib: `.[bench]`."""
+"""Draw docs/images/results/regularises.svg, and print what it shows: contrasts at each seed, some of them not planned.
+
+It needs matplotlib: `.[bench]`.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -14,6 +17,7 @@ from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, draw_se
 from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     COMPARED,
     ENDPOINTS,
+    HEAD,
     MIXED,
     PRIMARY,
     RANDOM,
@@ -22,9 +26,11 @@ from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     Runs,
     Weights,
     difference,
+    line,
 )
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.tools.compare.statistics import interval  # noqa: E402
+from sftmix.tools.runs.shown import markdown_table  # noqa: E402
 
 GREEN = "#2f855a"
 SHOWN = {"last": (BLUE, -0.22), "tempered": (GREEN, 0.0), "best": (BROWN, 0.22)}
@@ -39,6 +45,8 @@ REST = {
     "E1: confidence": SPLIT,
     "E2: SFTMix −\nlabel smoothing": PRIMARY[1].weights,
     "SFTMix −\nsoft labels": COMPARED["SFTMix − soft labels"],
+    "SFTMix −\nrandom halves": difference("SFTMix", "SFTMix-random"),
+    "NTP − NTP in the order\nof random halves": difference("NTP", "NTP-random"),
 }
 
 
@@ -58,6 +66,12 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     lines(left, runs, EFFECTS)
     lines(right, runs, REST)
+    drawn = [
+        Contrast(f"{name}, {end}".replace("\n", " "), weights, ENDPOINTS[end])
+        for name, weights in {**EFFECTS, **REST}.items()
+        for end in SHOWN
+    ]
+    print(markdown_table([HEAD, *(line(runs, each) for each in drawn)]))
     left.legend(frameon=False, fontsize=8)
     figure.supxlabel("difference in held-out NLL, nats per response token; below 0: the first is better", fontsize=9)
     save(figure, IMAGES / "regularises.svg")
