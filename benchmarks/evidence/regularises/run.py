@@ -76,9 +76,11 @@ class Study:
     options  of the command line, which change every run
     """
 
+    arms = FOLDER / "arms.yaml"
+
     def __init__(self, work: Path, out: Path, options: Sequence[str] = ()) -> None:
         self.work, self.out = work, out
-        words = ["--config", str(FOLDER / "arms.yaml"), "--out", "none", *options]
+        words = ["--config", str(self.arms), "--out", "none", *options]
         self.variants: Mapping[str, RunConfig] = comparison_of(read_arguments(words, CompareOptions)).variants
 
     def config(self, arm: str, seed: int, *, held_out: str = "watch") -> Plain:
@@ -150,7 +152,7 @@ class Study:
         write_json(file, found)
         for big in ("model", "best", "checkpoints"):
             shutil.rmtree(place / "train" / big, ignore_errors=True)
-        print(f"{file.name}: {found['seconds']:.0f} s, last {found['last']['nll']:.4f}", flush=True)
+        print(f"{file.name}: {found['seconds']:.0f} s", flush=True)
         return found
 
     def measured(self, place: Path, name: str, seed: int, held_out: str) -> Plain:
