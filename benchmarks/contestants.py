@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 from benchmarks.measure import Clock, held
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots
 from sftmix.batches.order import RowSubset
-from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.loop import train
 from sftmix.training.memory import PeakMemory
 from sftmix.training.module import TrainingModule

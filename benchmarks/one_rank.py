@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import parse, parser, publish  # noqa: E402
-from sftmix.common.files import MANIFEST, read_steps  # noqa: E402
+from sftmix.disk.files import MANIFEST, read_steps  # noqa: E402
 
 QUICK = {"steps": 6, "every": 2, "limit": 24, "max_length": 48, "global_batch_size": 4}
 LAUNCH = ("torch.distributed.run", "--standalone", "--nproc_per_node", "1")

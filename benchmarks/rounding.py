@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import sftmix  # noqa: E402
-from sftmix.common.world import World  # noqa: E402
 from sftmix.config.read import from_plain  # noqa: E402
 from sftmix.model.load import load_model  # noqa: E402
 from sftmix.model.rounding import round_in_place  # noqa: E402
 from sftmix.pipeline.loaded import scoring_model  # noqa: E402
+from sftmix.ranks.world import World  # noqa: E402
 from sftmix.tools.runs.export import export_run  # noqa: E402
 from sftmix.tools.runs.rows import rows_of_run  # noqa: E402
 from sftmix.training.checkpoint import full_weights  # noqa: E402

@@ -31,19 +31,20 @@ from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parse, parser, publish  # noqa: E402
 from benchmarks.stages import write_rows  # noqa: E402
 from sftmix.batches.order import TrainingOrder  # noqa: E402
-from sftmix.common.rng import generator  # noqa: E402
-from sftmix.common.tables import read_dynamics, read_split, write_dynamics, write_split, write_table  # noqa: E402
-from sftmix.common.world import World  # noqa: E402
 from sftmix.components.confidence import Perplexity, variability  # noqa: E402
 from sftmix.components.contracts import check_confidence, check_pairs, check_split  # noqa: E402
 from sftmix.components.others.pairings import ConfidenceGapPairs, LengthMatchedPairs  # noqa: E402
 from sftmix.components.pairing import RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
-from sftmix.data import encode, make_encoder, prepare  # noqa: E402
+from sftmix.data import encode, prepare  # noqa: E402
+from sftmix.disk.tables import read_dynamics, read_split, write_dynamics, write_split, write_table  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
 from sftmix.measure.split import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
+from sftmix.ranks.rng import generator  # noqa: E402
+from sftmix.ranks.world import World  # noqa: E402
+from sftmix.text import make_encoder  # noqa: E402
 from sftmix.training.memory import PeakMemory  # noqa: E402
 from sftmix.training.module import TrainingModule  # noqa: E402
 from sftmix.training.step import micro_batches  # noqa: E402

@@ -11,13 +11,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sftmix.batches.order import TokenisedRows, TrainingOrder
-from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.splitters import RandomSplit
-from sftmix.data import EncodedDataset, encode, encoder_for, prepare
+from sftmix.data import EncodedDataset, encode, prepare
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
+from sftmix.ranks.world import World
+from sftmix.text import encoder_for
 from sftmix.training.loop import Stage
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches

@@ -44,7 +44,6 @@ from benchmarks.measure import Card, in_turns  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots  # noqa: E402
 from sftmix.batches.order import RowSubset  # noqa: E402
-from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
 from sftmix.model.adapters import add_adapters  # noqa: E402
@@ -52,6 +51,7 @@ from sftmix.model.layers import keep_in_bfloat16  # noqa: E402
 from sftmix.model.load import load_model, model_config  # noqa: E402
 from sftmix.model.packing import attention_of  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
+from sftmix.ranks.world import World  # noqa: E402
 from sftmix.tools.estimate.model import FakeModel, training_flops  # noqa: E402
 from sftmix.tools.estimate.work import amount_of  # noqa: E402
 from sftmix.training.choices import decide  # noqa: E402

@@ -170,7 +170,7 @@ def _command(words: list[str], cwd: str, log: str, fault: Fault | None) -> None:
 
 
 def _work(module: str, name: str, words: Sequence[object]) -> None:
-    from sftmix.common.world import start_world
+    from sftmix.ranks.world import start_world
 
     with start_world() as world:
         getattr(importlib.import_module(module), name)(world, *words)

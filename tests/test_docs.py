@@ -21,13 +21,13 @@ from pathlib import Path
 import pytest
 
 from sftmix.cli.commands import COMMANDS
-from sftmix.common import errors
 from sftmix.components.listing import catalogue
 from sftmix.config.schema import component_bases, import_class, is_list, option_hints, options_of
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
 from sftmix.tools.listing.command import NESTED
 from sftmix.tools.runs.words import add_options
+from sftmix.words import errors
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]

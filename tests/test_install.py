@@ -69,7 +69,7 @@ def python(checkout, tmp_path_factory):
 @pytest.mark.parametrize("where", ["..", ".", "elsewhere"])
 def test_the_package_is_found(python, checkout, tmp_path, where):
     place = tmp_path if where == "elsewhere" else checkout / where
-    done = python("-c", "from sftmix.common import errors; print(errors.__file__)", cwd=place)  # needs nothing
+    done = python("-c", "from sftmix.words import errors; print(errors.__file__)", cwd=place)  # needs nothing
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(checkout / "sftmix")
     version = python("-m", "sftmix", "--version", cwd=place)

@@ -7,19 +7,19 @@ T2   normalisation across ranks
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula
 T3   two BOS tokens
-       data/test_encoders.py::test_one_bos_in_training_and_chat
+       text/test_encoders.py::test_one_bos_in_training_and_chat
 T4   pad equal to eos is masked
-       data/test_masks.py::test_pad_equal_to_eos_is_still_trained
+       text/test_masks.py::test_pad_equal_to_eos_is_still_trained
 T5   stop token outside the mask
-       data/test_encoders.py::test_end_of_turn_of_real_tokenizers
-       data/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
+       text/test_encoders.py::test_end_of_turn_of_real_tokenizers
+       text/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
 T6   generation tags
-       data/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
+       text/test_masks.py::test_every_tokenizer_trains_the_response_and_its_end
 T7   the prompt is no prefix
-       data/test_masks.py::test_a_template_that_rewrites_turns_is_split
+       text/test_masks.py::test_a_template_that_rewrites_turns_is_split
 T8   spans found by string search
-       data/test_masks.py::test_any_text
-       data/test_masks.py::test_a_token_across_the_boundary_is_cut_apart
+       text/test_masks.py::test_any_text
+       text/test_masks.py::test_a_token_across_the_boundary_is_cut_apart
 T9   labels shifted twice
        pipeline/test_ntp_equality.py::test_transformers_loss_is_ours
        training/test_step.py::test_a_global_batch_cut_up_is_the_formula

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.order import Unit
-from sftmix.common.world import World
 from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.testing.strategies import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
 from sftmix.training.scoring import Scorer

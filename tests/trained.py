@@ -6,9 +6,9 @@ from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, Optimizer
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import unwrap, wrap

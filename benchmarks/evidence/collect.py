@@ -24,11 +24,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.losses import keep_losses  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.errors import NonFiniteError, SFTMixError  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json, sha256_file, write_json  # noqa: E402
-from sftmix.common.tables import read_columns, read_dynamics, read_split  # noqa: E402
+from sftmix.disk.files import MANIFEST, read_json, sha256_file, write_json  # noqa: E402
+from sftmix.disk.tables import read_columns, read_dynamics, read_split  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 from sftmix.tools.runs.read import read_json_if_there  # noqa: E402
+from sftmix.words.errors import NonFiniteError, SFTMixError  # noqa: E402
 
 TEXT = ("least_confident", "most_confident", "data", "model")
 """Entries of summary.json that hold text of rows, or names of this machine."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import read_json
-from sftmix.common.tables import read_columns
+from sftmix.disk.files import read_json
+from sftmix.disk.tables import read_columns
 
 Rows = Mapping[str, Mapping[str, str]]
 """Id -> a row, with its family and its truth: clean, corrupted or open."""

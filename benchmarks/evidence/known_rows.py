@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sftmix.common.rng import generator  # noqa: E402
+from sftmix.ranks.rng import generator  # noqa: E402
 from sftmix.tools.quickstart import N_EVAL as HELD_OUT  # noqa: E402
 from sftmix.tools.quickstart import (  # noqa: E402
     N_TRAIN,

@@ -20,8 +20,8 @@ from benchmarks.evidence.known_figures import aucs, figures_of_run, rows_of  # n
 from benchmarks.evidence.known_rows import SHARES  # noqa: E402
 from benchmarks.evidence.known_tests import contrasts  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.files import MANIFEST, write_json  # noqa: E402
-from sftmix.common.tables import read_columns  # noqa: E402
+from sftmix.disk.files import MANIFEST, write_json  # noqa: E402
+from sftmix.disk.tables import read_columns  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 
 ARMS, SEEDS = ("NTP", "SFTMix", "RandomSplit"), range(1, 11)

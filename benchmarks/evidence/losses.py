@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sftmix.common.errors import ConfigError  # noqa: E402
-from sftmix.common.files import MANIFEST, placing  # noqa: E402
-from sftmix.common.tables import read_columns, read_dynamics  # noqa: E402
+from sftmix.disk.files import MANIFEST, placing  # noqa: E402
+from sftmix.disk.tables import read_columns, read_dynamics  # noqa: E402
 from sftmix.types import Float64, Int64  # noqa: E402
+from sftmix.words.errors import ConfigError  # noqa: E402
 
 HELD_OUT, SAMPLE = "held-out", "training sample"
 ROWS = "rows.parquet"

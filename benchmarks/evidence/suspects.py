@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
-from sftmix.common.tables import read_dynamics  # noqa: E402
 from sftmix.components.others import confidences  # noqa: E402
+from sftmix.disk.tables import read_dynamics  # noqa: E402
 from sftmix.tools.suspects.command import OF_TEXTS, default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     Echo,

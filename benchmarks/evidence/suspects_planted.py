@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence import suspects  # noqa: E402
 from benchmarks.evidence.suspects_rows import FOREIGN, REFUSALS, SHARED, cut, swapped, words  # noqa: E402
-from sftmix.common.tables import read_dynamics  # noqa: E402
+from sftmix.disk.tables import read_dynamics  # noqa: E402
 from sftmix.tools.quickstart import Row, write_jsonl  # noqa: E402
 from sftmix.types import TrainingDynamics  # noqa: E402
 

@@ -7,10 +7,10 @@ import math
 from collections import deque
 from statistics import median
 
-from sftmix.common.errors import LossLeapError
-from sftmix.common.files import read_steps
 from sftmix.components import Callback, StageState
 from sftmix.components.component import require
+from sftmix.disk.files import read_steps
+from sftmix.words.errors import LossLeapError
 
 
 class LossSpikeGuard(Callback):

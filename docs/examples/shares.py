@@ -8,12 +8,12 @@ import math
 
 import numpy as np
 
-from sftmix.common.fields import listed
-from sftmix.common.plain import spelling
-from sftmix.common.rng import stable_hash
 from sftmix.components import Selector
 from sftmix.components.component import require
+from sftmix.ranks.rng import stable_hash
 from sftmix.types import Rows, Scores
+from sftmix.words.fields import listed
+from sftmix.words.plain import spelling
 
 
 class Shares(Selector):

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.places import place_of
-from sftmix.common.tables import read_dynamics
 from sftmix.components import LossView, Need, Objective
 from sftmix.components.component import require
 from sftmix.components.others.tokens import StoredReference
+from sftmix.disk.places import place_of
+from sftmix.disk.tables import read_dynamics
 from sftmix.types import Batch, Plan, Tensor
 
 

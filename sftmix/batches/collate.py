@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from sftmix.batches.order import Slot, TokenisedRows, Unit
-from sftmix.common.transfer import send
 from sftmix.functional import align
+from sftmix.ranks.transfer import send
 from sftmix.types import Batch, Encoded, Int64, Segment, Split
 
 

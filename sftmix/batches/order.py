@@ -15,12 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_json
-from sftmix.common.plain import as_written
-from sftmix.common.rng import generator
+from sftmix.disk.files import sha256_json
 from sftmix.options import TrainingOptions
+from sftmix.ranks.rng import generator
 from sftmix.types import Encoded, Int64, Rows
+from sftmix.words.errors import ConfigError
+from sftmix.words.plain import as_written
 
 # ------------------------------------------------------------------------------------------------------------ data sets
 

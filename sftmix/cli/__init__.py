@@ -9,7 +9,8 @@ from typing import Any
 
 from sftmix import __version__
 from sftmix.cli.say import say
-from sftmix.common.errors import (
+from sftmix.ranks.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
+from sftmix.words.errors import (
     INTERRUPTED,
     OUTPUT_CLOSED,
     ConfigError,
@@ -19,8 +20,7 @@ from sftmix.common.errors import (
     nearest,
     told,
 )
-from sftmix.common.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
-from sftmix.common.shown import as_lines
+from sftmix.words.shown import as_lines
 
 
 class Output(io.FileIO):
@@ -62,7 +62,7 @@ def print_logs_as_lines() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
+    """Run one command and return its exit code (`sftmix.words.errors`); unexpected exceptions keep their traceback."""
     end_with_launcher()  # before anything that takes its time
     if not any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ):
         # torch reads it when it is imported: lengths differ from step to step, and free memory has fewer gaps so.

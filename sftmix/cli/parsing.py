@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.help import NoOptions, help_text
-from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.read import OF_COMPARE, config_file, merge_file
 from sftmix.config.schema import is_list, option_hints, options_of
 from sftmix.config.values import Word
+from sftmix.words.errors import ConfigError
 
 
 @dataclass

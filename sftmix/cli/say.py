@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TextIO
 
-from sftmix.common.shown import as_lines
+from sftmix.words.shown import as_lines
 
 
 def say(text: str, file: TextIO | None = None) -> None:

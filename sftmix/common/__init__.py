@@ -1,1 +1,1 @@
-"""Basic tools for every part of the package; they know nothing of the other parts."""
+"""What every component has, and the two kinds of components that options hold: row formats and renderers."""

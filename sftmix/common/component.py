@@ -16,10 +16,10 @@ from hashlib import sha256
 from types import MethodType
 from typing import Any, TypeVar, get_args
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.fields import listed
-from sftmix.common.plain import path_text
 from sftmix.types import Scores
+from sftmix.words.errors import ConfigError
+from sftmix.words.fields import listed
+from sftmix.words.plain import path_text
 
 
 class Need(StrEnum):

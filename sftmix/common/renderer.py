@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftmix.common.component import Component
-from sftmix.common.errors import TemplateRefusal
 from sftmix.types import Example, Message, RenderedTurn
+from sftmix.words.errors import TemplateRefusal
 
 
 def as_turn(message: Message) -> dict[str, Any]:

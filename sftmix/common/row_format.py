@@ -25,5 +25,5 @@ class RowFormat(Component, ABC):
         Raises BadRow, which says why, for a row that is not of this format.
 
         row    name -> value, under our names (data.columns), without null
-        roles  data.roles, for `sftmix.data.turns.turns_of`
+        roles  data.roles, for `sftmix.text.turns.turns_of`
         """

@@ -2,7 +2,7 @@
 
 A component is a plain class whose keyword-only, typed `__init__` is its whole schema. Model, tokenizer, seed and step
 arrive as method arguments, never through the constructor, so a component can be pickled and tested alone. Every random
-choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`. The command line imports component modules, and
+choice is drawn from `sftmix.ranks.rng.generator(seed, purpose, ...)`. The command line imports component modules, and
 must start fast: they import torch inside methods.
 """
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.renderer import Renderer as Renderer
 from sftmix.common.row_format import RowFormat as RowFormat
 from sftmix.components.component import Component, Need
@@ -32,6 +31,7 @@ from sftmix.types import (
     TorchOptimizer,
     TrainingDynamics,
 )
+from sftmix.words.errors import ConfigError, nearest, told
 
 
 class ReferenceContext(Protocol):

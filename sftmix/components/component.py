@@ -15,7 +15,7 @@ from sftmix.common.component import missing_package as missing_package
 from sftmix.common.component import plain as plain
 from sftmix.common.component import require as require
 from sftmix.common.component import require_one_of as require_one_of
-from sftmix.common.places import place_of
+from sftmix.disk.places import place_of
 from sftmix.options import ReferenceModel
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from sftmix.common.errors import DataError
-from sftmix.common.places import place_of
-from sftmix.common.tables import existing_file, read_columns
 from sftmix.components.base import ConfidenceEstimator
 from sftmix.components.component import Need
+from sftmix.disk.places import place_of
+from sftmix.disk.tables import existing_file, read_columns
 from sftmix.types import Bool, Float64, TrainingDynamics
+from sftmix.words.errors import DataError
 
 LEAST = float(np.finfo(np.float64).min)
 """In place of -inf, which is no confidence: it ranks below every other. See `is_measured`."""

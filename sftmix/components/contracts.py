@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, ContractError
-from sftmix.common.tables import impossible_numbers
 from sftmix.components.base import CallbackResult
 from sftmix.components.component import Component, Need
+from sftmix.disk.tables import impossible_numbers
 from sftmix.types import (
     MOST_GROUPS,
     OF_TOKENS,
@@ -30,6 +29,7 @@ from sftmix.types import (
     Tensor,
     TrainingDynamics,
 )
+from sftmix.words.errors import ConfigError, ContractError
 
 OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Metrics of a step that follow from its examples alone: the hash of its rows, and counts."""

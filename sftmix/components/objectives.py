@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
 from sftmix.components.base import Objective, Schedule
 from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
+from sftmix.ranks.rng import generator
 from sftmix.types import Batch, Float64, Plan, Tensor
+from sftmix.words.errors import ConfigError
 
 NtpOn = Literal["all", "confident", "unconfident"]
 MixupMean = Literal["own", "ntp"]

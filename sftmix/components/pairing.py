@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from sftmix.common.errors import DataError
-from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
+from sftmix.ranks.rng import generator
 from sftmix.types import Rows, Scores, Split
+from sftmix.words.errors import DataError
 
 
 class RandomPairs(PairSampler):

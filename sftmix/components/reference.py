@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.places import place_of, places_like
-from sftmix.common.tables import existing_file, read_columns, read_dynamics
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, model_files, require
 from sftmix.components.shared_scores import fetched_scores, hub_name
+from sftmix.disk.places import place_of, places_like
+from sftmix.disk.tables import existing_file, read_columns, read_dynamics
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
 
 Kept = Literal["entropy", "margin", "states"]
 SCORINGS = (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from sftmix.common.errors import DataError
+from sftmix.words.errors import DataError
 
 HUB = "hub:"
 """The prefix of a data set's name on the hub, in places that also take a path."""

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from sftmix.common.errors import DataError
-from sftmix.common.places import place_of
-from sftmix.common.plain import as_list, spelling
-from sftmix.common.rng import stable_hash
-from sftmix.common.tables import existing_file, read_split
 from sftmix.components.base import Splitter
 from sftmix.components.component import check_labels, require
+from sftmix.disk.places import place_of
+from sftmix.disk.tables import existing_file, read_split
+from sftmix.ranks.rng import stable_hash
 from sftmix.types import MOST_GROUPS, UNPAIRED, Rows, Scores, Split
+from sftmix.words.errors import DataError
+from sftmix.words.plain import as_list, spelling
 
 HALVES = ("half_a", "half_b")
 """Names of two halves, neither of them the more confident."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sftmix.common.errors import ConfigError
 from sftmix.types import Batch, Plan, Tensor
+from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftmix import functional

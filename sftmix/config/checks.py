@@ -5,9 +5,6 @@ import math
 from collections.abc import Container, Iterator
 from dataclasses import fields
 
-from sftmix.common.errors import refuse
-from sftmix.common.plain import differing, spelling
-from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, all_parts, missing_package, plain
@@ -24,6 +21,9 @@ from sftmix.options import (
     out_of_range,
     reference_lora,
 )
+from sftmix.words.errors import refuse
+from sftmix.words.plain import differing, spelling
+from sftmix.words.shown import counted
 
 
 def validate(config: RunConfig, *, needs_out: bool = True) -> None:

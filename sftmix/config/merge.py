@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from inspect import Parameter
 from typing import Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_list
 from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
@@ -35,6 +33,8 @@ from sftmix.config.values import (
     words_of,
 )
 from sftmix.options import TrainingOptions
+from sftmix.words.errors import ConfigError
+from sftmix.words.plain import as_list
 
 CLASS, ARGS = "class_path", "init_args"
 

@@ -10,14 +10,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.files import read_text
-from sftmix.common.places import PathLike
-from sftmix.common.plain import as_list
 from sftmix.config.load import load
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import trusting
+from sftmix.disk.files import read_text
+from sftmix.disk.places import PathLike
+from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.plain import as_list
 
 RECIPE = "recipe:"
 BASE = "base"

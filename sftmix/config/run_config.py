@@ -8,7 +8,6 @@ It also works without YAML, with the paper's defaults:
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from sftmix.common.plain import PlainFields
 from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
@@ -30,6 +29,7 @@ from sftmix.components.reference import TrainedReference
 from sftmix.components.selection import All
 from sftmix.components.splitters import Median
 from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
+from sftmix.words.plain import PlainFields
 
 
 @dataclass(kw_only=True, eq=False)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.component import FACTORY
-from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.component import Component
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
+from sftmix.words.errors import ConfigError, nearest, told
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

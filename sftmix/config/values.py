@@ -8,8 +8,6 @@ import types
 from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin
 
-from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.plain import not_utf8
 from sftmix.components.component import Component
 from sftmix.config.load import load
 from sftmix.config.run_config import RunConfig
@@ -21,6 +19,8 @@ from sftmix.config.schema import (
     option_hints,
     options_of,
 )
+from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.plain import not_utf8
 
 _WORDS = {
     Literal: "",

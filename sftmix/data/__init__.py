@@ -1,24 +1,11 @@
-"""Rows -> conversations -> token ids with a mask of the response tokens; or documents -> packed windows.
+"""Files of rows -> checked conversations -> stored token ids with a mask of the response tokens; or packed windows.
 
-`prepare` reads and checks rows (no tokenizer needed), `make_encoder` chooses the chat template, `encode` tokenises.
+`prepare` reads and checks rows (no tokenizer needed), `encode` tokenises them by an encoder of `sftmix.text`.
 """
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode
-from sftmix.data.encoder import Encoder, encoder_for, make_encoder
-from sftmix.data.renderer import ChatTemplate
 from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
 from sftmix.data.store import Prepared
 
-__all__ = [
-    "ChatTemplate",
-    "DataReport",
-    "EncodedDataset",
-    "Encoder",
-    "LoadedData",
-    "Prepared",
-    "encode",
-    "encoder_for",
-    "make_encoder",
-    "prepare",
-]
+__all__ = ["DataReport", "EncodedDataset", "LoadedData", "Prepared", "encode", "prepare"]

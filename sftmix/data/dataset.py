@@ -12,27 +12,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sftmix.common.errors import DataError
-from sftmix.common.progress import progress_bar
-from sftmix.data.encoder import Encoder
-from sftmix.data.renderer import LOST
 from sftmix.data.report import DataReport
 from sftmix.data.store import (
     EXAMPLE,
     Conversations,
     Prepared,
-    Record,
     content_hash,
     example_of,
     examples_of,
-    get_or_build,
-    key_of,
     open_rows,
     rows_of,
     write_rows,
 )
 from sftmix.data.tokenise import encode_windows, tokenise
+from sftmix.disk.cache import Record, get_or_build, key_of
+from sftmix.text.chat_template import LOST
+from sftmix.text.encoder import Encoder
 from sftmix.types import Encoded, Example, Int64
+from sftmix.words.errors import DataError
+from sftmix.words.progress import progress_bar
 
 TEMPLATE_REASONS = (*LOST, "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05

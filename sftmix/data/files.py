@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import BadRow
-from sftmix.common.fields import TEXT
-from sftmix.common.files import decoded
-from sftmix.common.shown import quoted
+from sftmix.disk.files import decoded
+from sftmix.words.errors import BadRow
+from sftmix.words.fields import TEXT
+from sftmix.words.shown import quoted
 
 MAX_ROW = 16 << 20
 """Most characters in a row, and bytes in a line of JSON: a cell of CSV with an open quote would take in all of it."""

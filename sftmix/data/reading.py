@@ -8,32 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from sftmix.common.errors import BadRow, DataError
-from sftmix.common.fields import SHOWN_FIELDS, TEXT, listed
-from sftmix.common.plain import as_list
-from sftmix.common.progress import progress_bar
-from sftmix.common.shown import counted, quoted, visible
-from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
 from sftmix.data.sources import expand
-from sftmix.data.store import (
-    AT_ONCE,
-    EXAMPLE,
-    Conversations,
-    Record,
-    content_hash,
-    get_or_build,
-    id_of,
-    identity,
-    key_of,
-    short_hash,
-    stored,
-    write_rows,
-)
-from sftmix.data.thoughts import answers, thinks
-from sftmix.data.values import without_null
+from sftmix.data.store import AT_ONCE, EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
+from sftmix.disk.cache import Record, get_or_build, key_of, short_hash
 from sftmix.options import DataOptions
+from sftmix.text.encoder import identity
+from sftmix.text.formats import Columns, Converter
+from sftmix.text.thoughts import answers, thinks
+from sftmix.text.values import without_null
 from sftmix.types import Example
+from sftmix.words.errors import BadRow, DataError
+from sftmix.words.fields import SHOWN_FIELDS, TEXT, listed
+from sftmix.words.plain import as_list
+from sftmix.words.progress import progress_bar
+from sftmix.words.shown import counted, quoted, visible
 
 SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 """Examples with the hash of their content."""

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from sftmix.common.shown import as_lines, counted
+from sftmix.words.shown import as_lines, counted
 
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""

@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError, refuse
-from sftmix.common.fields import RESERVED_ID, listed
-from sftmix.common.files import decoded
-from sftmix.common.places import place_of
-from sftmix.common.rng import stable_hash
-from sftmix.common.shown import quoted
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations, Prepared
-from sftmix.data.thoughts import TAGS, THOUGHT_FIELDS
+from sftmix.disk.files import decoded
+from sftmix.disk.places import place_of
 from sftmix.options import DataOptions
+from sftmix.ranks.rng import stable_hash
+from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool
+from sftmix.words.errors import ConfigError, DataError, refuse
+from sftmix.words.fields import RESERVED_ID, listed
+from sftmix.words.shown import quoted
 
 OF_CONVERSATIONS = (
     "renderer",

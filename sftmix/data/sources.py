@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.common.errors import BadRow, DataError
-from sftmix.common.fields import TEXT, listed
-from sftmix.common.files import read_json, sha256_file
-from sftmix.common.places import HUB_ID, place_of
-from sftmix.common.plain import not_utf8
 from sftmix.common.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
+from sftmix.disk.files import read_json, sha256_file
+from sftmix.disk.places import HUB_ID, place_of
+from sftmix.words.errors import BadRow, DataError
+from sftmix.words.fields import TEXT, listed
+from sftmix.words.plain import not_utf8
 
 # "openai/gsm8k:main@test" -> openai/gsm8k, main, test; "C:\\rows.jsonl" is a name alone
 _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([\w.%:+()\[\] -]+))?\Z")

@@ -1,51 +1,23 @@
-"""Storage of rows: Arrow files, the cache directory that holds them, and one side of a data set, which is some of them.
+"""Storage of rows: Arrow files in a directory of the cache, and one side of a data set, which is some of them."""
 
-Every directory in the cache has a key. The key changes with everything that its rows depend on, never with file times.
-"""
-
-import contextlib
 import copy
 import hashlib
 import itertools
 import json
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
-from sftmix.common.component import Component, code_of, files_of
-from sftmix.common.errors import ConfigError, NoSpaceError
-from sftmix.common.files import (
-    commit_directory,
-    is_full,
-    read_json,
-    remove_leftovers,
-    sha256_file,
-    sha256_json,
-    verify_directory,
-    write_json,
-)
-from sftmix.common.places import place_of
 from sftmix.data.report import DataReport
-from sftmix.data.thoughts import answers
+from sftmix.disk.cache import Record, key_of, short_hash
 from sftmix.options import DataOptions
+from sftmix.text.thoughts import answers
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 12
-"""Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
-
-Record = dict[str, Any]
-"""A stored row, column -> value; or the summary of a directory."""
-
-PATIENCE = 10.0
-"""Seconds of waiting for another process before a line says for what."""
 AT_ONCE = 256
 """Rows that are read, tokenised and written together: enough for the tokenizer's threads, little memory."""
 
@@ -59,89 +31,6 @@ EXAMPLE = [
 ]
 """The columns of an Example; messages, columns and prompting (its tools) are JSON. A document is one
 message of the role text."""
-
-
-# ------------------------------------------------------------------------------------------- the directory
-
-
-def key_of(*parts: Any) -> str:
-    """Hash of parts that JSON can write, 32 hex digits."""
-    return sha256_json([CODE_VERSION, *parts])[:32]
-
-
-def identity(form: Component | str) -> Any:
-    """Return what a format or renderer is known by: its word, or its class with options, source and hashes of files."""
-    if isinstance(form, str):
-        return form
-    return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
-
-
-# Read; else lock, read again, build beside it, rename, unlock.
-def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
-    """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
-
-    What a killed process left of it is removed.
-
-    The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
-
-    `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
-    and renamed when it is complete, so no reader sees half of it. If several processes need it, one builds and
-    the others wait, also on other machines if their file system has locks; elsewhere two may build the same, which does
-    no harm.
-
-    Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
-    """
-    root = Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
-    target, lock = root / name, FileLock(root / f".{name}.lock")
-    if (summary := _read(target)) is not None:  # what is there needs no lock, and no right to write
-        return target, summary
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # a file system without locks
-            _take(lock, target)
-        try:
-            if lock.is_locked:  # then nobody else builds it
-                remove_leftovers(root, name)
-            os.listdir(root)  # NFS might else remember that what another process has made meanwhile is not there
-            if (summary := _read(target)) is not None:
-                return target, summary
-            if target.exists():
-                print(f"{target} is not as it was written, and is made again", file=sys.stderr)
-            with tempfile.TemporaryDirectory(prefix=f".tmp-{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
-                place = Path(scratch, name)
-                place.mkdir()  # a directory of tempfile is for one user, and a cache may be for several
-                summary = build(place)
-                write_json(place / "summary.json", summary)
-                try:
-                    commit_directory(place, target, about={})
-                except OSError:
-                    if _read(target) is None:  # else another process has finished the same key first
-                        raise
-                return target, summary
-        finally:
-            with contextlib.suppress(OSError):  # Windows keeps a file that is open
-                os.unlink(lock.lock_file)  # before the release: a process that waits for it then takes a new file
-            lock.release()
-    except OSError as error:
-        kind = NoSpaceError if is_full(error) else ConfigError
-        raise kind(
-            f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
-            "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
-        ) from error
-
-
-def _take(lock: FileLock, target: Path) -> None:
-    """Take a lock; a line says for what, if that lasts."""
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        print(f"waiting for a process that makes {target}; if there is none, delete {lock.lock_file}", file=sys.stderr)
-        lock.acquire()
-
-
-def _read(target: Path) -> Record | None:
-    damage = verify_directory(target)  # absent or damaged: the caller builds it again
-    return read_json(target / "summary.json") if damage is None else None
 
 
 # --------------------------------------------------------------------------------------------- Arrow files
@@ -201,11 +90,6 @@ def _plain(message: Message) -> tuple[Any, ...]:
     """Return the fields of a turn; those that most turns lack are left out at the end."""
     fields = astuple(message)
     return fields if any(fields[4:]) else fields[:4]  # ["user", "Hi", false, 1.0]
-
-
-def short_hash(content: bytes) -> str:
-    """Hash of some bytes, 16 hex digits."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def content_hash(messages: Sequence[Message]) -> str:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from sftmix.batches.order import TokenisedRows
-from sftmix.common.rng import stable_hash
 from sftmix.functional.fused import block_rows, statistics_dtype
+from sftmix.ranks.rng import stable_hash
 from sftmix.training.scoring import Scorer, held_out_metrics, split_by_slot, sum_by_slot
 from sftmix.types import Batch, Float64, Int64, RowScores
 

@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from sftmix.batches.order import RowSubset
-from sftmix.common.files import write_json
-from sftmix.common.rng import stable_hash
-from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.data import LoadedData
+from sftmix.disk.files import write_json
+from sftmix.disk.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.measure.calibration import calibrate
+from sftmix.ranks.rng import stable_hash
 from sftmix.training.dynamics import one_checkpoint
 from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import Float64, Int64, Rows

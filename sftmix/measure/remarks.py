@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import read_steps
+from sftmix.disk.files import read_steps
 
 UNMOVED = 5e-3
 """Relative change of the held-out NLL below which a training is said to have hardly changed the model."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import write_json
 from sftmix.components.confidence import is_measured
+from sftmix.disk.files import write_json
 from sftmix.measure.model import finite
 from sftmix.types import UNPAIRED_NAME, Float64, Scores, Split
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import sftmix
-from sftmix.common.files import as_written, read_json, write_json
-from sftmix.common.world import World
 from sftmix.data import DataReport
+from sftmix.disk.files import naming_damage, read_json, write_json
 from sftmix.measure.model import confidence_std
 from sftmix.measure.remarks import remarks
+from sftmix.ranks.world import World
 
 _OF_STAGE = [
     "wall_seconds",
@@ -42,7 +42,7 @@ def summarise(root: Path, world: World, report: DataReport, *, model: str, seed:
 
     Raises DifferenceError for figures of stages that are not as a run writes them.
     """
-    with as_written(f"a figures.json of {root}"):
+    with naming_damage(f"a figures.json of {root}"):
         summary = _gathered(root, world, report, model=model, seed=seed)
     world.on_main(lambda: write_json(to / "summary.json", summary))
     return summary

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, FEWER
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import say_once
 from sftmix.model.paths import model_place
 from sftmix.options import LoraOptions
+from sftmix.words.errors import ConfigError
 
 UNTIES = Version("5.18")
 """The first transformers that reads adapters beside one of two tied weights that was trained in full."""

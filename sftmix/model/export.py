@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import fresh_directory, let_others_read, naming_full_disk, read_text, sync_path, write_text
-from sftmix.common.progress import without_bars_of_transformers
+from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, read_text, sync_path, write_text
 from sftmix.model.adapters import adapter_config, write_adapters
 from sftmix.model.load import file_beside, model_config, say_once
 from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32
+from sftmix.words.progress import without_bars_of_transformers
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Files beside a model that also takes images, without which no server loads it."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -28,12 +28,12 @@ from transformers import (
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_file, sha256_json
-from sftmix.common.places import commit_of, place_of
-from sftmix.common.progress import without_bars_of_transformers
+from sftmix.disk.files import sha256_file, sha256_json
+from sftmix.disk.places import commit_of, place_of
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import WEIGHTS, holds_adapters, model_place, refuse_files, weight_files
+from sftmix.words.errors import ConfigError
+from sftmix.words.progress import without_bars_of_transformers
 
 # ------------------------------------------------------------------------------------------------- loading
 

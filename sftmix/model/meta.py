@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sftmix.common.world import World
 from sftmix.model.layers import freeze_unused
 from sftmix.model.load import load_model, model_config, stored_dtype, untie, weight_files_of
+from sftmix.ranks.world import World
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 

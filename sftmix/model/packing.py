@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, masking_utils
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.load import apart, probe_ids, probing
 from sftmix.model.varlen import DEVICES, VARLEN, unfit
+from sftmix.words.errors import ConfigError
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)  # 7 + 4 + 5 = 6 + 10 = 9 + 7 = 16
 """Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import read_object, read_text
-from sftmix.common.places import HUB_ID, is_there, place_of
+from sftmix.disk.files import read_object, read_text
+from sftmix.disk.places import HUB_ID, is_there, place_of
+from sftmix.words.errors import ConfigError, DifferenceError
 
 _NODE = re.compile(r"^node \d+ \(.*\): \Z")  # "node 1 (gpu-07, from rank 8): "
 """What `World.node_first` puts before the error of a node."""

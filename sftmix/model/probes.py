@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.load import apart, model_config, probe_ids, probing
 from sftmix.model.packing import attending
+from sftmix.words.progress import without_bars_of_transformers
 
 TEXTS = (
     "cafe\u0301 \u00c5ngstro\u0308m",

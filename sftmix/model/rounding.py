@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
+from sftmix.ranks.rng import generator
+from sftmix.words.errors import ConfigError
 
 BLOCK = 2**16
 """Places of a tensor that share a generator; they are rounded together, which bounds the memory."""

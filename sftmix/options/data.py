@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftmix.common.fields import ROLES, column_problems
-from sftmix.common.places import path_problem
-from sftmix.common.plain import PlainFields, as_list
 from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
+from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
+from sftmix.words.fields import ROLES, column_problems
+from sftmix.words.plain import PlainFields, as_list
 
 FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
 SpecialTokens = Literal["text", "tokens"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sftmix.common.plain import PlainFields
+from sftmix.words.plain import PlainFields
 
 
 @dataclass(kw_only=True)

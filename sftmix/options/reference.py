@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from sftmix.common.plain import PlainFields
 from sftmix.options.model import LoraOptions, ModelOptions
 from sftmix.options.training import OF_SHARDS, StageTraining, TrainingOptions
+from sftmix.words.plain import PlainFields
 
 
 @dataclass(kw_only=True)

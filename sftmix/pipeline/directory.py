@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sftmix.common.files import (
+from sftmix.config.read import STARTED
+from sftmix.disk.files import (
     MANIFEST,
     placing,
     read_json,
@@ -20,8 +21,7 @@ from sftmix.common.files import (
     write_json,
     write_text,
 )
-from sftmix.common.places import PathLike
-from sftmix.config.read import STARTED
+from sftmix.disk.places import PathLike
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import (
     ADOPTED,
@@ -35,7 +35,7 @@ from sftmix.pipeline.stages import (
 )
 
 if TYPE_CHECKING:
-    from sftmix.common.world import World
+    from sftmix.ranks.world import World
 
 
 class RunDirectory(Hold):

@@ -11,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_file
-from sftmix.common.places import is_there
 from sftmix.components.base import Callback
 from sftmix.components.component import Component, Need, code_of, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.disk.files import sha256_file
+from sftmix.disk.places import is_there
 from sftmix.options import LAYOUT, ReferenceModel, ReferenceTraining, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.stages import UNKNOWN, Inputs
+from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sftmix.common.world import World
     from sftmix.pipeline.rows import RunRows
+    from sftmix.ranks.world import World
 
 
 def config_of_arm(config: RunConfig, name: str) -> RunConfig:

@@ -12,11 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.common.rng import stable_hash
-from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
-from sftmix.data import Encoder
 from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
@@ -26,6 +23,9 @@ from sftmix.model.meta import carry, empty_model, mapped_model
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.machines import check_same
+from sftmix.ranks.rng import stable_hash
+from sftmix.ranks.world import World
+from sftmix.text import Encoder
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer

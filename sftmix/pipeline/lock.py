@@ -10,10 +10,10 @@ from typing import Any, Self
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
-from sftmix.common.files import NOT_SUPPORTED, read_json, remove_leftovers, write_json
-from sftmix.common.places import PathLike, path_problem
 from sftmix.config.read import STARTED
+from sftmix.disk.files import NOT_SUPPORTED, read_json, remove_leftovers, write_json
+from sftmix.disk.places import PathLike, path_problem
+from sftmix.words.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
 
 
 class Hold:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import write_text
-from sftmix.common.world import World
+from sftmix.disk.files import write_text
+from sftmix.ranks.world import World
+from sftmix.words.errors import ConfigError
 
 LOOKS = 50
 """How often, five times a second, a node looks for a file that rank 0 has written: it may remember the directory

@@ -6,14 +6,14 @@ from dataclasses import replace
 from functools import lru_cache
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import read_steps
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
+from sftmix.disk.files import read_steps
 from sftmix.pipeline.context import RunContext
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
 
 
 def pairs_by(

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.files import check_room, read_steps, refuse_links
-from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
-from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split, read_only
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
+from sftmix.disk.files import check_room, read_steps, refuse_links
+from sftmix.disk.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import made_by, summarise
@@ -36,6 +35,7 @@ from sftmix.pipeline.order import dynamics_before, epochs_begun, losses_of, orde
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows, table_of
 from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
+from sftmix.ranks.world import World, start_world
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
@@ -59,7 +59,7 @@ def run(
     pool       other run directories; a stage that they finished from the same inputs is adopted, not made again
     say_rows   prints the report on the rows, and what computes; a table of runs prints equal ones once
     validated  True: the caller has validated the configuration, as a command line does before torch is imported
-    Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
+    Call it in every process of a torchrun. Raises the errors of `sftmix.words.errors`, which carry the exit codes.
     """
     if not validated:
         validate(config)

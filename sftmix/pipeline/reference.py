@@ -11,16 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
-from sftmix.common.appended import append_batch, read_batches
-from sftmix.common.errors import ConfigError, ContractError, DataError
-from sftmix.common.progress import progress_bar
-from sftmix.common.rng import stable_hash
-from sftmix.common.tables import read_dynamics, write_dynamics
-from sftmix.common.world import World
 from sftmix.components.contracts import check_dynamics
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
-from sftmix.data.templates import same_tokenizer
+from sftmix.data import EncodedDataset, encode
+from sftmix.disk.appended import append_batch, read_batches
+from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
@@ -31,6 +26,10 @@ from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.machines import check_same
 from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, resolve_max_length
+from sftmix.ranks.rng import stable_hash
+from sftmix.ranks.world import World
+from sftmix.text import Encoder, encoder_for
+from sftmix.text.templates import same_tokenizer
 from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
@@ -40,6 +39,8 @@ from sftmix.training.dynamics import (
     one_checkpoint,
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
+from sftmix.words.errors import ConfigError, ContractError, DataError
+from sftmix.words.progress import progress_bar
 
 KEPT = ("metrics.jsonl", "online", "scores*")
 """Beside the dynamics, what the stage keeps of the way to them, as patterns."""

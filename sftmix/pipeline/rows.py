@@ -7,16 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import MANIFEST
-from sftmix.common.tables import read_columns
-from sftmix.common.world import World
 from sftmix.components.component import Need, require
 from sftmix.components.contracts import check_selection, read_only
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
+from sftmix.data import EncodedDataset, LoadedData, Prepared, encode, prepare
 from sftmix.data.dataset import Texts
+from sftmix.disk.files import MANIFEST
+from sftmix.disk.tables import read_columns
 from sftmix.model.load import (
     check_ids,
     fingerprint,
@@ -28,7 +26,10 @@ from sftmix.model.load import (
 from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
 from sftmix.pipeline.machines import check_same
+from sftmix.ranks.world import World
+from sftmix.text import Encoder, encoder_for
 from sftmix.types import Scores
+from sftmix.words.errors import ConfigError
 
 
 class RunRows(NamedTuple):

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, read_json, sha256_file, sync_path, write_json
-from sftmix.common.plain import differing
 from sftmix.config.schema import path_now
+from sftmix.disk.files import MANIFEST, read_json, sha256_file, sync_path, write_json
+from sftmix.words.errors import ConfigError, DifferenceError
+from sftmix.words.plain import differing
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from sftmix.common.component import require_one_of
-from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import read_json
-from sftmix.common.places import is_there, place_of
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.read import STARTED
+from sftmix.disk.files import read_json
+from sftmix.disk.places import is_there, place_of
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference
 from sftmix.pipeline.stages import refuse_others
+from sftmix.words.errors import ConfigError, DifferenceError
 
 StageName = Literal["reference", "confidence", "split", "train"]
 

@@ -28,7 +28,6 @@ from torch import nn
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.errors import BadRow
 from sftmix.common.row_format import RowFormat
 from sftmix.components import base, contracts
 from sftmix.components.base import StageState
@@ -41,6 +40,7 @@ from sftmix.testing.strategies import rows_in_memory, score_tables, training_dyn
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import build_optimizer, normalise
 from sftmix.types import Batch, BatchNLL, RowScores, Scores, Split, TrainingDynamics
+from sftmix.words.errors import BadRow
 
 SEED, STEPS = 7, 3
 _ROLES = {"system", "user", "assistant", "tool"}

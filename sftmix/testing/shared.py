@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.components.component import Component
 from sftmix.types import Int64
+from sftmix.words.errors import ContractError, SFTMixError
 
 Ask = Callable[..., Any]
 """What a check asks: (component, record, ...) -> the component's answer."""
@@ -59,7 +59,7 @@ def no_global_draws() -> Iterator[None]:
     yield
     if len(sys.modules) > loaded:  # an import may draw, as scikit-learn's does; the next input is looked at again
         return
-    assert states() == before, "it touched a global random state; draw from sftmix.common.rng.generator(seed, ...)"
+    assert states() == before, "it touched a global random state; draw from sftmix.ranks.rng.generator(seed, ...)"
 
 
 def answer_of(component: Component, ask: Ask, *records: Any) -> Any:
@@ -69,7 +69,7 @@ def answer_of(component: Component, ask: Ask, *records: Any) -> Any:
     with no_global_draws():
         answer = ask(fresh, *records)
     np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
-    message = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
+    message = "a copy answers something else: keep no state, and draw from sftmix.ranks.rng.generator(seed, ...)"
     np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, message)
     return answer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from sftmix.common.files import BEST
-from sftmix.common.world import World
+from sftmix.disk.files import BEST
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore
 
 

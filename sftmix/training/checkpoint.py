@@ -34,8 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
-from sftmix.common.files import (
+from sftmix.disk.files import (
     commit_directory,
     file_entry,
     fresh_directory,
@@ -46,10 +45,11 @@ from sftmix.common.files import (
     steps_in,
     verify_directory,
 )
-from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
+from sftmix.ranks.world import World
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
+from sftmix.words.errors import CheckpointError, NonFiniteError, SFTMixError
 
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"

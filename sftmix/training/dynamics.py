@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sftmix.common.errors import BROKEN, ConfigError, NonFiniteError
-from sftmix.common.tables import read_dynamics, write_dynamics
-from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.disk.tables import read_dynamics, write_dynamics
+from sftmix.ranks.world import World
 from sftmix.training.scoring import example_nll, gather_nll
 from sftmix.types import NOT_COUNTED, OF_TOKENS, Batch, RowScores, TrainingDynamics
+from sftmix.words.errors import BROKEN, ConfigError, NonFiniteError
 
 
 def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> list[int]:

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ConfigError
 from sftmix.components.base import Objective
 from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
@@ -31,6 +30,7 @@ from sftmix.model.layers import decoder_layers
 from sftmix.training.parallel import reshard, shards_of, unwrap
 from sftmix.training.scoring import eval_mode
 from sftmix.training.step import StepSetup
+from sftmix.words.errors import ConfigError
 
 MEASURED = 128
 """Most tokens of each of the rows that a run measures on a CPU; what is kept grows with the tokens."""

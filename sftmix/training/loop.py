@@ -14,12 +14,10 @@ import numpy as np
 from torch import nn
 
 from sftmix.batches.order import ResponsesAlone, RowSubset, digest
-from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
-from sftmix.common.files import CHECKPOINTS, check_room
-from sftmix.common.progress import progress_bar
-from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
+from sftmix.disk.files import CHECKPOINTS, check_room
+from sftmix.ranks.world import World
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.choices import compiled, decide
@@ -32,6 +30,8 @@ from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
 from sftmix.types import Rows, RowScores
+from sftmix.words.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
+from sftmix.words.progress import progress_bar
 
 MAX_IN_A_ROW = 3
 """Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""

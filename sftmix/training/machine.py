@@ -12,9 +12,9 @@ import torch
 import transformers
 
 import sftmix
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
+from sftmix.ranks.world import World
+from sftmix.words.errors import ConfigError
 
 Machine = dict[str, Any]
 """What decides how sums are rounded: if it is equal, the same steps give the same bits.

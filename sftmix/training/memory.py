@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from sftmix.common.errors import ConfigError
 from sftmix.training.footprint import Count
 from sftmix.training.parallel import shards_of
 from sftmix.training.step import StepSetup
+from sftmix.words.errors import ConfigError
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.files import naming_full_disk, read_steps, write_text
-from sftmix.common.world import World
 from sftmix.components.contracts import OF_EXAMPLES, OF_LOSSES
+from sftmix.disk.files import naming_full_disk, read_steps, write_text
+from sftmix.ranks.world import World
 from sftmix.training.step import StepResult
 
 

@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
 from sftmix.model.head import head_of
@@ -23,6 +22,7 @@ from sftmix.model.layers import decoder_layers
 from sftmix.model.packing import attention_of, is_flash, known_rows
 from sftmix.model.varlen import VARLEN
 from sftmix.types import Batch, Plan, Segment
+from sftmix.words.errors import ConfigError
 
 Perturb = Callable[..., torch.Tensor]
 """`Perturbation.embeddings` with seed and step filled in: (e, mask, ids=...) -> e."""

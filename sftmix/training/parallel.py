@@ -19,16 +19,16 @@ from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeo
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.launcher import needs_torchrun
-from sftmix.common.world import World
 from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
 from sftmix.model.meta import fill
 from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
 from sftmix.model.varlen import VARLEN
 from sftmix.options import TrainingOptions
+from sftmix.ranks.launcher import needs_torchrun
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.types import Int64
+from sftmix.words.errors import ConfigError
 
 PADDED_TOKENS = 16_384
 """Most padded token slots of a micro-batch under training.micro_batch_tokens auto. A pass costs a GPU about as much as

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from sftmix.common.files import file_entry, let_others_read
+from sftmix.disk.files import file_entry, let_others_read
 
 
 class Part(dcp.HuggingFaceStorageWriter):

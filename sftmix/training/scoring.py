@@ -15,12 +15,12 @@ from torch import nn
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot, TokenisedRows
-from sftmix.common.errors import BROKEN, NonFiniteError
-from sftmix.common.progress import progress_bar
-from sftmix.common.world import World
+from sftmix.ranks.world import World
 from sftmix.training.module import ModelView, TrainingModule
 from sftmix.training.parallel import autocast, few_plans, unwrap
 from sftmix.types import Batch, BatchNLL, Plan, RowScores
+from sftmix.words.errors import BROKEN, NonFiniteError
+from sftmix.words.progress import progress_bar
 
 SCORING_TOKENS = 8192
 """Padded tokens per scoring batch on one rank."""

@@ -4,9 +4,9 @@ import signal
 import threading
 from typing import Any, Self
 
-from sftmix.common.errors import Stopped
-from sftmix.common.launcher import another_rank_failed
-from sftmix.common.world import World
+from sftmix.ranks.launcher import another_rank_failed
+from sftmix.ranks.world import World
+from sftmix.words.errors import Stopped
 
 
 class StopSignal:

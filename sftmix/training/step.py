@@ -39,10 +39,6 @@ from transformers import PreTrainedModel
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TokenisedRows, TrainingOrder, Unit
-from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_written
-from sftmix.common.rng import stable_hash
-from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
 from sftmix.components.component import Need
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
@@ -50,10 +46,14 @@ from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.ranks.rng import stable_hash
+from sftmix.ranks.world import World
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.parallel import autocast, gradient_sync, unwrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.types import Batch, Plan, Split
+from sftmix.words.errors import ConfigError
+from sftmix.words.plain import as_written
 
 
 @dataclass

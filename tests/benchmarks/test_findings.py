@@ -14,7 +14,7 @@ from benchmarks.evidence.findings import BEST, LAST, Finding, findings
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.results import lines
 from benchmarks.evidence.tiers import PILOTS, REAL, RESULTS, TITLES, Tier, read_tier
-from sftmix.common.files import write_json
+from sftmix.disk.files import write_json
 from sftmix.tools.compare.statistics import interval, per_example
 from tests.tiny import ROOT
 

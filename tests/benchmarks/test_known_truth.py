@@ -14,8 +14,8 @@ from benchmarks.evidence.known_rows import corrupted, named
 from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.known_truth import ARMS, keep
 from sftmix.cli.parsing import read_arguments
-from sftmix.common.files import read_json, write_json
-from sftmix.common.tables import write_eval, write_table
+from sftmix.disk.files import read_json, write_json
+from sftmix.disk.tables import write_eval, write_table
 from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.plan import DIVERGED
 from sftmix.tools.quickstart import make_rows, write_jsonl

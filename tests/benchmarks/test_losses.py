@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.evidence.collect import collect
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, keep_losses, read_losses
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, write_json
-from sftmix.common.tables import write_dynamics, write_eval
+from sftmix.disk.files import read_json, write_json
+from sftmix.disk.tables import write_dynamics, write_eval
 from sftmix.types import RowScores, TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 RNG = np.random.default_rng(5)
 HELD, TRAIN = [f"h{k:02}" for k in range(40)], [f"t{k:02}" for k in range(16)]

@@ -14,7 +14,7 @@ from benchmarks.evidence.collect import by_half, by_length
 from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plain
 from benchmarks.evidence.tiers import read_tier
 from sftmix.cli.parsing import read_arguments
-from sftmix.common.tables import write_dynamics, write_eval, write_split
+from sftmix.disk.tables import write_dynamics, write_eval, write_split
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.statistics import seeds_needed

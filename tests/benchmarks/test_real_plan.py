@@ -9,9 +9,9 @@ import pytest
 from benchmarks.evidence.prepare import digest, parts_of
 from benchmarks.evidence.real.rows import PROMPTS, SIZES
 from sftmix.cli.parsing import read_arguments
-from sftmix.common.plain import differing
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import CompareOptions, comparison_of
+from sftmix.words.plain import differing
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence" / "real"

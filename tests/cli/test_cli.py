@@ -10,9 +10,9 @@ from sftmix import __version__
 from sftmix.cli import main
 from sftmix.cli.commands import COMMANDS
 from sftmix.cli.parsing import parse, read_arguments
-from sftmix.common import errors
 from sftmix.config import RunConfig
 from sftmix.config.read import from_plain, read_config
+from sftmix.words import errors
 
 Run = Callable[..., tuple[int, str, str]]
 

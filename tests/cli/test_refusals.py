@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory
+from sftmix.ranks.world import World
 from tests.fast import some_fast
 from tests.tiny import ROOT, SHORT, contents, status
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 
 Call = Callable[..., SimpleNamespace]
 NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yours"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sftmix.common.errors import ConfigError
 from sftmix.components import Callback, Evaluate, StageState
+from sftmix.words.errors import ConfigError
 
 
 def evaluated(callback, *, held_out=True):

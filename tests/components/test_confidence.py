@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from sftmix.common.errors import ConfigError
 from sftmix.components import (
     IFD,
     Correctness,
@@ -23,6 +22,7 @@ from sftmix.components.confidence import LEAST
 from sftmix.components.contracts import check_confidence
 from sftmix.testing import training_dynamics
 from sftmix.types import NOT_COUNTED, TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 
 def dynamics(nll_sum, n_tokens, **more):

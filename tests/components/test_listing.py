@@ -9,9 +9,9 @@ import re
 import pytest
 
 import sftmix.components as components
-from sftmix.common.errors import ConfigError
 from sftmix.components.component import Component
 from sftmix.config.schema import options_of
+from sftmix.words.errors import ConfigError
 from tests.components import examples
 
 REQUIRED = {

@@ -3,13 +3,13 @@
 import pytest
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import NonFiniteError
-from sftmix.common.files import steps_in
-from sftmix.common.world import World
 from sftmix.components import Perturbation, StageState
+from sftmix.disk.files import steps_in
 from sftmix.options import CheckpointOptions
+from sftmix.ranks.world import World
 from sftmix.testing import check_callback
 from sftmix.training.loop import train
+from sftmix.words.errors import NonFiniteError
 from tests.components.examples import LossSpikeGuard
 from tests.toy import logged, toy_rows, toy_stage
 

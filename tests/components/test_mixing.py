@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sftmix.batches.collate import collate
-from sftmix.common.world import World
 from sftmix.components import MeasureMixing, SFTMix, StageState
 from sftmix.components.objectives import MixupMean
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.forked import on_ranks

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
 from sftmix.components import NTP, AfterFraction, DecomposedMixup, Linear, MixupOnly, Need, SFTMix
 from sftmix.components.base import Schedule
 from sftmix.components.contracts import check_plan
+from sftmix.ranks.rng import generator
 from sftmix.testing import rows_in_memory
 from sftmix.types import Split
+from sftmix.words.errors import ConfigError
 
 AT = {"step": 3, "total_steps": 10, "seed": 7}
 

@@ -13,15 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
 from sftmix.components.base import decay_groups
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.step import build_optimizer
+from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
 from tests.toy import rounding, toy_model
 from tests.trained import Trained, assert_exact, assert_near

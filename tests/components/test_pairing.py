@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.batches.order import epoch_units
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.rng import generator
 from sftmix.components import (
     AnyPairs,
     ConfidenceGapPairs,
@@ -22,9 +20,11 @@ from sftmix.components import (
 )
 from sftmix.components.contracts import check_pairs
 from sftmix.pipeline.order import pairs_by
+from sftmix.ranks.rng import generator
 from sftmix.testing import score_tables
 from sftmix.testing.shared import permuted
 from sftmix.types import Split
+from sftmix.words.errors import ConfigError, DataError
 from tests.components.examples import ByConfidence
 from tests.components.tables import scores
 

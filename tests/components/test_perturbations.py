@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from sftmix.common.rng import generator
 from sftmix.components import NEFTune
+from sftmix.ranks.rng import generator
 from tests.toy import rounding
 
 AT = {"step": 3, "seed": 7}

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from sftmix.common.errors import DataError
-from sftmix.common.places import started
-from sftmix.common.tables import write_dynamics
 from sftmix.components import TrainedReference
 from sftmix.components.reference import FromCheckpoints, FromFile
+from sftmix.disk.places import started
+from sftmix.disk.tables import write_dynamics
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
+from sftmix.words.errors import DataError
 
 STORED = TrainingDynamics(
     ids=["a", "b", "c"],

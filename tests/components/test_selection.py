@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.plain import spelling
-from sftmix.common.tables import write_dynamics
 from sftmix.components import S2L, All, Longest, QualityLabel, Random, ScoreAtLeast, WithLabel
 from sftmix.components.contracts import check_selection
+from sftmix.disk.tables import write_dynamics
 from sftmix.types import TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.plain import spelling
 from tests.components.examples import Shares
 from tests.components.tables import scores
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.tables import write_split
 from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
 from sftmix.components.contracts import check_split
 from sftmix.components.splitters import FromFile
+from sftmix.disk.tables import write_split
 from sftmix.types import Split
+from sftmix.words.errors import ConfigError, DataError
 from tests.components.tables import scores
 
 CONFIDENCES = st.lists(

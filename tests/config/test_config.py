@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from sftmix.common.errors import ConfigError
 from sftmix.common.row_format import RowFormat
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
@@ -35,6 +34,7 @@ from sftmix.options import (
     ReferenceTraining,
     TrainingOptions,
 )
+from sftmix.words.errors import ConfigError
 
 
 def complete(**changes: object) -> RunConfig:

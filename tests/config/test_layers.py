@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from sftmix.cli.parsing import parse, read_arguments
-from sftmix.common.errors import ConfigError
 from sftmix.components import Linear, Median, Schedule, SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
 from sftmix.config.read import config_file, from_plain, read_config, read_layers
 from sftmix.options import DataOptions
+from sftmix.words.errors import ConfigError
 from tests.components.examples import Shares
 
 Write = Callable[[str, str], Path]

@@ -3,12 +3,12 @@
 import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
-from sftmix.common.errors import ConfigError
-from sftmix.common.places import path_problem
 from sftmix.config import RunConfig
 from sftmix.config.load import load
 from sftmix.config.read import read_config, read_yaml
+from sftmix.disk.places import path_problem
 from sftmix.options import DataOptions
+from sftmix.words.errors import ConfigError
 
 
 @pytest.mark.parametrize(

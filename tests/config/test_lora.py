@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -22,6 +20,8 @@ from sftmix.options import (
     reference_lora,
 )
 from sftmix.pipeline.loaded import load_for_run
+from sftmix.ranks.world import World
+from sftmix.words.errors import ConfigError
 
 
 def config(lora: LoraOptions, **more) -> RunConfig:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from sftmix.common.errors import ConfigError
 from sftmix.components.reference import TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions, inherit
+from sftmix.words.errors import ConfigError
 from tests.tiny import metrics
 
 

@@ -7,16 +7,16 @@ from typing import Any, Literal
 import pytest
 
 import sftmix.components
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import write_json
 from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.config.schema import ForeignClassError, import_class, trusting
 from sftmix.config.values import NoValueError, Word, converted
+from sftmix.disk.files import write_json
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 from sftmix.pipeline.stages import differences, read_inputs
+from sftmix.words.errors import ConfigError
 
 
 @pytest.mark.parametrize(

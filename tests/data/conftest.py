@@ -6,10 +6,11 @@ from collections.abc import Callable
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sftmix.common.errors import DataError
-from sftmix.data import Encoder, LoadedData, Prepared, encode, prepare
+from sftmix.data import LoadedData, Prepared, encode, prepare
 from sftmix.options import DataOptions
-from tests.data.small_tokenizers import REAL, SMALL
+from sftmix.text import Encoder
+from sftmix.words.errors import DataError
+from tests.text.small_tokenizers import REAL, SMALL
 
 
 @pytest.fixture(scope="session")

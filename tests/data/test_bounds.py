@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sftmix.common.errors import DataError
 from sftmix.data import files, sources
-from sftmix.data.values import BadRow
+from sftmix.text.values import BadRow
+from sftmix.words.errors import DataError
 
 GOOD, LARGE = {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b" * 3000}
 

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError, NoSpaceError
-from sftmix.data import make_encoder, prepare
-from sftmix.data.store import get_or_build
+from sftmix.data import prepare
+from sftmix.disk.cache import get_or_build
+from sftmix.text import make_encoder
 from sftmix.tools.preview.text import render_preview
-from tests.data.small_tokenizers import QWEN3, chatml_tokenizer
+from sftmix.words.errors import ConfigError, DataError, NoSpaceError
+from tests.text.small_tokenizers import QWEN3, chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sftmix.common.errors import DataError
 from sftmix.data.sources import expand
+from sftmix.words.errors import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import pytest
 from datasets import Audio, Features, Image, Json, List, Value
 from pyarrow import parquet
 
-from sftmix.common.errors import DataError
-from sftmix.common.files import write_json
 from sftmix.data.sources import expand
+from sftmix.disk.files import write_json
+from sftmix.words.errors import DataError
 
 NAMED = ["http://127.0.0.1:9/x.png", "/etc/hostname"]
 TEXT = Value("string")

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.report import DataReport
+from sftmix.words.errors import ConfigError, DataError
 from tests.fast import some_fast
 
 GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 
 
 def rows_of(kind: str, n: int) -> list[dict]:

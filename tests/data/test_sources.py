@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sftmix.common.errors import DataError
 from sftmix.data.sources import Source, expand
+from sftmix.words.errors import DataError
 from tests.data.test_rows import GOOD
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ConfigError
-from sftmix.data.encoder import text_encoder
 from sftmix.data.tokenise import windows
-from tests.data.small_tokenizers import SMALL
+from sftmix.text.encoder import text_encoder
+from sftmix.words.errors import ConfigError
+from tests.text.small_tokenizers import SMALL
 
 TALES = [f"Tale {i}.\n\n" + " ".join(f"Then {j} came {i * j}." for j in range(3 + i)) + "\n" for i in range(12)]
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sftmix.common.world import World
 from sftmix.components import (
     DFT,
     EAFT,
@@ -30,6 +29,7 @@ from sftmix.components import (
 from sftmix.components.base import Objective, Perturbation
 from sftmix.model.layers import recompute_activations
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import TrainingLoop
 from sftmix.training.module import TrainingModule

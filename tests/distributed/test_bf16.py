@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.world import World
 from sftmix.components import DFT, NEFTune, SFTMix
 from sftmix.model.adapters import add_adapters
 from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.loop import TrainingLoop
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import micro_batches, normalise

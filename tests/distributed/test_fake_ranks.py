@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, SFTMix
 from sftmix.model.adapters import add_adapters
 from sftmix.model.head import head_of
 from sftmix.model.meta import carry, empty_model
 from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import _tensors
 from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step

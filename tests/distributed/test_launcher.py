@@ -33,7 +33,7 @@ def test_an_error_of_all_ranks_is_in_status_and_told_by_one(small, tmp_path):
 
 EACH_RANK_REFUSES = """
 import os, time
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 from sftmix.components import RandomSplit
 
 class Refuses(RandomSplit):

@@ -17,16 +17,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import empty_model, mapped_model, take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
+from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
 
 LLAMA: dict[str, Any] = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}

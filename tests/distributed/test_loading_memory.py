@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions
 from sftmix.pipeline.loaded import load_for_run
+from sftmix.ranks.world import World
 from tests.distributed.test_loading import LLAMA, sharded
 from tests.forked import on_ranks
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.world import World
 from sftmix.model.load import fingerprint
 from sftmix.pipeline.machines import check_same, check_same_directory
+from sftmix.ranks.world import World
+from sftmix.words.errors import ConfigError, DataError
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.runs import from_split, words_of
 from tests.forked import done, free_port, on_ranks

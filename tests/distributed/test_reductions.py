@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.world import World
 from sftmix.components import SFTMix
+from sftmix.ranks.world import World
 from sftmix.training.loop import TrainingLoop
 from sftmix.training.parallel import unwrap
 from tests.distributed.test_sharding import Collectives

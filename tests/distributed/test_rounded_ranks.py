@@ -7,10 +7,10 @@ import torch
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.config import RunConfig
 from sftmix.pipeline.loaded import round_weights
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap

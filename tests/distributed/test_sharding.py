@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.world import World
 from sftmix.components import EAFT, CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence, SFTMix
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import gradient_sync, unwrap, wrap
 from sftmix.training.step import normalise

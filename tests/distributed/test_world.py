@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from sftmix.common import world as worlds
-from sftmix.common.errors import ConfigError, HangError
-from sftmix.common.launcher import launch_problem
-from sftmix.common.world import World
 from sftmix.options import TrainingOptions
+from sftmix.ranks import world as worlds
+from sftmix.ranks.launcher import launch_problem
+from sftmix.ranks.world import World
 from sftmix.tools.verify.window import same_bits
 from sftmix.training import parallel
 from sftmix.training.machine import machine_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
+from sftmix.words.errors import ConfigError, HangError
 from tests.forked import _forked, free_port, on_ranks
 from tests.tiny import ROOT
 from tests.tiny import sftmix as command
@@ -32,8 +32,8 @@ ENDINGS = """
 import os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from sftmix.common.errors import Stopped
-from sftmix.common.world import start_world
+from sftmix.words.errors import Stopped
+from sftmix.ranks.world import start_world
 
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # on one core threads often stop between two steps
 
@@ -225,7 +225,7 @@ def test_a_group_of_hsdp_is_on_no_more_hosts_than_it_needs():
 
 LATE = """
 import os, sys, time
-from sftmix.common.world import start_world
+from sftmix.ranks.world import start_world
 
 for start in range(3):
     if os.environ["RANK"] == sys.argv[1]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.files import steps_in
+from sftmix.disk.files import steps_in
 from tests.faults.mines import KillIn
 from tests.forked import done
 from tests.tiny import STAGES, Tiny, metrics

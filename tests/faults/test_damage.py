@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sftmix.common.files import read_json, sha256_file, verify_directory, write_json
-from sftmix.common.world import World
+from sftmix.disk.files import read_json, sha256_file, verify_directory, write_json
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore
 from tests.fast import some_fast
 from tests.faults.runs import one_bit

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftmix.common.appended import append_batch
-from sftmix.common.errors import NoSpaceError
-from sftmix.common.files import verify_directory, write_text
-from sftmix.common.world import World
 from sftmix.data.report import DataReport
+from sftmix.disk.appended import append_batch
+from sftmix.disk.files import verify_directory, write_text
 from sftmix.measure.summary import summarise
+from sftmix.ranks.world import World
 from sftmix.training.metrics import MetricsLog
+from sftmix.words.errors import NoSpaceError
 from tests.faults.runs import checkpoints, from_split, goes_on, long, words_of
 from tests.forked import Ended, ended, on_ranks
 from tests.tiny import in_this_process, status

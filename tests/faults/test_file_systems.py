@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from sftmix.cli import main
-from sftmix.common.errors import ConfigError, InUseError, NoSpaceError
-from sftmix.data import store
+from sftmix.disk import cache
 from sftmix.pipeline.lock import Hold
+from sftmix.words.errors import ConfigError, InUseError, NoSpaceError
 from tests.tiny import weights
 
 
@@ -76,24 +76,24 @@ def test_a_run_is_held_where_locks_are_not_supported(monkeypatch, tmp_path):
 
 
 def test_who_waits_for_rows_says_for_what(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    monkeypatch.setattr(cache, "PATIENCE", 0.1)
     with (tmp_path / ".rows.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as another process does
         Timer(0.5, held.close).start()
-        store.get_or_build(str(tmp_path), "rows", lambda _: {})
+        cache.get_or_build(str(tmp_path), "rows", lambda _: {})
     assert f"waiting for a process that makes {tmp_path / 'rows'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
 def test_a_directory_is_committed_where_none_can_be_synced(code, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "fsync", fails(code))
-    assert store.get_or_build(str(tmp_path), "rows", lambda _: {"n": 1})[1] == {"n": 1}
+    assert cache.get_or_build(str(tmp_path), "rows", lambda _: {"n": 1})[1] == {"n": 1}
 
 
 def test_another_error_of_the_disk_does_not_ask_for_space(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "fsync", fails(errno.EROFS))
     with pytest.raises(ConfigError, match=r"Read-only file system\. Mend that, or choose another place with"):
-        store.get_or_build(str(tmp_path), "rows", lambda _: {})
+        cache.get_or_build(str(tmp_path), "rows", lambda _: {})
 
 
 @pytest.mark.slow

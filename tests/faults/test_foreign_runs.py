@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import write_json
 from sftmix.components import SFTMix
 from sftmix.config.read import from_plain, read_config
+from sftmix.disk.files import write_json
 from sftmix.tools.runs.read import read_finished
+from sftmix.words.errors import ConfigError
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftmix.common.errors import DataError
 from sftmix.data.rows import prepare
 from sftmix.options import DataOptions
+from sftmix.words.errors import DataError
 from tests.data.test_rows import BAD_LINES, GOOD
 from tests.faults.runs import long
 

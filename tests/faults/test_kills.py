@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.files import verify_directory
+from sftmix.disk.files import verify_directory
 from tests.faults.mines import CopyingRename, Failing, KillAt, Record
 from tests.faults.runs import (
     PHASES,

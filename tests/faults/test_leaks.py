@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components.base import Callback
 from sftmix.options import CheckpointOptions
+from sftmix.ranks.world import World
 from sftmix.training.loop import train
 from tests.faults.runs import long
 from tests.toy import toy_rows, toy_stage

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.places import HUB_ID
-from sftmix.common.tables import read_columns, write_table
 from sftmix.config.read import read_config
 from sftmix.data.sources import name_parts
+from sftmix.disk.places import HUB_ID
+from sftmix.disk.tables import read_columns, write_table
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.faults.runs import long
 from tests.tiny import ROOT

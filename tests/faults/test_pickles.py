@@ -16,12 +16,12 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, write_json
+from sftmix.disk.files import read_json, write_json
 from sftmix.model.adapters import add_adapters, write_adapters
 from sftmix.model.load import fingerprint, load_model, load_tokenizer
 from sftmix.options import LoraOptions
 from sftmix.tools.runs.adapters import load_adapters
+from sftmix.words.errors import ConfigError
 from tests.faults.runs import long
 from tests.tiny import ROOT, contents
 from tests.tools.sharing.hub import Hub
@@ -253,7 +253,7 @@ def test_a_file_that_is_no_configuration_of_adapters(text, others, sftmix):
 
 SCRIPT = """
 import json, sys
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 from sftmix.model.load import load_model, model_config
 for name in sys.argv[1:]:
     for load in (model_config, load_model):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import Stopped
 from sftmix.training.signals import StopSignal
+from sftmix.words.errors import Stopped
 from tests.faults.mines import KillAt, KillIn, gone
 from tests.faults.runs import checkpoints, from_split, goes_on, long, steps, words_of
 from tests.forked import ended, start

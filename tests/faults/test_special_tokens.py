@@ -10,14 +10,15 @@ from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from sftmix.common.errors import ConfigError
-from sftmix.data import encode, make_encoder, prepare
-from sftmix.data.encoder import text_encoder
-from sftmix.data.tokenise import encode_examples
+from sftmix.data import encode, prepare
+from sftmix.text import make_encoder
+from sftmix.text.encoder import text_encoder
+from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
+from sftmix.words.errors import ConfigError
 from tests.data.conftest import options, write  # noqa: F401, fixtures
-from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE
-from tests.data.small_tokenizers import REAL, SMALL, THINKING, byte_level
+from tests.text.small_tokenizers import CHATML as CHATML_TEMPLATE
+from tests.text.small_tokenizers import REAL, SMALL, THINKING, byte_level
 
 # ------------------------------------- Llama 3's tokenizer from its tiktoken file, by transformers' own converter
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from tokenizers import AddedToken
 
-from sftmix.data import make_encoder
-from sftmix.data.tokenise import encode_examples
+from sftmix.text import make_encoder
+from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE
-from tests.data.small_tokenizers import SMALL
 from tests.faults.test_special_tokens import TURN, chat, special_ids, tokenizer_of
+from tests.text.small_tokenizers import CHATML as CHATML_TEMPLATE
+from tests.text.small_tokenizers import SMALL
 
 
 def of_template(tmp_path, written: str):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
-from sftmix.data.encoder import encoder_for
-from sftmix.data.trial import CONVERSATIONS, PROBE
 from sftmix.options import DataOptions
-from tests.data.small_tokenizers import chatml_tokenizer
+from sftmix.ranks.world import World
+from sftmix.text.encoder import encoder_for
+from sftmix.text.trial import CONVERSATIONS, PROBE
+from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
+from tests.text.small_tokenizers import chatml_tokenizer
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 PAYLOADS = {

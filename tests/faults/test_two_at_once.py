@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftmix.common.files import step_path, steps_in, verify_directory
+from sftmix.disk.files import step_path, steps_in, verify_directory
 from sftmix.tools.quickstart import make_rows, write_jsonl
 from sftmix.tools.runs.export import export_run
 from tests.faults.mines import KillIn

@@ -7,9 +7,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from sftmix.common.errors import NonFiniteError
-from sftmix.common.rng import stable_hash
-from sftmix.common.world import World
 from sftmix.measure import calibration as measures
 from sftmix.measure.calibration import (
     TAUS,
@@ -20,9 +17,12 @@ from sftmix.measure.calibration import (
     token_statistics,
 )
 from sftmix.model.head import Head
+from sftmix.ranks.rng import stable_hash
+from sftmix.ranks.world import World
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
+from sftmix.words.errors import NonFiniteError
 from tests.toy import VOCABULARY, own_logits, toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])

@@ -7,12 +7,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import epoch_units
-from sftmix.common.files import read_json
-from sftmix.common.tables import read_columns, read_dynamics
-from sftmix.common.world import World
-from sftmix.data import encode, make_encoder, prepare
+from sftmix.data import encode, prepare
+from sftmix.disk.files import read_json
+from sftmix.disk.tables import read_columns, read_dynamics
 from sftmix.measure.model import best_evaluation, change, finite, measure, mixed_share, sample_rows
 from sftmix.options import DataOptions
+from sftmix.ranks.world import World
+from sftmix.text import make_encoder
 from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores
 from tests.tiny import SHORT, metrics

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from sftmix.common.files import read_json
-from sftmix.data import encode, encoder_for, prepare
+from sftmix.data import encode, prepare
+from sftmix.disk.files import read_json
 from sftmix.measure.remarks import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
+from sftmix.text import encoder_for
 from tests.tiny import SHORT, in_this_process, metrics
 from tests.toy import own_nll
 

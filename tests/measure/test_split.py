@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sftmix.common.files import read_json
 from sftmix.components import ConfidenceEstimator, Median, Quantile
 from sftmix.components.confidence import LEAST
+from sftmix.disk.files import read_json
 from sftmix.measure.split import confounds, describe_split, labelled, tied_at_the_cut
 from sftmix.types import Scores, Split
 from tests.tiny import SHORT

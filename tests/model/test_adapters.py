@@ -7,7 +7,6 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.common.errors import ConfigError
 from sftmix.components import AdamW
 from sftmix.model.adapters import UNTIES, add_adapters
 from sftmix.model.export import export_model
@@ -17,6 +16,7 @@ from sftmix.model.load import load_model, say_once
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
 from sftmix.training.step import build_optimizer
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, random_model, tokenizer
 

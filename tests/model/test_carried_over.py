@@ -8,10 +8,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from sftmix.data import encoder_for
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import DataOptions
+from sftmix.text import encoder_for
 from tests.model.test_models import TINY, random_model
 from tests.tiny import SHORT
 

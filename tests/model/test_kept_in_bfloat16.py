@@ -9,11 +9,11 @@ from torch import nn
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
+from sftmix.ranks.world import World
 from sftmix.training.parallel import autocast, training_module, unwrap
 from tests.forked import on_ranks
 from tests.model.test_models import build

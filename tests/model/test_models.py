@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from sftmix.common.errors import ConfigError
 from sftmix.functional import SFTMixLoss
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.load import check_ids, load_model, load_tokenizer, stored_dtype
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 
 TINY = {

@@ -9,14 +9,14 @@ from transformers.models.llama.modeling_llama import eager_attention_forward as 
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.model.head import check_head
 from sftmix.model.packing import is_skipping, known_rows, packing_problem
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_models import TINY
 from tests.model.test_models import random_model as build

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
 from sftmix.model.rounding import BLOCK, round_in_place, stochastically_rounded
+from sftmix.ranks.rng import generator
+from sftmix.words.errors import ConfigError
 
 DTYPES = (torch.bfloat16, torch.float16)
 BITS = st.integers(0, 2**32 - 1)

@@ -10,7 +10,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
@@ -19,9 +18,10 @@ from sftmix.tools.answers.answering import generated
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import finished_models
-from tests.data.small_tokenizers import SMALL
+from sftmix.words.errors import ConfigError
 from tests.logs import logged
 from tests.model.test_models import GPT2, TINY, random_model
+from tests.text.small_tokenizers import SMALL
 from tests.tiny import SHORT, in_this_process
 
 MOE = TINY | {"moe_intermediate_size": 16, "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import CONFIG_MAPPING, LlamaConfig
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.model.load import load_model
 from sftmix.model.packing import attention_of
 from sftmix.model.varlen import FAMILIES, _kernel, _stand_in, attend
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.parallel import training_module
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_models import SUMS, TINY
 from tests.model.test_models import random_model as build

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sftmix.common.files import read_json
-from sftmix.data import encode, encoder_for, prepare
+from sftmix.data import encode, prepare
+from sftmix.disk.files import read_json
 from sftmix.model.load import load_tokenizer
 from sftmix.model.rounding import stochastically_rounded
 from sftmix.options import DataOptions
+from sftmix.text import encoder_for
 from tests.fast import some_fast
 from tests.tiny import Tiny, in_this_process, weights
 from tests.toy import own_nll

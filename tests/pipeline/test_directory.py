@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError, DifferenceError
-from sftmix.common.files import read_json
-from sftmix.common.world import World
+from sftmix.disk.files import read_json
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.lock import Hold
+from sftmix.ranks.world import World
+from sftmix.words.errors import ConfigError, DataError, DifferenceError
 from tests.faults.mines import syncs
 from tests.tiny import contents, status
 

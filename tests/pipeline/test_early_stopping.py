@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.files import read_json
 from sftmix.components import EarlyStopping, StageState
+from sftmix.disk.files import read_json
 from tests.tiny import Tiny, in_this_process, metrics
 from tests.tiny import sftmix as command
 

@@ -22,10 +22,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.common.errors import ConfigError
 from sftmix.components import FromEndpoint
 from sftmix.components.others import endpoint
 from sftmix.tools.quickstart import write_jsonl
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.forked import SIGKILLED, start
 from tests.pipeline.test_reference import letters

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from sftmix import RunConfig
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components import (
     NTP,
     AdamW,
@@ -35,8 +33,10 @@ from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.stages import differences
+from sftmix.ranks.world import World
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.tools.runs.export import export_run
+from sftmix.words.errors import ConfigError
 from tests.components.test_code import WithFile
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status

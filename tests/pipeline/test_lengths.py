@@ -3,9 +3,9 @@
 import pytest
 import transformers
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.load import say_once
 from sftmix.pipeline.rows import resolve_max_length
+from sftmix.words.errors import ConfigError
 from tests.model.test_models import TINY
 
 SHAPE = TINY | {"max_position_embeddings": 256}

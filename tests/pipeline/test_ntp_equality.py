@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from sftmix.batches.order import Slot, TokenisedRows
-from sftmix.common.world import World
-from sftmix.data import encode, make_encoder, prepare
+from sftmix.data import encode, prepare
 from sftmix.options import DataOptions
+from sftmix.ranks.world import World
+from sftmix.text import make_encoder
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.tiny import Tiny, make_tiny

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.common.files import read_json
 from sftmix.components import Median, RandomPairs
 from sftmix.components.base import Callback, CallbackResult, Perturbation
+from sftmix.disk.files import read_json
 from sftmix.types import Scores, Split
 from tests.fast import some_fast
 from tests.tiny import Tiny, metrics, table, weights

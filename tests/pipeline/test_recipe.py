@@ -17,19 +17,19 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json
-from sftmix.common.rng import stable_hash
-from sftmix.common.tables import read_split
 from sftmix.components import NTP, Callback, CallbackResult, Median, RandomPairs, RandomSplit
 from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.config.read import read_config
+from sftmix.disk.files import read_json
+from sftmix.disk.tables import read_split
 from sftmix.model.paths import PICKLES
 from sftmix.options import TrainingOptions
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.recipe import run
+from sftmix.ranks.rng import stable_hash
 from sftmix.training.signals import StopLater
 from sftmix.types import Scores
+from sftmix.words.errors import ConfigError
 from tests.tiny import SHORT, contents, groups, metrics, status, table, weights
 
 

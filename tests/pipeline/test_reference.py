@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.files import read_json, write_json
-from sftmix.common.rng import stable_hash
+from sftmix.disk.files import read_json, write_json
 from sftmix.options import TrainingOptions
+from sftmix.ranks.rng import stable_hash
 from sftmix.tools.quickstart import make_tokenizer, write_jsonl
 from sftmix.tools.runs.rows import rows_of_run
-from tests.data.small_tokenizers import THINKING
+from tests.text.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, groups, metrics, table, weights
 
 LENGTH = 56

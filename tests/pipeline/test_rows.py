@@ -10,21 +10,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json
-from sftmix.common.world import World
 from sftmix.components import Selector
 from sftmix.config.read import read_config
-from sftmix.data import encode, encoder_for, prepare
+from sftmix.data import encode, prepare
+from sftmix.disk.files import read_json
 from sftmix.options import DataOptions, ReferenceModel
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import read_rows
+from sftmix.ranks.world import World
+from sftmix.text import encoder_for
 from sftmix.tools.quickstart import write_jsonl
-from tests.data.small_tokenizers import QWEN3
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_packing import LEAKY
 from tests.pipeline.test_identity import config
+from tests.text.small_tokenizers import QWEN3
 from tests.tiny import groups, metrics, table
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from sftmix.data import trial
+from sftmix.text import trial
 from tests.tiny import make_tiny, weights
 
 AS_ON_WINDOWS = """

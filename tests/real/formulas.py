@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.components import SFTMix
-from sftmix.data import encode, encoder_for, prepare
+from sftmix.data import encode, prepare
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import DataOptions
+from sftmix.text import encoder_for
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import normalise
 

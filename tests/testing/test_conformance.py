@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from sftmix import components, testing
-from sftmix.common.files import read_steps
 from sftmix.components import base
 from sftmix.components.contracts import OWN_OF_STEP
 from sftmix.components.listing import catalogue
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.splitters import Median
+from sftmix.disk.files import read_steps
 from sftmix.types import Split
 from tests.components.examples import Shares
 from tests.fast import some_fast
@@ -284,7 +284,7 @@ def slow(*case):
         ("ConfidenceEstimator", Ranks(), "order of the examples"),
         ("PairSampler", Reversed(), "column 0 of a pair must be the more confident"),
         slow("PairSampler", Remembers(), "keep no state"),
-        slow("PairSampler", Global(), "draw from sftmix.common.rng"),
+        slow("PairSampler", Global(), "draw from sftmix.ranks.rng"),
         ("PairSampler", NoPairs(), "no input gave a pair"),
         ("Objective", MeanOfMeans(), "cut into micro-batches"),
         ("Objective", LambdaByPlace(), "cut into micro-batches"),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.rng import generator
-from sftmix.common.tables import read_dynamics
+from sftmix.disk.tables import read_dynamics
+from sftmix.ranks.rng import generator
 from tests.toy import logged, toy_model, toy_rows
 from tests.training.test_step import naive
 

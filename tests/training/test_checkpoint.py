@@ -14,17 +14,17 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError, Stopped
-from sftmix.common.files import verify_directory
-from sftmix.common.world import World
 from sftmix.components import AdamW, Optimizer
+from sftmix.disk.files import verify_directory
 from sftmix.model.adapters import UNTIES, add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions
+from sftmix.ranks.world import World
 from sftmix.testing import check_optimizer
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.parallel import shard_group
 from sftmix.training.scoring import Scorer
+from sftmix.words.errors import CheckpointError, ConfigError, NoSpaceError, Stopped
 from tests.faults.mines import syncs
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage

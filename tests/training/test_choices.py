@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.components.others.places import ManifoldMixup
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training import choices
 from sftmix.training.choices import USABLE, compile_problem, decide, flops_of
 from sftmix.training.footprint import Footprint

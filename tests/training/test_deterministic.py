@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sftmix.cli import main
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
+from sftmix.ranks.world import World
 from sftmix.training.loop import train
 from sftmix.training.machine import WORKSPACE, adding_in_order
 from sftmix.training.scoring import Scorer
+from sftmix.words.errors import ConfigError
 from tests.tiny import metrics, weights
 from tests.toy import logged, toy_stage
 from tests.training.test_step import DATA, UNITS

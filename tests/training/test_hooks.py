@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.errors import ContractError, Stopped
-from sftmix.common.world import World
 from sftmix.components import Callback, EarlyStopping, Evaluate, Need
 from sftmix.components.base import CallbackResult
 from sftmix.components.contracts import OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.options import CheckpointOptions
+from sftmix.ranks.world import World
 from sftmix.training.loop import StageResult, train
 from sftmix.training.scoring import Scorer
+from sftmix.words.errors import ContractError, Stopped
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_rows, toy_stage
 

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components import EAFT, IRDRO, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs

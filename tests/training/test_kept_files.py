@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.common.appended import append_batch, read_batches
-from sftmix.common.errors import CheckpointError, Stopped
-from sftmix.common.world import World
 from sftmix.components import Callback
+from sftmix.disk.appended import append_batch, read_batches
 from sftmix.options import CheckpointOptions
+from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import ScoreAtCheckpoints
 from sftmix.training.loop import train
+from sftmix.words.errors import CheckpointError, Stopped
 from tests.fast import some_fast
 from tests.faults.runs import one_bit
 from tests.toy import Interrupt, logged, toy_model, toy_stage

@@ -11,9 +11,9 @@ from torch._dynamo.utils import counters
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer

@@ -12,14 +12,14 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.errors import Stopped
-from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback, CallbackResult
 from sftmix.pipeline.context import RunContext
+from sftmix.ranks.world import World
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, train
 from sftmix.training.signals import StopAtOnce
+from sftmix.words.errors import Stopped
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_rows, toy_stage

@@ -9,16 +9,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components.others.places import EmbeddingMixup
 from sftmix.model.layers import decoder_layers
+from sftmix.ranks.world import World
 from sftmix.training import memory
 from sftmix.training.choices import USABLE, settled
 from sftmix.training.footprint import Footprint
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepSetup
+from sftmix.words.errors import ConfigError
 from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])

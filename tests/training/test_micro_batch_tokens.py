@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import Stopped
-from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training import choices, memory
 from sftmix.training.footprint import Footprint
 from sftmix.training.loop import TrainingLoop, train
@@ -23,6 +22,7 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import few_plans, wrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
+from sftmix.words.errors import Stopped
 from tests.forked import _forked, _work, on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_rows, toy_setup, toy_stage
 from tests.training.loop_claims import BATCHES, DATA, SEED

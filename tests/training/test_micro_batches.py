@@ -9,10 +9,10 @@ import torch
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import ResponsesAlone, Slot
-from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.components.base import Perturbation
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from sftmix.batches.collate import collate
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.tables import write_dynamics
 from sftmix.components import (
     ASFT,
     DFT,
@@ -27,8 +25,10 @@ from sftmix.components import (
     Rho1,
     SFTMix,
 )
+from sftmix.disk.tables import write_dynamics
 from sftmix.testing import check_objective
 from sftmix.types import BatchNLL, TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
 from tests.components.examples import EXAMPLES, TailSFT
 from tests.fast import some_fast
 from tests.toy import VOCABULARY, toy_model

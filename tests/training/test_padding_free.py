@@ -9,15 +9,15 @@ import transformers
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.model.packing import attention_of, packing_problem
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module, unwrap
 from sftmix.training.scoring import Scorer, scoring_plan, split_by_slot
 from sftmix.training.step import micro_batches, normalise
+from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
 from tests.model.test_models import SUMS, TINY
 from tests.model.test_packing import CASES, LEAKY, build, model_of

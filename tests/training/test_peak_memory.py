@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sftmix.common.world import World
+from sftmix.ranks.world import World
 from sftmix.training.memory import PeakMemory
 from tests.forked import on_ranks
 

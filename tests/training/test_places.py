@@ -16,13 +16,13 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from sftmix.batches.collate import collate
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
 from sftmix.components import CutMix, EmbeddingMixup, Linear, ManifoldMixup, MixtureDivergence, ProFit, SFTMix
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
+from sftmix.ranks.rng import generator
 from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.module import ModelView, TrainingModule
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.toy import rounding, toy_model
 from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, naive, nll, ours, response

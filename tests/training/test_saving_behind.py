@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import CheckpointError, NoSpaceError, Stopped
-from sftmix.common.files import steps_in, verify_directory
-from sftmix.common.world import World
 from sftmix.components import Callback
+from sftmix.disk.files import steps_in, verify_directory
 from sftmix.options import CheckpointOptions
+from sftmix.ranks.world import World
 from sftmix.training import part
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
+from sftmix.words.errors import CheckpointError, NoSpaceError, Stopped
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact

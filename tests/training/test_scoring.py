@@ -11,12 +11,11 @@ from torch import nn
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
-from sftmix.common.files import steps_in
-from sftmix.common.world import World
 from sftmix.components import Callback, Perplexity, SFTMix
+from sftmix.disk.files import steps_in
 from sftmix.functional import reference_sft_loss
 from sftmix.model.head import head_of
+from sftmix.ranks.world import World
 from sftmix.training import scoring
 from sftmix.training.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.loop import train
@@ -24,6 +23,7 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
+from sftmix.words.errors import ConfigError, NonFiniteError, Stopped
 from tests.forked import on_ranks
 from tests.model.test_models import build
 from tests.toy import Interrupt, ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.common.files import steps_in
-from sftmix.common.world import World
 from sftmix.components import Callback
+from sftmix.disk.files import steps_in
 from sftmix.options import CheckpointOptions
+from sftmix.ranks.world import World
 from sftmix.training import spacing
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot, TrainingOrder, Unit
-from sftmix.common.errors import NonFiniteError, Stopped
-from sftmix.common.world import World
 from sftmix.components import NTP, MixupOnly, Objective, SFTMix
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.components.objectives import ntp_plan
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.training import loop
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, train
 from sftmix.training.step import learning_rate
 from sftmix.types import Split
+from sftmix.words.errors import NonFiniteError, Stopped
 from tests.forked import on_ranks
 from tests.toy import VOCABULARY, Interrupt, logged, own_nll, toy_model, toy_rows, toy_stage
 from tests.trained import assert_exact

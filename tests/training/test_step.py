@@ -11,7 +11,6 @@ import torch
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit, global_batches
-from sftmix.common.world import World
 from sftmix.components import (
     IRDRO,
     NTP,
@@ -26,6 +25,7 @@ from sftmix.components import (
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.metrics import Totals
 from sftmix.training.module import TrainingModule

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json, write_json  # noqa: E402
+from sftmix.disk.files import MANIFEST, read_json, write_json  # noqa: E402
 from sftmix.tools.runs.read import read_json_if_there  # noqa: E402
 
 LONGEST, QUESTIONS = 256, 200

@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.tables import read_dynamics  # noqa: E402
 from sftmix.components.confidence import perplexity  # noqa: E402
+from sftmix.disk.tables import read_dynamics  # noqa: E402
 
 FILE = RESULTS / "real-confidence.csv"
 WORDS = ("words", "in the prompt")

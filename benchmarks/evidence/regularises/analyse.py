@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.regularises.rows import SEEDS  # noqa: E402
 from benchmarks.evidence.regularises.run import ARMS, LATER  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.files import read_json  # noqa: E402
+from sftmix.disk.files import read_json  # noqa: E402
 from sftmix.tools.compare.statistics import holm, interval, per_example  # noqa: E402
 from sftmix.tools.runs.shown import markdown_table  # noqa: E402
 from sftmix.types import Float64  # noqa: E402

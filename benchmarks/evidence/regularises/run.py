@@ -39,12 +39,12 @@ from benchmarks.evidence.real.answers import form  # noqa: E402
 from benchmarks.evidence.regularises.rows import PILOT_SEEDS, SEEDS  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.cli.parsing import read_arguments  # noqa: E402
-from sftmix.common.errors import NonFiniteError  # noqa: E402
-from sftmix.common.files import read_json, read_steps, write_json  # noqa: E402
-from sftmix.common.rng import stable_hash  # noqa: E402
 from sftmix.config import RunConfig  # noqa: E402
 from sftmix.config.read import from_plain  # noqa: E402
+from sftmix.disk.files import read_json, read_steps, write_json  # noqa: E402
+from sftmix.ranks.rng import stable_hash  # noqa: E402
 from sftmix.tools.compare.command import CompareOptions, comparison_of  # noqa: E402
+from sftmix.words.errors import NonFiniteError  # noqa: E402
 
 FOLDER, WORK = Path(__file__).resolve().parent, Path("runs/regularises")
 LONGEST = 128
@@ -157,9 +157,9 @@ class Study:
 
     def measured(self, place: Path, name: str, seed: int, held_out: str) -> Plain:
         """Measure the last and the best model of a run in float32, and write the losses by row."""
-        from sftmix.common.world import World, accelerator
         from sftmix.pipeline.loaded import scoring_model
         from sftmix.pipeline.rows import read_rows
+        from sftmix.ranks.world import World, accelerator
         from sftmix.tools.runs.export import export_run
 
         plain = self.config("NTP", seed, held_out=held_out)

@@ -4,11 +4,11 @@ from typing import Literal
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
 from sftmix.components.base import ConfidenceEstimator
 from sftmix.components.component import Need, require_one_of
 from sftmix.components.confidence import LEAST, variability
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 Checkpoint = Literal["first", "last", "mean"]
 

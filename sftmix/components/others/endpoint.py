@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.plain import as_list
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, model_files, require
 from sftmix.options import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.plain import as_list
 
 PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 """A text that the server's tokenizer and the reference's must make the same ids of."""

@@ -5,12 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from sftmix.common.plain import as_written
-from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
 from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.pairing import between, within
+from sftmix.ranks.rng import generator
 from sftmix.types import UNPAIRED, Rows, Scores, Split
+from sftmix.words.plain import as_written
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
 

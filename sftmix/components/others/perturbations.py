@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sftmix.common.rng import generator
-from sftmix.common.transfer import send
 from sftmix.components.base import Perturbation
 from sftmix.components.component import require
+from sftmix.ranks.rng import generator
+from sftmix.ranks.transfer import send
 from sftmix.types import Tensor
 
 

@@ -14,14 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_list
-from sftmix.common.rng import generator
 from sftmix.components.base import Schedule
 from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
+from sftmix.ranks.rng import generator
 from sftmix.types import Batch, Plan, Tensor
+from sftmix.words.errors import ConfigError
+from sftmix.words.plain import as_list
 
 OF_ONE = "Mixup of embeddings or layers needs examples of one document; set data.packing false"
 

@@ -4,11 +4,11 @@ import warnings
 
 import numpy as np
 
-from sftmix.common.places import place_of
-from sftmix.common.rng import generator
-from sftmix.common.tables import existing_file, read_dynamics
 from sftmix.components.base import Selector
 from sftmix.components.component import require
+from sftmix.disk.places import place_of
+from sftmix.disk.tables import existing_file, read_dynamics
+from sftmix.ranks.rng import generator
 from sftmix.types import Rows, Scores
 
 

@@ -5,9 +5,9 @@ The paper keeps both constant and names a schedule as future work; we claim noth
 
 import math
 
-from sftmix.common.plain import as_written
 from sftmix.components.base import Schedule
 from sftmix.components.component import require
+from sftmix.words.plain import as_written
 
 
 class Constant(Schedule):

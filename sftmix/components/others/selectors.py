@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_list, spelling
-from sftmix.common.rng import stable_hash
 from sftmix.components.base import Selector
 from sftmix.components.component import check_labels, require
+from sftmix.ranks.rng import stable_hash
 from sftmix.types import Rows, Scores
+from sftmix.words.errors import ConfigError
+from sftmix.words.plain import as_list, spelling
 
 
 class Longest(Selector):

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.places import place_of
-from sftmix.common.tables import existing_file, read_dynamics
-from sftmix.common.transfer import send
 from sftmix.components.base import Objective
 from sftmix.components.component import require
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView, SFTLoss
+from sftmix.disk.places import place_of
+from sftmix.disk.tables import existing_file, read_dynamics
+from sftmix.ranks.transfer import send
 from sftmix.types import Batch, Plan, Tensor
+from sftmix.words.errors import ConfigError, DataError
 
 
 class TokenWeights(Objective):

@@ -10,11 +10,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from sftmix.common.errors import DataError, TemplateRefusal
-from sftmix.common.rng import generator
+from sftmix.ranks.rng import generator
 from sftmix.tools.answers.options import AnswerOptions, Question, Sampling
 from sftmix.tools.runs.loaded import LoadedModel
 from sftmix.tools.runs.models import Functions, Turns
+from sftmix.words.errors import DataError, TemplateRefusal
 
 Key = tuple[str, str, int]
 """The name of a model, the id of a question, and the turn from 0."""

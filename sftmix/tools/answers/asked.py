@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.fields import FORMAT_FIELDS, TEXT
 from sftmix.common.row_format import RowFormat
-from sftmix.data.formats import Columns, Converter, recognise
-from sftmix.data.values import Fields
 from sftmix.options import DataOptions
+from sftmix.text.formats import Columns, Converter, recognise
+from sftmix.text.values import Fields
 from sftmix.types import Example, Message
+from sftmix.words.fields import FORMAT_FIELDS, TEXT
 
 ANSWERS = {"instruction": "output", "prompt": "completion"}
 """Fields that ask -> those of their answers."""

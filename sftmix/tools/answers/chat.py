@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftmix.cli.say import say
-from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import Sampling
 from sftmix.tools.runs.read import read_json_if_there
 from sftmix.tools.runs.results import at
+from sftmix.words.shown import as_lines
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.cli.say import say
-from sftmix.common.appended import append_batch, read_batches
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import sha256_file, sha256_json, write_json
-from sftmix.common.places import unwritable
-from sftmix.common.plain import as_list
-from sftmix.common.progress import progress_bar
+from sftmix.disk.appended import append_batch, read_batches
+from sftmix.disk.files import sha256_file, sha256_json, write_json
+from sftmix.disk.places import unwritable
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.tools.runs.read import Trust, read_finished, read_json_if_there
 from sftmix.tools.runs.shown import write_jsonl
+from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.plain import as_list
+from sftmix.words.progress import progress_bar
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
 """FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
@@ -140,9 +140,9 @@ def read_questions(names: Sequence[str], data: DataOptions | None = None, *, mt_
     mt_bench  the rows are from FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
-    from sftmix.data.formats import Columns
     from sftmix.data.sources import expand
-    from sftmix.data.values import checked_text
+    from sftmix.text.formats import Columns
+    from sftmix.text.values import checked_text
     from sftmix.tools.answers.asked import asked
 
     data = data or DataOptions()

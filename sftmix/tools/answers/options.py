@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded
-from sftmix.common.shown import quoted
+from sftmix.disk.files import decoded
 from sftmix.tools.runs.models import Dtype, Functions
+from sftmix.words.errors import ConfigError
+from sftmix.words.shown import quoted
 
 
 @dataclass

@@ -8,9 +8,6 @@ from typing import Any
 from sftmix.cli.help import help_text
 from sftmix.cli.parsing import Arguments, parse, print_config, read_arguments
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError
-from sftmix.common.plain import differing
-from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge
 from sftmix.config.schema import options_of
 from sftmix.tools.compare import Comparison, TableOptions, compare
@@ -18,6 +15,9 @@ from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.shown import rendered
+from sftmix.words.errors import ConfigError
+from sftmix.words.plain import differing
+from sftmix.words.shown import counted
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.

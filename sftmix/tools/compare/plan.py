@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from sftmix.common.errors import ConfigError, refuse
-from sftmix.common.files import MANIFEST
-from sftmix.common.plain import PlainFields, differing
 from sftmix.components.component import Need
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.values import EXAMPLES
+from sftmix.disk.files import MANIFEST
 from sftmix.tools.compare.statistics import MAX_SEEDS
+from sftmix.words.errors import ConfigError, refuse
+from sftmix.words.plain import PlainFields, differing
 
 OF_THE_TABLE = {"out", "seed", "with_baseline"}
 """Options of a run that the table sets, so that a variant cannot."""

@@ -16,9 +16,8 @@ from typing import Any
 import yaml
 
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
-from sftmix.common.files import read_json, write_json, write_text
 from sftmix.config.read import STARTED, TABLE, from_plain
+from sftmix.disk.files import read_json, write_json, write_text
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.stages import origin
 from sftmix.pipeline.start import is_ours
@@ -32,6 +31,7 @@ from sftmix.tools.compare.statistics import (
 )
 from sftmix.tools.compare.written import Table, write_result
 from sftmix.tools.runs.shown import flatten
+from sftmix.words.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
@@ -42,7 +42,7 @@ def compare(comparison: Comparison) -> Table:
 
     Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
-    goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
+    goes on; it is not tried again. Raises the errors of `sftmix.words.errors`; an error of a run names its cell.
     """
     from sftmix.tools.runs.start import holding
 
@@ -57,7 +57,7 @@ def compare(comparison: Comparison) -> Table:
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         _refuse_changed(cells, out)
-    from sftmix.common.world import start_world
+    from sftmix.ranks.world import start_world
     from sftmix.training.signals import StopLater
 
     summaries = {}

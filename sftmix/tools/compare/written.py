@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import nearest, told
-from sftmix.common.files import write_json, write_text
-from sftmix.common.shown import short
+from sftmix.disk.files import write_json, write_text
 from sftmix.tools.compare.plan import shown_options
 from sftmix.tools.runs.shown import markdown_table, rendered
+from sftmix.words.errors import nearest, told
+from sftmix.words.shown import short
 
 Table = dict[str, Any]
 """What table.json holds: see `build_table`."""

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import stored_dtype
@@ -17,6 +16,7 @@ from sftmix.options import LoraOptions
 from sftmix.training.footprint import Count, Numbers
 from sftmix.training.module import TrainingModule
 from sftmix.types import Float64
+from sftmix.words.errors import ConfigError
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale per 64 numbers, a float32 scale per 256 of those scales."""

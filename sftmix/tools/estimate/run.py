@@ -9,9 +9,9 @@ Memory is one rank's, by the model that a run checks itself with (`sftmix.traini
 
 from typing import Any
 
-from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.pipeline.rows import read_rows
+from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import forward_flops, training_flops
 from sftmix.tools.estimate.work import Machine, Work, plan
 from sftmix.training.footprint import Parts

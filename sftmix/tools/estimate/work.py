@@ -11,9 +11,6 @@ import torch
 from sftmix.batches.collate import token_slots
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder, Unit
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
-from sftmix.common.world import World, accelerator
 from sftmix.components.base import Objective
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
@@ -26,6 +23,8 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
+from sftmix.ranks.rng import generator
+from sftmix.ranks.world import World, accelerator
 from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import MEASURE, FakeModel
 from sftmix.training.choices import settled
@@ -36,6 +35,7 @@ from sftmix.training.parallel import shards_of
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import Stage, StepSetup
 from sftmix.types import Float64, Int64, Rows
+from sftmix.words.errors import ConfigError
 
 NODE = 8
 """GPUs of a node, which share the weights under training.parallel hsdp if training.shard_group_size is null."""

@@ -4,12 +4,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError
-from sftmix.common.places import unwritable
+from sftmix.disk.places import unwritable
 from sftmix.tools.evaluate.harness import Options, find_tasks, measure_tasks
 from sftmix.tools.evaluate.table import MODELS, write_tables
 from sftmix.tools.runs.models import finished_models
 from sftmix.tools.runs.read import is_run
+from sftmix.words.errors import ConfigError
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
+from sftmix.disk.files import hashed, sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.table import Score
 from sftmix.tools.runs.models import Dtype, FinishedModel
 from sftmix.tools.runs.read import read_json_if_there
+from sftmix.words.errors import ConfigError, DataError
 
 
 @dataclass
@@ -177,7 +177,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
     """
     from lm_eval.models.huggingface import HFLM
 
-    from sftmix.data.templates import on_the_same_day
+    from sftmix.text.templates import on_the_same_day
 
     tokenizer = loaded.encoder.tokenizer
     if loaded.encoder.chat_template is not None:

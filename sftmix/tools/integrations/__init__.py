@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 
-from sftmix.common.rng import generator
-from sftmix.common.tables import PathLike, read_dynamics, read_split, read_table
 from sftmix.components.component import require
 from sftmix.components.confidence import Perplexity, variability
 from sftmix.components.objectives import drawn
 from sftmix.components.splitters import Median
+from sftmix.disk.tables import PathLike, read_dynamics, read_split, read_table
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
 from sftmix.model.head import check_head
 from sftmix.model.load import check_ids
+from sftmix.ranks.rng import generator
 from sftmix.tools.integrations.dynamics import DynamicsCallback, check_adapter, row_ids
 from sftmix.types import UNPAIRED, Int64, Scores
 

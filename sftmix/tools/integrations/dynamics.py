@@ -10,18 +10,18 @@ from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from sftmix.common.errors import DataError
-from sftmix.common.rng import stable_hash
-from sftmix.common.tables import PathLike, read_dynamics, write_dynamics
-from sftmix.common.world import World
 from sftmix.components.component import require
 from sftmix.components.reference import SCORINGS, are_scorings, numbered
+from sftmix.disk.tables import PathLike, read_dynamics, write_dynamics
 from sftmix.functional import IGNORED
 from sftmix.model.head import ADAPTER, check_head
+from sftmix.ranks.rng import stable_hash
+from sftmix.ranks.world import World
 from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
 from sftmix.types import Encoded, TrainingDynamics
+from sftmix.words.errors import DataError
 
 
 def check_adapter(model: Any) -> None:

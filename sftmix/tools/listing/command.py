@@ -6,12 +6,12 @@ import re
 from dataclasses import KW_ONLY, dataclass
 
 from sftmix.cli.help import formatted, option_rows
-from sftmix.common.errors import ConfigError, ContractError
 from sftmix.components.base import Renderer, RowFormat, Schedule
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
 from sftmix.config.schema import chosen_by, component_bases, find_component, import_class
 from sftmix.tools.runs.shown import rendered
+from sftmix.words.errors import ConfigError, ContractError
 
 ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
 With a name, show one with its options.

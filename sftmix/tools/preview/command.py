@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sftmix.cli.parsing import configuration
-from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.words.errors import ConfigError
 
 _ABOUT = """Show rows as the model will see them: text, token ids, labels, the mask in colour, and dropped rows.
 Nothing is trained or written; no --out is needed.
@@ -38,8 +38,8 @@ def main(name: str, argv: Sequence[str]) -> None:
 
 def preview(config: RunConfig, rows: int, *, color: bool) -> str:
     """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
-    from sftmix.common.world import World
     from sftmix.pipeline.rows import read_rows
+    from sftmix.ranks.world import World
     from sftmix.tools.preview.text import render_preview
 
     _, shown = read_rows(config, World())

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sftmix.common.shown import as_lines, printable
-from sftmix.data import Encoder, LoadedData
+from sftmix.data import LoadedData
+from sftmix.text import Encoder
+from sftmix.words.shown import as_lines, printable
 
 EDGE = 8
 """Tokens shown on both sides of the places where a response, or a prompt, begins or ends."""

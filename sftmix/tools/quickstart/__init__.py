@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.common.files import let_others_read
-from sftmix.common.rng import generator
+from sftmix.disk.files import let_others_read
+from sftmix.ranks.rng import generator
 from sftmix.tools.runs.shown import write_jsonl as write_jsonl
 
 Row = dict[str, str]
@@ -41,7 +41,7 @@ def materialise(out_dir: str | Path, *, seed: int) -> Materials:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sftmix.common.progress import without_bars_of_transformers
+    from sftmix.words.progress import without_bars_of_transformers
 
     out = Path(out_dir)
     paths = Materials(out / "model", out / "train.jsonl", out / "eval.jsonl")

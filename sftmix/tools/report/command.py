@@ -3,11 +3,11 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import as_written
-from sftmix.common.places import is_there, unwritable
 from sftmix.config.read import TABLE
+from sftmix.disk.files import naming_damage
+from sftmix.disk.places import is_there, unwritable
 from sftmix.tools.runs.read import Trust, refuse_no_run
+from sftmix.words.errors import ConfigError
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 For a run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
@@ -42,7 +42,7 @@ def main(args: Options) -> None:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:  # plotly or sklearn, which the extra has
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    with as_written(f"a file of {run}"):
+    with naming_damage(f"a file of {run}"):
         for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from sftmix.common.tables import read_columns
 from sftmix.components.confidence import perplexity
 from sftmix.data.dataset import text_of
+from sftmix.disk.tables import read_columns
 from sftmix.measure.model import SAMPLE
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64

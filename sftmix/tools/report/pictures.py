@@ -10,12 +10,12 @@ import plotly.graph_objects as go
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from sftmix.common.shown import as_lines, short
 from sftmix.components.confidence import is_measured
 from sftmix.data.dataset import text_of
 from sftmix.measure.split import labelled
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
+from sftmix.words.shown import as_lines, short
 
 GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
 """Colours of groups, labels and variants, the most confident group first; after the last, they start again."""

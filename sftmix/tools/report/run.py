@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from sftmix.batches.order import RowSubset
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json
-from sftmix.common.tables import read_dynamics, read_split
-from sftmix.common.world import start_world
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
+from sftmix.disk.files import read_json
+from sftmix.disk.tables import read_dynamics, read_split
 from sftmix.pipeline.loaded import scorer
 from sftmix.pipeline.rows import RunRows, table_of
+from sftmix.ranks.world import start_world
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import finished_models
 from sftmix.tools.runs.read import check_finished
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.training.parallel import training_module
 from sftmix.types import NOT_COUNTED, Batch, Float64, Rows, Scores, Split, TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sftmix.common.files import read_json
+from sftmix.disk.files import read_json
 from sftmix.tools.compare.written import Table, contrast_rows, figure_rows, rows_by_seed
 from sftmix.tools.report.pictures import GROUPS, figure
 

@@ -10,18 +10,18 @@ import plotly.offline
 import pyarrow.parquet as pq
 
 import sftmix
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import placing, read_steps, write_text
-from sftmix.common.places import is_there
-from sftmix.common.shown import as_lines, short
 from sftmix.config.read import TABLE
 from sftmix.data.dataset import text_of
+from sftmix.disk.files import placing, read_steps, write_text
+from sftmix.disk.places import is_there
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run
 from sftmix.tools.report.table import table_page
 from sftmix.tools.report.topics import topics
+from sftmix.words.errors import ConfigError
+from sftmix.words.shown import as_lines, short
 
 TABLE_ROWS = 150
 """Examples of each end in the table of the page."""

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import FILE, WEIGHTS, add_layers
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused
 from sftmix.model.load import apart, untie
 from sftmix.model.probes import probe_logits
+from sftmix.words.errors import ConfigError
 
 TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version task_type
 exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules

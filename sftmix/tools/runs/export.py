@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.fields import TEXT
-from sftmix.common.files import BEST, CHECKPOINTS, steps_in
-from sftmix.common.places import is_there
+from sftmix.disk.files import BEST, CHECKPOINTS, steps_in
+from sftmix.disk.places import is_there
 from sftmix.pipeline.stages import is_finished, origin
 from sftmix.tools.runs.models import FinishedModel
 from sftmix.tools.runs.read import as_started, made_from, read_finished
+from sftmix.words.errors import ConfigError
+from sftmix.words.fields import TEXT
 
 
 def export_run(

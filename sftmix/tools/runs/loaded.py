@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import ConfigError, NonFiniteError
-from sftmix.common.files import sha256_json
-from sftmix.common.places import place_of
-from sftmix.common.plain import as_list
-from sftmix.common.world import accelerator
-from sftmix.data import Encoder, encoder_for, prepare
+from sftmix.data import prepare
+from sftmix.disk.files import sha256_json
+from sftmix.disk.places import place_of
 from sftmix.model.adapters import quantization_config
 from sftmix.model.load import (
     apart,
@@ -31,9 +28,13 @@ from sftmix.model.load import (
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options import DataOptions, ModelOptions
+from sftmix.ranks.world import accelerator
+from sftmix.text import Encoder, encoder_for
 from sftmix.tools.runs.adapters import load_adapters, stored_config
 from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
+from sftmix.words.errors import ConfigError, NonFiniteError
+from sftmix.words.plain import as_list
 
 
 class LoadedModel(NamedTuple):
@@ -59,7 +60,7 @@ class LoadedModel(NamedTuple):
         messages  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
                    or a tool
         tools     the functions that the assistant may call
-        Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
+        Raises `sftmix.text.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
         has a token without an embedding.
         """
         ids = self.encoder.prompt(messages, tools)

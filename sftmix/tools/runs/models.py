@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import refuse_links
+from sftmix.disk.files import refuse_links
 from sftmix.model.paths import model_place, named
 from sftmix.pipeline.stages import is_finished
 from sftmix.tools.runs.read import as_started, is_run, read_finished
+from sftmix.words.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""

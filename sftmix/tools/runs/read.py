@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, refuse_links
-from sftmix.common.places import PathLike, is_there, started
 from sftmix.components.component import Component
 from sftmix.config import RunConfig
 from sftmix.config.merge import ARGS, CLASS, build, merge
 from sftmix.config.read import STARTED, TABLE, read_yaml
 from sftmix.config.schema import ForeignClassError, component_bases, trusting
+from sftmix.disk.files import read_json, refuse_links
+from sftmix.disk.places import PathLike, is_there, started
 from sftmix.pipeline.stages import is_finished
+from sftmix.words.errors import ConfigError
 
 
 def is_run(place: str | Path) -> bool:

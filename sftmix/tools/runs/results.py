@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.shown import short
 from sftmix.config.merge import merge
 from sftmix.config.schema import ForeignClassError, trusting
 from sftmix.tools.runs.shown import rendered
+from sftmix.words.shown import short
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.pipeline.rows import RunRows, read_rows
+from sftmix.ranks.world import World
 from sftmix.tools.runs.read import as_started, made_from, read_finished
+from sftmix.words.errors import ConfigError
 
 
 def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:

@@ -5,21 +5,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sftmix.common.errors import ConfigError, SFTMixError, refuse
-from sftmix.common.files import MANIFEST
-from sftmix.common.launcher import needs_torchrun
-from sftmix.common.places import PathLike
-from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.checks import confidence_problems
 from sftmix.data.sources import check_names
-from sftmix.data.templates import template_source
+from sftmix.disk.files import MANIFEST
+from sftmix.disk.places import PathLike
 from sftmix.model.paths import named, refuse_files
 from sftmix.options import SHARDED
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
+from sftmix.ranks.launcher import needs_torchrun
+from sftmix.text.templates import template_source
 from sftmix.tools.runs.models import model_at_hand
+from sftmix.words.errors import ConfigError, SFTMixError, refuse
+from sftmix.words.plain import as_list
 
 
 def check_start(config: RunConfig, until: StageName) -> None:

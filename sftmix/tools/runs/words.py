@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sftmix.cli.help import option_docs
-from sftmix.common.errors import ConfigError
-from sftmix.common.places import unwritable
 from sftmix.config.merge import merge
 from sftmix.config.schema import alternatives, is_list, options_of
 from sftmix.config.values import choices
+from sftmix.disk.places import unwritable
+from sftmix.words.errors import ConfigError
 
 
 class WordsParser(argparse.ArgumentParser):

@@ -21,14 +21,14 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import write_text
-from sftmix.common.places import HUB_ID, is_there, place_of
-from sftmix.common.plain import as_list
-from sftmix.common.tables import read_dynamics, write_dynamics, write_table
+from sftmix.disk.files import write_text
+from sftmix.disk.places import HUB_ID, is_there, place_of
+from sftmix.disk.tables import read_dynamics, write_dynamics, write_table
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.runs.read import as_started, made_from, read_finished, read_json_if_there
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.types import OF_TOKENS
+from sftmix.words.plain import as_list
 
 CARD = "README.md"
 METRICS = {

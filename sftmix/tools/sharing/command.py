@@ -5,11 +5,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import remove_leftovers
-from sftmix.common.places import is_there
+from sftmix.disk.files import remove_leftovers
+from sftmix.disk.places import is_there
 from sftmix.tools.runs.models import Dtype
 from sftmix.tools.runs.read import Trust, refuse_no_run
+from sftmix.words.errors import ConfigError
 
 ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
 
@@ -42,7 +42,7 @@ class Options(Trust):
 
 def main(args: Options) -> None:
     """Write the model with its card, and print the place."""
-    from sftmix.common.files import read_steps
+    from sftmix.disk.files import read_steps
     from sftmix.pipeline.stages import is_finished
     from sftmix.tools.runs.export import export_run
     from sftmix.tools.runs.read import check_finished

@@ -7,7 +7,7 @@ from typing import Any
 
 from sftmix.cli.parsing import configuration
 from sftmix.cli.say import say
-from sftmix.common.files import as_written
+from sftmix.disk.files import naming_damage
 from sftmix.tools.runs.results import names_own_classes, results
 from sftmix.tools.sharing.command import write_run_cards
 
@@ -45,7 +45,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     from sftmix.pipeline import recipe
 
     summary = recipe.run(config, until=until, validated=True)
-    with as_written(f"a figures.json of {config.out}"):
+    with naming_damage(f"a figures.json of {config.out}"):
         lines = results(str(config.out), summary, until, own=names_own_classes(config.plain()))
         say("\n".join(lines), sys.stdout)
     if until == "train":

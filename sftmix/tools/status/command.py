@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.say import say
-from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST, as_written, read_steps
-from sftmix.common.places import is_there
 from sftmix.config.read import TABLE, read_yaml
+from sftmix.disk.files import MANIFEST, naming_damage, read_steps
+from sftmix.disk.places import is_there
 from sftmix.tools.runs.read import read_json_if_there
 from sftmix.tools.runs.results import STAGES, at, held_out
 from sftmix.tools.runs.shown import markdown_table
+from sftmix.words.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
 
 ABOUT = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
 It reads files only, so it works while a run goes on and after it has ended.
@@ -51,7 +51,7 @@ def report(run: Path) -> str:
 
     Raises ConfigError if it is neither, DifferenceError if its files are not as a run writes them.
     """
-    with as_written(f"a file of {run}"):
+    with naming_damage(f"a file of {run}"):
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
             plan = read_yaml(run / TABLE)

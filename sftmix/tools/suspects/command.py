@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import placing
-from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
+from sftmix.disk.files import placing
+from sftmix.disk.places import unwritable
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import write_manifest
 from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under a model, are least usual.
 The first signal orders the rows, first turns and later ones apart; before them come those that stand out by any signal.
@@ -149,7 +149,7 @@ def _options(args: Options) -> DataOptions:
 
 def _of_run(run: Path) -> tuple[list[Any], TrainingDynamics | None, Sequence[str]]:
     """Return the training rows of a run, its dynamics of them if it has got that far, and their hardest tokens."""
-    from sftmix.common.tables import read_dynamics
+    from sftmix.disk.tables import read_dynamics
     from sftmix.tools.runs.rows import rows_of_run
 
     check_finished(run)

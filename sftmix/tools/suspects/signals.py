@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.progress import progress_bar, without_bars_of_transformers
 from sftmix.components import confidence
 from sftmix.components.component import Component
 from sftmix.types import Float64, Rows, TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.progress import progress_bar, without_bars_of_transformers
 
 AT_ONCE = 1000
 """Rows that are compared with all others at once."""

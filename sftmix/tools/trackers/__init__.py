@@ -15,14 +15,14 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, read_object, write_text
 from sftmix.components.base import Callback, StageState
 from sftmix.components.component import missing_package
 from sftmix.config.read import read_yaml
+from sftmix.disk.files import read_json, read_object, write_text
 from sftmix.pipeline.lock import Hold
 from sftmix.tools.runs.read import refuse_no_run
 from sftmix.tools.runs.shown import flatten
+from sftmix.words.errors import ConfigError
 
 _NOT_PLOTTED = ("step", "time", "rows")
 """Keys of metrics.jsonl: rows is a hash."""

@@ -6,10 +6,10 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.cli.say import say
-from sftmix.common.errors import DifferenceError
 from sftmix.tools.runs.read import Trust
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.window import Trained, refuse_too_few_ranks, window_of
+from sftmix.words.errors import DifferenceError
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
 checkpoints, and compare files, rows, model, examples, losses and weights with what the run wrote. Nothing is written

@@ -13,15 +13,13 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
-from sftmix.common.tables import read_table
-from sftmix.common.world import start_world
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_config
+from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
+from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
 from sftmix.options import CheckpointOptions
 from sftmix.pipeline.context import Made, RunContext
@@ -32,6 +30,7 @@ from sftmix.pipeline.recipe import enter_base, make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished, read_inputs
 from sftmix.pipeline.start import stages_entered
+from sftmix.ranks.world import start_world
 from sftmix.tools.runs.read import as_started
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
@@ -40,6 +39,7 @@ from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.signals import StopAtOnce
+from sftmix.words.errors import ConfigError, DifferenceError
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""

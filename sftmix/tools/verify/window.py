@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
 from sftmix.config.read import read_config
+from sftmix.disk.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
 from sftmix.tools.runs.read import as_started, refuse_no_run
+from sftmix.words.errors import ConfigError
 
 Trained = Literal["train", "reference", "baseline"]
 """Stages that have steps."""

@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from sftmix.common.shown import as_lines
 from sftmix.tools.answers.answering import answered
 from sftmix.tools.answers.chat import chat
 from sftmix.tools.answers.options import AnswerOptions, Question
+from sftmix.words.shown import as_lines
 
 OPTIONS = AnswerOptions(max_new_tokens=8)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 import transformers
 
-from sftmix.common.appended import append_batch
-from sftmix.common.errors import ConfigError
-from sftmix.common.rng import generator
+from sftmix.disk.appended import append_batch
+from sftmix.ranks.rng import generator
 from sftmix.tools.answers.answering import COLUMNS, answered, generated
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.evaluate.harness import harness_of
 from sftmix.tools.runs.loaded import load_finished, longest_together
 from sftmix.tools.runs.models import FinishedModel
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_models import random_model
 

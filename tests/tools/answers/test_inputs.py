@@ -7,7 +7,6 @@ import sys
 import pytest
 import yaml
 
-from sftmix.common.errors import ConfigError, ContractError, DataError
 from sftmix.components import RowFormat
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
@@ -15,6 +14,7 @@ from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import finished_models
 from sftmix.types import Message
+from sftmix.words.errors import ConfigError, ContractError, DataError
 
 ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
 MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}

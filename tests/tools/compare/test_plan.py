@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from sftmix.cli.parsing import read_arguments
-from sftmix.common.errors import ConfigError
 from sftmix.components.objectives import NTP
 from sftmix.components.reference import TrainedReference
 from sftmix.config.read import from_plain
 from sftmix.tools.compare import Comparison, compare
 from sftmix.tools.compare.command import CompareOptions, comparison_of, listing
+from sftmix.words.errors import ConfigError
 from tests.components.examples import TailSFT
 
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}

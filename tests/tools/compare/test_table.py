@@ -19,11 +19,11 @@ import yaml
 from scipy import stats
 
 from sftmix.cli import main
-from sftmix.common.files import read_json, write_json
-from sftmix.common.tables import read_columns, write_eval
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
 from sftmix.config import RunConfig
+from sftmix.disk.files import read_json, write_json
+from sftmix.disk.tables import read_columns, write_eval
 from sftmix.options import ModelOptions
 from sftmix.tools.compare import Comparison, TableOptions
 from sftmix.tools.compare.statistics import interval, per_example

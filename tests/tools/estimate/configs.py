@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.options import DataOptions, ModelOptions, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.tools.estimate.work import Machine
 from sftmix.types import Batch
 from tests.toy import toy_rows

@@ -4,7 +4,7 @@ import pytest
 import transformers
 from transformers import AutoTokenizer
 
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 from tests.tools.estimate.configs import VOCABULARY, WIDTH
 from tests.tools.estimate.test_memory import SLOTS, estimated
 

@@ -15,12 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sftmix.batches.order import Slot
-from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.run import parts_of
 from sftmix.tools.estimate.work import Work

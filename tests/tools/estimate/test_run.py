@@ -11,8 +11,6 @@ from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, MambaConfig
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.world import World
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
@@ -21,11 +19,13 @@ from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
 from sftmix.pipeline.rows import read_rows
+from sftmix.ranks.world import World
 from sftmix.tools.estimate.command import described
 from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
 from sftmix.tools.estimate.run import estimate
 from sftmix.training.parallel import shards_of
+from sftmix.words.errors import ConfigError
 from tests.tiny import metrics
 from tests.tools.estimate.configs import (
     CPU,

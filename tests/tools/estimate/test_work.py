@@ -9,7 +9,6 @@ import pytest
 from sftmix.batches.collate import token_slots
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.others.reweighting import IRDRO
@@ -19,6 +18,7 @@ from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, ReferenceModel, TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.pipeline.rows import RunRows, read_rows
+from sftmix.ranks.world import World
 from sftmix.tools.estimate.work import Machine, Work, plan
 from sftmix.tools.quickstart import write_jsonl
 from tests.fast import some_fast

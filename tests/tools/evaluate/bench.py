@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from sftmix.common.files import write_json
+from sftmix.disk.files import write_json
 from sftmix.model.load import fingerprint
 from sftmix.tools.evaluate.table import write_tables
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.common.files import read_json, write_json
+from sftmix.disk.files import read_json, write_json
 from sftmix.tools.evaluate.table import difference, write_tables
 from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, write_rows
 

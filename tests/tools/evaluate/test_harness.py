@@ -6,11 +6,11 @@ import pytest
 import torch
 import yaml
 
-from sftmix.common.errors import ConfigError
-from sftmix.data.templates import ALPACA
+from sftmix.text.templates import ALPACA
 from sftmix.tools.evaluate.harness import find_tasks, harness_of, scores_of
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import FinishedModel
+from sftmix.words.errors import ConfigError
 from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, question, write_rows
 
 WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("

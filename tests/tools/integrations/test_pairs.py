@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sftmix.common.tables import write_dynamics, write_split
+from sftmix.disk.tables import write_dynamics, write_split
 from sftmix.tools.integrations import groups_of
 from sftmix.types import Split, TrainingDynamics
 from tests.forked import on_ranks

@@ -15,9 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from sftmix.common.tables import write_split
-from sftmix.data import encode, make_encoder, prepare
+from sftmix.data import encode, prepare
+from sftmix.disk.tables import write_split
 from sftmix.options import DataOptions
+from sftmix.text import make_encoder
 from sftmix.tools.integrations import DynamicsCallback, groups_of
 from sftmix.tools.integrations.dynamics import row_ids
 from sftmix.types import UNPAIRED, Split

@@ -20,15 +20,16 @@ from transformers import (
 from trl import SFTTrainer
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.tables import read_dynamics, write_split
-from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.data import encode, make_encoder, prepare
+from sftmix.data import encode, prepare
+from sftmix.disk.tables import read_dynamics, write_split
 from sftmix.options import DataOptions
+from sftmix.ranks.world import World
+from sftmix.text import make_encoder
 from sftmix.tools.integrations.dynamics import DynamicsCallback, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
+from sftmix.words.errors import ConfigError, DataError
 from tests.forked import on_ranks
 from tests.tiny import ROOT, Tiny, make_tiny
 from tests.toy import logged, toy_stage

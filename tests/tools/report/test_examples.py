@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.tables import read_dynamics
 from sftmix.data.dataset import text_of
+from sftmix.disk.tables import read_dynamics
 from sftmix.tools.report.run import RunView
 from sftmix.types import NOT_COUNTED, Example, Message, TrainingDynamics
+from sftmix.words.errors import ConfigError
 from tests.tiny import groups, sftmix, table
 from tests.tools.report.conftest import Text
 

@@ -7,7 +7,7 @@ import shutil
 import plotly.offline
 import pytest
 
-from sftmix.common.errors import ConfigError
+from sftmix.words.errors import ConfigError
 from tests.tiny import groups, in_this_process, metrics, table
 from tests.tools.report.conftest import NASTY, TURNED, Text
 

@@ -8,10 +8,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import FILE, WEIGHTS
 from sftmix.model.load import load_model
 from sftmix.tools.runs.adapters import load_adapters
+from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_adapters import change, experts, logits
 from tests.model.test_models import build

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from sftmix.common.places import place_of
+from sftmix.disk.places import place_of
 from sftmix.tools.quickstart import CHAT_TEMPLATE
 from tests.tiny import SHORT, Tiny, contents, in_this_process
 

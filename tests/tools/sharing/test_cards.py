@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sftmix import __version__
-from sftmix.common.files import read_json, write_json
+from sftmix.disk.files import read_json, write_json
 from sftmix.tools.sharing.cards import model_card, without_directories, write_scores
 from sftmix.tools.sharing.command import write_run_cards
 from tests.tiny import ROOT, table

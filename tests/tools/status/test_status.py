@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sftmix.common.errors import ConfigError
 from sftmix.tools.status.command import report
+from sftmix.words.errors import ConfigError
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train", "updated": time.time()}
 

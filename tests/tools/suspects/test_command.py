@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sftmix.common.tables import read_dynamics
+from sftmix.disk.tables import read_dynamics
 from sftmix.tools.quickstart import make_tokenizer
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.tools.suspects.signals import percentiles

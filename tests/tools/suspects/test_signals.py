@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError
 from sftmix.tools.suspects import signals
 from sftmix.tools.suspects.signals import Echo, EndOfTurn, HardTokens, Mismatch, SuspectRows
 from sftmix.types import TrainingDynamics
+from sftmix.words.errors import ConfigError, DataError
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread"]
 PROMPTS = [f"Tell me something about {topic}, please." for topic in TOPICS]

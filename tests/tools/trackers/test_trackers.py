@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
-from sftmix.common.errors import InUseError
 from sftmix.pipeline.lock import Hold
 from sftmix.testing import check_callback
 from sftmix.tools.trackers import STAGES, TRACKERS, Tracker
+from sftmix.words.errors import InUseError
 from tests.tiny import in_this_process, metrics
 from tests.tiny import sftmix as command
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftmix.cli import main
-from sftmix.common.files import hashed
+from sftmix.disk.files import hashed
 from tests.tiny import Tiny, make_tiny, metrics
 
 WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sftmix
-from sftmix.common.files import commit_directory
-from sftmix.common.world import World
+from sftmix.disk.files import commit_directory
 from sftmix.options import TrainingOptions
+from sftmix.ranks.world import World
 from sftmix.tools.verify.window import machines_between, same_bits
 from sftmix.training.machine import going_on, machine_of
 from tests.tiny import sftmix as process

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftmix.common.files import read_steps
-from sftmix.common.tables import read_columns, read_split, write_split, write_table
 from sftmix.components.base import Callback, CallbackResult
+from sftmix.disk.files import read_steps
+from sftmix.disk.tables import read_columns, read_split, write_split, write_table
 from tests.tools.verify.runs import Copy, certified, differing, made, one_bit_of_a_weight
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.tables import read_columns, write_table
+from sftmix.disk.tables import read_columns, write_table
 from sftmix.tools.verify.window import window_of
+from sftmix.words.errors import ConfigError
 from tests.tiny import metrics
 from tests.tools.verify.runs import certified, differing, made, one_bit_of_a_weight, replaced, unfinished, with_line
 

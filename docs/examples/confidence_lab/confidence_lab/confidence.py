@@ -1,8 +1,8 @@
 import numpy as np
 
-from sftmix.common.errors import ConfigError
 from sftmix.components import ConfidenceEstimator, Need
 from sftmix.types import Float64, TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 
 class WorstToken(ConfidenceEstimator):

@@ -1,7 +1,7 @@
 import numpy as np
 
-from sftmix.common.rng import generator
 from sftmix.components import PairSampler
+from sftmix.ranks.rng import generator
 from sftmix.types import Rows, Scores, Split
 
 

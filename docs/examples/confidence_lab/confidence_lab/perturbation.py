@@ -2,8 +2,8 @@ from collections.abc import Sequence
 
 import torch
 
-from sftmix.common.rng import generator
 from sftmix.components import Perturbation
+from sftmix.ranks.rng import generator
 
 
 class TokenDropout(Perturbation):

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sftmix.common.errors import BadRow
 from sftmix.components import RowFormat
 from sftmix.types import Message
+from sftmix.words.errors import BadRow
 
 
 class Interview(RowFormat):

@@ -1,0 +1,110 @@
+"""The cache: directories under keys that change with all that their content depends on, never with file times."""
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sftmix.disk.files import (
+    commit_directory,
+    is_full,
+    read_json,
+    remove_leftovers,
+    sha256_json,
+    verify_directory,
+    write_json,
+)
+from sftmix.words.errors import ConfigError, NoSpaceError
+
+CODE_VERSION = 12
+"""Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
+
+Record = dict[str, Any]
+"""A stored row, column -> value; or the summary of a directory."""
+
+PATIENCE = 10.0
+"""Seconds of waiting for another process before a line says for what."""
+
+
+def key_of(*parts: Any) -> str:
+    """Hash of parts that JSON can write, 32 hex digits."""
+    return sha256_json([CODE_VERSION, *parts])[:32]
+
+
+def short_hash(content: bytes) -> str:
+    """Hash of some bytes, 16 hex digits."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+# Read; else lock, read again, build beside it, rename, unlock.
+def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
+    """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
+
+    What a killed process left of it is removed.
+
+    The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
+
+    `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
+    and renamed when it is complete, so no reader sees half of it. If several processes need it, one builds and
+    the others wait, also on other machines if their file system has locks; elsewhere two may build the same, which does
+    no harm.
+
+    Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
+    """
+    root = Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
+    target, lock = root / name, FileLock(root / f".{name}.lock")
+    if (summary := _read(target)) is not None:  # what is there needs no lock, and no right to write
+        return target, summary
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a file system without locks
+            _take(lock, target)
+        try:
+            if lock.is_locked:  # then nobody else builds it
+                remove_leftovers(root, name)
+            os.listdir(root)  # NFS might else remember that what another process has made meanwhile is not there
+            if (summary := _read(target)) is not None:
+                return target, summary
+            if target.exists():
+                print(f"{target} is not as it was written, and is made again", file=sys.stderr)
+            with tempfile.TemporaryDirectory(prefix=f".tmp-{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
+                place = Path(scratch, name)
+                place.mkdir()  # a directory of tempfile is for one user, and a cache may be for several
+                summary = build(place)
+                write_json(place / "summary.json", summary)
+                try:
+                    commit_directory(place, target, about={})
+                except OSError:
+                    if _read(target) is None:  # else another process has finished the same key first
+                        raise
+                return target, summary
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                os.unlink(lock.lock_file)  # before the release: a process that waits for it then takes a new file
+            lock.release()
+    except OSError as error:
+        kind = NoSpaceError if is_full(error) else ConfigError
+        raise kind(
+            f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
+            "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
+        ) from error
+
+
+def _take(lock: FileLock, target: Path) -> None:
+    """Take a lock; a line says for what, if that lasts."""
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"waiting for a process that makes {target}; if there is none, delete {lock.lock_file}", file=sys.stderr)
+        lock.acquire()
+
+
+def _read(target: Path) -> Record | None:
+    damage = verify_directory(target)  # absent or damaged: the caller builds it again
+    return read_json(target / "summary.json") if damage is None else None

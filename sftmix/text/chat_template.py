@@ -1,0 +1,339 @@
+"""The renderer of a chat template: the prompt that the model is served with, and the response it is to write behind it.
+
+The rendered text holds all special tokens and is tokenised with add_special_tokens=False, in training and in generation
+alike: both see the same ids, and there is never a second BOS. Special tokens that a row spells in its text become text.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from sftmix.common.renderer import Renderer
+from sftmix.options import SpecialTokens, Thoughts
+from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
+from sftmix.text.spellings import SpecialSpellings
+from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles
+from sftmix.text.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
+from sftmix.text.values import MARK
+from sftmix.types import Example, Message, RenderedTurn
+from sftmix.words.errors import ConfigError, TemplateRefusal
+
+MARK_IN_ESCAPES = r"\ufdd0"
+"""How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
+
+LOST = ("template_refused", "tools_lost", "calls_lost", "prefix_mismatch")
+"""Reasons why a turn cannot be trained under a template."""
+APART = {"composed", "boundary"}
+"""Reasons why a turn cannot be one of several in an example: the next one's prompt has it in other tokens."""
+
+
+class Written(NamedTuple):
+    """A trained turn as text: its prompt, the response behind it, and this through each of its parts with the weight of
+    the part; reasons to count."""
+
+    prompt: str
+    text: str
+    parts: list[tuple[str, float]]
+    reasons: list[str]
+
+
+class ChatTemplate(Renderer):
+    """Renders what a chat template writes behind its own prompt; what it does not write there is put together."""
+
+    def __init__(
+        self,
+        *,
+        template: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        special_tokens: SpecialTokens = "text",
+        thoughts: Thoughts = "train",
+    ) -> None:
+        """template, template_options, special_tokens, thoughts: see `DataOptions`."""
+        self.chosen = template
+        self.template_options = template_options
+        self.special_tokens = special_tokens
+        self.thoughts = thoughts
+
+    def begin(self, tokenizer: Any, *, thinks: bool | None = False) -> None:
+        """Choose the template, and find what it writes around a response (`sftmix.text.layout`).
+
+        thinks  the generation prompt is the one for thinking; None: it stays
+        Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a
+        response.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        super().begin(tokenizer, thinks=thinks)
+        self.name, source = chosen(tokenizer, self.chosen)
+        options = self.template_options or {}
+        # tools, documents, bos_token, ...: a value for one of these at the head of the template would never be read.
+        given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}
+        if unread := [key for key in options if key in given or not re.search(rf"\b{re.escape(key)}\b", source)]:
+            raise ConfigError(
+                f"data.template_options names {', '.join(unread)}, which the template ({self.name}) does not read as a "
+                "variable of its own; correct the name, or leave it out"
+            )
+        try:
+            thinks = thinks and self.thoughts != "drop"  # None stays None
+            self.layout = layout = layout_of(tokenizer, defaults(options) + source, thinks=thinks)
+        except TemplateRefusal as error:
+            raise ConfigError(
+                f"data.template: {self.name}: cannot render a user and an assistant turn: {error}"
+            ) from error
+        ids = tokenizer.convert_tokens_to_ids([layout.end, *layout.around])
+        self.spellings = SpecialSpellings(tokenizer, ids, self.special_tokens)
+        self.notices = list[str]()
+        if self.chosen is None and self.name == "alpaca":
+            self.notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
+        if "strftime_now" in source:
+            self.notices.append("The template writes the date: 26 July 2024 is used on every day.")
+        self.notices += layout.notices
+
+    @property
+    def template(self) -> str:
+        """The template in use, with the defaults that the exported one has."""
+        return self.layout.source
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The id that ends a response, and the one that ends a call, if it is another."""
+        ends = self.tokenizer.convert_tokens_to_ids([self.layout.end, self.layout.call_end])
+        return tuple(dict.fromkeys(ends))
+
+    # ------------------------------------------------------------------------------------------- conversations
+
+    def turn(self, message: Message, *, last: bool = False) -> dict[str, Any]:
+        """Return a turn as the template takes it: its thought by its key, its special tokens as text.
+
+        last  it is the response: if the template knows no thoughts, a thought from a field is put into its content
+        """
+        layout = self.layout
+        turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
+        if layout.call[1] and turn.get("tool_calls"):
+            turn = with_text_arguments(turn)  # DeepSeek-V3: '```json' + '\n' + tool['function']['arguments']
+        if message.role == "assistant":
+            thought, answer = self.divided(message)
+            if thought and layout.key:
+                turn |= {"content": answer, layout.key: thought}  # Qwen3: reasoning_content
+            elif layout.key != "" or self.thoughts == "drop":
+                turn["content"] = answer  # an empty thought before it is the template's business
+            elif last and message.thought:
+                turn["content"] = INLINE.format(thought=thought) + answer
+        return {key: value if key == "role" else self.spellings.as_text(value) for key, value in turn.items()}
+
+    def divided(self, message: Message) -> tuple[str, str]:
+        """Return the thought of an assistant turn and its answer; "" if it has none, or thoughts are dropped."""
+        thought, answer = (message.thought, message.content) if message.thought else divided(message.content)
+        return ("" if self.thoughts == "drop" else thought), answer
+
+    def render(self, chat: Chat, *, prompt: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Render a conversation; `prompt` adds the generation prompt.
+
+        chat   turns as `turn` makes them
+        tools  functions that the assistant may call, in which special tokens are text
+        Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
+        """
+        text = self.layout.rendered(*chat, prompt=prompt, tools=tools)
+        if MARK_IN_ESCAPES in text:
+            raise TemplateRefusal("it writes a row in escapes (or a row says \\ufdd0): special tokens may be hidden")
+        return text
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the ids that generation starts from."""
+        chat = [self.turn(message) for message in messages]
+        return self.spellings.tokenize([self.render(chat, prompt=True, tools=self.spellings.as_text(tools))])[0]
+
+    def answer(self, message: Message) -> list[tuple[list[int], float]]:
+        """Return the parts of a response to a question that says nothing."""
+        return self.turns(Example("", (Message("user", "Hi"), message)))[-1].parts
+
+    def turns(self, example: Example) -> list[RenderedTurn]:
+        """Return the trained turns of a conversation: as the template writes them behind the prompt, or composed."""
+        return self.batch([example])[0]
+
+    def batch(self, examples: Sequence[Example]) -> list[list[RenderedTurn]]:
+        """Return the trained turns of each conversation, all tokenised together."""
+        written = [self._written(example) for example in examples]
+        texts = [text for of_one in written for turn in of_one for text in (turn.prompt, turn.prompt + turn.text)]
+        ids = dict(zip(texts, self.spellings.tokenize(texts), strict=True))
+        return [[self._tokens(turn, ids) for turn in of_one] for of_one in written]
+
+    # ----------------------------------------------------------------------------------------------- responses
+
+    def _written(self, example: Example) -> list[Written]:
+        """Return the trained turns of a conversation as text."""
+        example = replace(example, tools=self.spellings.as_text(example.tools))
+        chat = [self.turn(message) for message in example.messages]
+        turns = enumerate(example.messages)
+        return [self._response(example, chat[:place], message) for place, message in turns if message.trained]
+
+    # Prompt and rendering; what is behind the prompt; a call, or an answer as it is written or else put together.
+    def _response(self, example: Example, before: Chat, message: Message) -> Written:
+        """Put a response behind its prompt: as the template writes it there, or else from its parts.
+
+        before  the turns in front of it
+        """
+        layout, last = self.layout, self.turn(message, last=True)
+        prompt, rendered = texts = self._texts(before, last, example.tools)
+        thought, answer = map(self.spellings.as_text, self.divided(message))
+        reasons = self._left_out(example, before, prompt)
+        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
+        if not rendered.startswith(without_thought_tags(prompt)):
+            reasons.append("composed")
+        question = before[-1]["content"].strip()
+        if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
+            question, texts = PLACE, self._texts(placed(before), last, example.tools)
+        written = written_behind(*texts, question, layout.closing, thinks=bool(thought))
+        # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
+        # an empty thought in front of one in the content: '<think></think><think>\nSky'.
+        lost = written is None or (thought and (layout.key is None or closing_at_head(written)))
+        written = written or ""
+        if last.get("tool_calls"):
+            if not _holds(written, thought):  # EXAONE 4 leaves it out there
+                written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
+            text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
+            if not (_holds(text, answer) and _holds_calls(text, last)):
+                reasons.append("calls_lost")  # Command A leaves out an answer beside a call
+        elif not lost and (place := _place_behind(written, thought, answer)) >= 0:  # -1: R1 leaves the thought out
+            text = _ended(written, place, {layout.end}, layout.ending)
+        else:
+            text = self._begun(prompt, thought) + answer + layout.ending
+            reasons.append("composed")
+        if MARK in prompt + text:
+            reasons.append("spelt_special")
+        return Written(prompt, text, self._weights(message, text, answer), reasons)
+
+    def _texts(self, before: Chat, last: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        """Render turns with the generation prompt, and with the response behind them."""
+        return self.render(before, prompt=True, tools=tools), self.render([*before, last], prompt=False, tools=tools)
+
+    def _begun(self, prompt: str, thought: str) -> str:
+        """Return what we put between a prompt and the answer.
+
+        Not every prompt opens a thought if most do: after a function's result some templates write none.
+        """
+        layout, opened = self.layout, opened_by(prompt)
+        # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
+        lead = layout.answer_lead if bool(opened) == layout.opens else layout.closing if opened else ""
+        if opened and thought:
+            return thought + layout.closing
+        if thought:  # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
+            return lead.removeprefix(closing_at_head(lead)) + layout.thought_tag + thought + layout.closing
+        return lead
+
+    def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
+        """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""
+        written = all(tool["function"]["name"] in prompt for tool in example.tools)
+        lost = set() if written else {"tools_lost"}
+        for other in before:
+            if not _holds_calls(prompt, other):
+                lost.add("calls_lost")
+            if other["role"] != "assistant" and not _holds(prompt, other["content"]):
+                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
+        return sorted(lost)
+
+    def _weights(self, message: Message, text: str, answer: str) -> list[tuple[str, float]]:
+        """Return a response through each of its parts, with their weights; the last one is through its end.
+
+        What is in front of the answer, a thought, has the weight of the turn. Raises TemplateRefusal for parts that are
+        not found: in escapes, or beside calls.
+        """
+        if not message.parts:
+            return [(text, message.weight)]
+        said = answer.strip()
+        start = text.removesuffix(self.layout.ending).rfind(said)
+        if message.more or start < max(_place_behind(text, message.thought), 0):
+            raise TemplateRefusal("it writes the answer in escapes or beside calls, where its parts are not found")
+        # Templates trim answers: of " Wrong." and " Right." they write "Wrong. Right.".
+        end = start - (len(answer) - len(answer.lstrip()))
+        parts = [(text[:start], message.weight)] if message.thought else []
+        for part, weight in message.parts:
+            end += len(self.spellings.as_text(part))
+            parts.append((text[: max(start, end)], weight * message.weight))
+        return [*parts[:-1], (text, parts[-1][1])]
+
+    # -------------------------------------------------------------------------------------------------- tokens
+
+    def _tokens(self, turn: Written, ids_of: Mapping[str, list[int]]) -> RenderedTurn:
+        """Return the ids of a prompt, and of the response behind it, which is tokenised apart where a token spans both.
+
+        ids_of  text -> ids, of the prompt, and of both
+        """
+        prompt, text, parts, reasons = turn
+        front, ids = ids_of[prompt], ids_of[prompt + text]
+        if ids[: len(front)] != front:  # GPT-2: "### Response:\n" + "\n\n1." is ..., '\n\n', '\n', '1', ...
+            # Behind a special token, so that no tokenizer takes the response for the beginning of a text.
+            anchor = self.ends[0]
+            (behind,) = self.spellings.tokenize([str(self.tokenizer.convert_ids_to_tokens(anchor)) + text])
+            apart = front + behind[1:]
+            if behind[:1] != [anchor] or decode(self.tokenizer, apart) != decode(self.tokenizer, ids):
+                return RenderedTurn(front, [], ["prefix_mismatch"])
+            ids = apart
+            reasons.append("boundary")
+        place = len(front)
+        cut = list[tuple[list[int], float]]()
+        for through, weight in parts:
+            stop = len(ids) if through == text else max(place, self._within(prompt + through, ids))
+            cut.append((ids[place:stop], weight))
+            place = stop
+        return RenderedTurn(front, cut, reasons)
+
+    def _within(self, through: str, ids: list[int]) -> int:
+        """Return how many of the ids say no more than a text: a token across its end belongs to the next part."""
+        (part,) = self.spellings.tokenize([through])  # GPT-2: "Five. " ends with ' ', which in "Five. Four." is ' Four'
+        n = len(common_start(part, ids))
+        text = decode(self.tokenizer, part)  # in the whole, the beginning of a word may be another token
+        longer = (k for k in range(n, len(ids)) if not text.startswith(decode(self.tokenizer, ids[: k + 1])))
+        return next(longer, len(ids))
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Decode an answer, without what the template writes around it."""
+        layout = self.layout
+        # As ids, before they are decoded: gpt-oss has '<|channel|>final<|message|>', of which 'final' would be left.
+        (lead,) = self.spellings.tokenize([layout.answer_lead])
+        text = super().text_of(ids[len(lead) :] if list(ids[: len(lead)]) == lead else ids)
+        # Mistral's lead ' ' is in the first word's token; '<|END_RESPONSE|>' of Command R7B is in front of the end.
+        return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
+
+
+def _ended(text: str, place: int, ends: set[str], ending: str) -> str:
+    """Return a response through the first token that ends a turn from a place on; with `ending`, if there is none."""
+    # Apriel 1.5 ends the last turn twice: 'Blue\n<|end|>\n<|end|>' -> 'Blue\n<|end|>'
+    found = [text.index(end, place) + len(end) for end in ends if end in text[place:]]
+    return text[: min(found)] if found else text.rstrip() + ending
+
+
+def _place_behind(text: str, *parts: Any) -> int:
+    """Return where parts that a text has, each behind the one before it, end; -1 if it has not all of them.
+
+    parts  texts, and values as JSON or Python spells them
+    """
+    place = 0
+    for part in parts:
+        said = str(part).strip()
+        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]  # True -> true
+        found = max(text.find(form, place) for form in (said, spelt))
+        if found < 0:
+            return -1
+        place = found + len(said)
+    return place
+
+
+def _holds(text: str, part: Any) -> bool:
+    return _place_behind(text, part) >= 0
+
+
+def _holds_calls(text: str, turn: Mapping[str, Any]) -> bool:
+    """True if a text has the names in a turn's calls, and the values of their arguments."""
+    return all(_holds(text, part) for call in turn.get("tool_calls") or () for part in _values(call["function"]))
+
+
+def _values(given: Any) -> list[Any]:
+    """Return the texts, numbers, true, false and null in a value."""
+    if isinstance(given, (list, Mapping)):
+        values = given.values() if isinstance(given, Mapping) else given
+        return [inner for value in values for inner in _values(value)]
+    return [given]

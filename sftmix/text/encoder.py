@@ -1,0 +1,183 @@
+"""The encoder: a tokenizer, the renderer of conversations, and what both are known by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftmix.common.component import Component, code_of, files_of
+from sftmix.common.renderer import Renderer
+from sftmix.disk.cache import get_or_build, key_of
+from sftmix.disk.files import sha256_file, sha256_json
+from sftmix.disk.places import place_of
+from sftmix.options import DataOptions, SpecialTokens, Thoughts
+from sftmix.text.chat_template import ChatTemplate
+from sftmix.text.spellings import SpecialSpellings
+from sftmix.text.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
+from sftmix.text.trial import trouble_with
+from sftmix.types import Int64, Message
+from sftmix.words.errors import ConfigError
+from sftmix.words.fields import TEXT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def identity(form: Component | str) -> Any:
+    """Return what a format or renderer is known by: its word, or its class with options, source and hashes of files."""
+    if isinstance(form, str):
+        return form
+    return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer and the renderer of conversations, which has begun with it; None for plain text.
+
+    special_tokens  what their spellings in plain text become
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer | None = None
+    special_tokens: SpecialTokens = "text"
+
+    @property
+    def name(self) -> str:
+        """alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, a class's name, or "text"."""
+        return TEXT if self.renderer is None else getattr(self.renderer, "name", type(self.renderer).__name__)
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """Sentences that the user should read."""
+        return getattr(self.renderer, "notices", ())
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own."""
+        return None if self.renderer is None else self.renderer.template
+
+    @property
+    def pad_id(self) -> int:
+        """The id at the end of shorter rows. Any id will do, even eos: masks go by length, so nothing reads it."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn_id if pad is None else int(pad)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn: the id that ends a response, and the one that ends a call, if it is another."""
+        return (int(self.tokenizer.eos_token_id),) if self.renderer is None else self.renderer.ends
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The token that ends a response, trained."""
+        return self.end_ids[0]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids at which generation stops: the ends of a turn, and eos."""
+        eos = self.tokenizer.eos_token_id
+        # Llama 3: <|eot_id|> ends a turn, but a model tuned from the base may still write its eos, <|end_of_text|>.
+        return tuple(dict.fromkeys((*self.end_ids, *([] if eos is None else [eos]))))
+
+    @cached_property
+    def spellings(self) -> SpecialSpellings:
+        """The special tokens' spellings in plain text."""
+        return SpecialSpellings(self.tokenizer, self.end_ids, self.special_tokens)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
+        roles = json.dumps(token_roles(self.tokenizer), sort_keys=True)
+        content = hashlib.sha256((backend_text(self.tokenizer) + roles).encode()).hexdigest()
+        known: Any = self.special_tokens if self.renderer is None else identity(self.renderer)
+        if type(self.renderer) is ChatTemplate:  # whose options say how the template was found
+            known = [self.renderer.thoughts, self.renderer.special_tokens]
+        return sha256_json([content, self.chat_template, self.end_of_turn_id, known])[:32]
+
+    def prompt(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the ids that generation starts from.
+
+        turns  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+               or a tool
+        """
+        assert self.renderer is not None, "plain text has no turns"
+        keys = ("role", "content", "thought")
+        messages = [
+            Message(**{key: turn[key] for key in keys if key in turn}, more={k: turn[k] for k in turn if k not in keys})
+            for turn in turns
+        ]
+        return self.renderer.prompt(messages, tools)
+
+    def decode(self, ids: list[int] | Int64) -> str:
+        """Decode token ids; special tokens and white space stay as they are."""
+        return decode(self.tokenizer, ids)
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool | None = False) -> Encoder:
+    """Make the encoder of rows under these options: without a renderer if data.format is text, else with one.
+
+    A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
+    long, or too much memory.
+
+    thinks  some response of the rows has a thought; None: the template is taken as it is
+    """
+    if options.format == TEXT:
+        return text_encoder(tokenizer, options.special_tokens)
+    renderer = copy(options.renderer) or ChatTemplate(  # `begin` keeps a tokenizer in it; a reference has its own
+        template=options.template,
+        template_options=options.template_options,
+        special_tokens=options.special_tokens,
+        thoughts=options.thoughts,
+    )
+    if isinstance(renderer, ChatTemplate):
+        _try_out(*chosen(tokenizer, renderer.chosen), token_roles(tokenizer), options.cache_dir)
+    renderer.begin(tokenizer, thinks=thinks)
+    return Encoder(tokenizer, renderer)
+
+
+def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str | None) -> None:
+    """Try a template out in a process of its own, once for each cache, unless it is ours; ConfigError for trouble."""
+
+    def build(directory: Path) -> dict[str, Any]:
+        if trouble := trouble_with(on_the_same_day(source), variables):
+            raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
+        return {}
+
+    if name not in NAMED:
+        key = key_of(source, variables, version("transformers"), version("jinja2"))  # a trial takes over a second
+        get_or_build(cache_dir, f"template-{key}", build)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
+    """Make the encoder of plain text: a document ends with eos. Raises ConfigError if there is no eos token."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
+    return Encoder(tokenizer, None, special_tokens)
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    special_tokens: SpecialTokens = "text",
+    *,
+    thoughts: Thoughts = "train",
+    thinks: bool | None = False,
+    variables: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """Make the encoder of a chat template; see `ChatTemplate` for the options and errors.
+
+    template   None (the tokenizer's own, or alpaca if it has none), "alpaca", "chatml", or the path of a Jinja file
+    variables  values of the template's variables, also in the exported template
+    """
+    renderer = ChatTemplate(
+        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts
+    )
+    renderer.begin(tokenizer, thinks=thinks)
+    return Encoder(tokenizer, renderer)

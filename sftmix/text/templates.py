@@ -1,0 +1,126 @@
+"""Chat templates: Jinja strings that `tokenizer.apply_chat_template` renders; our own, and changes to others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sftmix.disk.files import read_text
+from sftmix.disk.places import place_of
+from sftmix.types import Int64
+from sftmix.words.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ALPACA = """\
+{% for message in messages %}\
+{% if message.role == 'system' %}{{ message.content + '\\n\\n' }}\
+{% elif message.role == 'user' %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}\
+{% elif message.role == 'assistant' %}{{ '### Response:\\n' + message.content + eos_token + '\\n\\n' }}\
+{% else %}{{ raise_exception('alpaca has no turns of a ' + message.role) }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"""
+
+CHATML = """\
+{% for message in messages %}\
+{{ '<|im_start|>' + message.role + '\\n' + message.content + END + '\\n' }}\
+{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+NAMED = {"alpaca": ALPACA, "chatml": CHATML}
+
+Chat = Sequence[Mapping[str, Any]]
+"""A conversation, of turns {role: ..., content: ...}, of which some have tool_calls, or a thought."""
+
+# Codes are replaced, as Jinja has no dates: '%d %b %Y' (Llama 3.2) -> 26 Jul 2024, which Llama 3.1 has by default.
+_SAME_DAY = """\
+{% macro strftime_now(form) %}{% set ns = namespace(day=form) %}{% for code, value in [('%Y', '2024'), ('%y', '24'), \
+('%B', 'July'), ('%b', 'Jul'), ('%m', '07'), ('%d', '26'), ('%-d', '26'), ('%e', '26'), ('%A', 'Friday'), \
+('%a', 'Fri'), ('%w', '5'), ('%j', '208'), ('%H', '12'), ('%I', '12'), ('%p', 'PM'), ('%M', '00'), ('%S', '00')] %}\
+{% set ns.day = ns.day | replace(code, value) %}{% endfor %}{{ ns.day }}{% endmacro %}"""
+"""One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
+
+
+def template_source(template: str) -> str:
+    """Return the Jinja source of alpaca, chatml or a file; raise ConfigError if there is none."""
+    if template in NAMED:
+        return NAMED[template]
+    try:
+        return read_text(place_of(template))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "
+            "null takes the tokenizer's own"
+        ) from error
+
+
+def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
+    """Return name and source of the template.
+
+    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
+    """
+    if template is None and tokenizer.chat_template:
+        try:
+            return "tokenizer", tokenizer.get_chat_template()
+        except ValueError as error:  # several, and none of them is called default
+            raise ConfigError(
+                f"data.template: {error}. Write the one you want to a Jinja file and name that file, or choose chatml "
+                "or alpaca"
+            ) from error
+    name = "alpaca" if template is None else template
+    source = template_source(name)
+    if name in NAMED:
+        # Qwen2 has <|im_end|> already in its base model; a token that is added now would have an untrained embedding.
+        source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
+        if "eos_token" in source and tokenizer.eos_token is None:
+            raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
+        source = ("{{ bos_token }}" if written_bos(tokenizer) else "") + source
+    return name, source
+
+
+def defaults(variables: Mapping[str, Any]) -> str:
+    """Return the head of a template whose variables have these values unless they are given others."""
+    lines = []
+    for name, value in variables.items():
+        # true and false are Jinja's as well, null is not, and \ud83d\ude00 would be two characters to it.
+        given = "none" if value is None else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {given} %}}{{%- endif %}}")
+    return "".join(lines)
+
+
+def on_the_same_day(template: str) -> str:
+    """Return the template with one date in place of today's."""
+    return (_SAME_DAY if "strftime_now" in template else "") + template
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """True if both make the same ids of any text; what they pad with, which trainers choose, is in none of them."""
+    first, second = ((token_roles(t) | {"pad_token": ""}, backend_text(t)) for t in (one, other))
+    return first == second
+
+
+def token_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the spellings of a tokenizer's special tokens by their roles: bos_token, eos_token, ..."""
+    return {role: str(token) for role, token in tokenizer.special_tokens_map.items()}
+
+
+def backend_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return all of a tokenizer but the roles of its special tokens, as text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), repr(tokenizer)])
+    backend.no_truncation()  # else the last call's max_length would be part of the text
+    backend.no_padding()
+    return str(backend.to_str())
+
+
+def written_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return [BOS] if the tokenizer begins plain text with it when it adds special tokens, else []."""
+    first = tokenizer("Name a colour.")["input_ids"][:1]  # add_bos_token is false in some that write one
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Int64) -> str:
+    """Decode token ids; special tokens and white space stay as they are."""
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,0 +1,102 @@
+"""Thoughts: what a model writes before its answer, between tags that its chat template or its rows name."""
+
+from __future__ import annotations
+
+import re
+
+from sftmix.types import Example, Message
+from sftmix.words.shown import visible
+
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Fields of a turn that hold its thought, in the order in which templates are asked for them."""
+
+TAGS = {
+    "<think>": "</think>",  # DeepSeek-R1, Qwen3 and most others
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command R7B
+    "[THINK]": "[/THINK]",  # Ministral 3
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "<|channel>thought": "<channel|>",  # Gemma 4
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # rows of OpenThoughts
+}
+"""Tags that open a thought, as models and rows write them, and those that close it."""
+
+OPENING = "<think>\n"
+INLINE = OPENING + "{thought}\n</think>\n\n"
+"""A thought in front of the answer, for templates that know no thoughts and write the content as it is."""
+
+_NAMED = r"<{}[\w:]*think[\w:]*>"  # <mm:think> of MiniMax-M3, <thinking>
+"""Tags of that kind are closed with a slash, whatever else is in their names."""
+
+_OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
+_CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
+_OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
+_CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")  # "<think>\n\n</think>\n\n", "</think>"
+_CLOSED_AT_HEAD = re.compile(rf"\s*(?:{_OPENING})?\s*(?:{_CLOSING})\s*")
+_ALONE = {
+    opening: re.compile(  # not quoted; behind it the end, a blank line, the answer, or, if text is before it, a newline
+        # The quote is looked for behind the tag: a pattern that begins with the tag itself is searched for at once.
+        rf"{closing}(?<![\"'`(\[]{closing})(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
+        rf"|(?<!\n{closing})[^\S\n]*\n)"
+    )
+    for opening, closing in zip(TAGS, map(re.escape, TAGS.values()), strict=True)
+}
+"""A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of, and so
+it is alone on a line without a blank one behind it."""
+
+
+def divided(content: str) -> tuple[str, str]:
+    """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
+
+    A thought that is not closed was cut off, and has no answer. A response whose prompt had opened the thought has the
+    closing tag alone.
+    """
+    text = content.strip()
+    for opening, closing in TAGS.items():
+        if text.startswith(opening):  # up to the first closing tag: the answer behind it may speak of one
+            thought, _, answer = text.removeprefix(opening).partition(closing)
+            return thought.strip(), answer.strip()
+    for opening, alone in _ALONE.items():  # rows of DeepSeek-R1: "Okay, so ...\n</think>\n\nFour."
+        # In front of any opening tag: "Write <think>r</think>a" has no thought at its head.
+        if closed := alone.search(text.partition(opening)[0]):
+            return text[: closed.start()].strip(), text[closed.end() :].strip()
+    return "", content
+
+
+def answers(turn: Message) -> bool:
+    """Return True if a turn says more than a thought: an answer, or a call."""
+    return bool(visible(divided(turn.content)[1]) or turn.more.get("tool_calls"))
+
+
+def opened_by(text: str) -> str:
+    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does."""
+    found = _OPEN_AT_END.search(text)
+    return found[0] if found else ""
+
+
+def closed_by(text: str) -> bool:
+    """Return True if a thought is closed at the end of a text."""
+    return _CLOSED_AT_END.search(text) is not None
+
+
+def without_thought_tags(text: str) -> str:
+    """Return a text without the tags at its end that open, or close, a thought."""
+    return _CLOSED_AT_END.sub("", text) if closed_by(text) else text.removesuffix(opened_by(text))
+
+
+def closing_at_head(text: str) -> str:
+    """Return the tag at the head of a text that closes a thought, which may be empty, with the white space around."""
+    found = _CLOSED_AT_HEAD.match(text)
+    return found[0] if found else ""
+
+
+def closing_of(opening: str) -> str:
+    """Return what closes a thought that `opening` began, with the white space that its tag has."""
+    tag = opening.rstrip()
+    space = opening.removeprefix(tag)
+    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space  # "<think>\n" -> "\n</think>\n\n", "<think>" -> "</think>"
+
+
+def thinks(example: Example) -> bool:
+    """Return True if a trained turn has a thought, in a field of its own or in its content."""
+    return any(turn.trained and (turn.thought or divided(turn.content)[0]) for turn in example.messages)

@@ -1,0 +1,94 @@
+"""Values of rows: what is absent, what is text, and what is JSON in a text."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sftmix.words.errors import BadRow as BadRow
+from sftmix.words.fields import listed
+from sftmix.words.shown import quoted, visible
+
+Fields = Mapping[str, Any]
+"""A row, or one of its turns: the names of its fields -> their values."""
+
+DEEPEST = 100
+"""Most levels of lists and objects in a value: what is done with it later recurses into them."""
+
+MARK = "\ufdd0"
+"""The character that says of a special token's spelling that it is text, see `sftmix.text.spellings`.
+
+Unicode keeps it for such uses inside a program. It survives a template that writes JSON, as a control character does
+not.
+"""
+
+
+def without_null(fields: Fields) -> dict[str, Any]:
+    """Return the fields that have a value: tables have null, or NaN, for those that a row or a turn lacks."""
+    return {key: value for key, value in fields.items() if value is not None and value == value}  # NaN is not
+
+
+def filled(value: Any) -> bool:
+    """False for null and empty text, also as tables of text spell them, and for lists and objects of nothing else."""
+    rest = [value]
+    for item in rest:  # which grows: a row may be nested too deeply for recursion
+        if isinstance(item, (list, Mapping)):
+            rest += item.values() if isinstance(item, Mapping) else item
+        # "[]": the tools of rows of glaive_toolcall_en that have none.
+        elif visible(text := str(item)) and text.strip() not in ("null", "None", "nan", "[]", "{}"):
+            return True
+    return False
+
+
+def field_of(row: Fields, name: str) -> Any:
+    """Return the value of a field that a row must have; raise BadRow that names the field, and those that it has."""
+    if name not in row:
+        raise BadRow(
+            f"field {name!r} is missing or null; there are {listed(row)} (data.columns gives them other names)"
+        )
+    return row[name]
+
+
+def field_text(row: Fields, name: str) -> str:
+    """Return the text of a field that a row must have; raise BadRow if it is missing, or no text."""
+    return checked_text(field_of(row, name), name)
+
+
+def checked_text(value: Any, what: str) -> str:
+    """Return a value that is text for a model and for a file; raise BadRow that says it of `what`."""
+    if not isinstance(value, str):
+        raise BadRow(f"{what} must be a string, found {quoted(value)}")
+    if "\0" in value or MARK in value:
+        raise BadRow(f"{what} contains a NUL character, or U+FDD0, which is kept for programs")
+    try:
+        value.encode()  # JSON may say "\ud83d" alone, and files.py keeps bytes that are not UTF-8 as such halves
+    except UnicodeEncodeError:
+        raise BadRow(f"{what} contains a lone surrogate or bytes that are not UTF-8 (save the file as UTF-8)") from None
+    return value
+
+
+def parsed(value: Any, what: str) -> Any:
+    """Return a value, or what a JSON text means, with texts that can be encoded. Raises BadRow.
+
+    Keys with null are left out of objects that are not text: tables have null for those that a row lacks.
+    """
+    is_text = isinstance(value, str)
+    try:
+        plain = _plain(json.loads(value) if is_text else value, is_text, DEEPEST)
+        # All of its texts in one: a NUL in them is "\u0000" there, and what only says so is "\\u0000".
+        spelt = json.dumps(plain, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
+        checked_text(spelt.replace(r"\u0000", "\0"), what)
+    except BadRow:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow(f"{what} is {quoted(value)}, which is not JSON: {error}") from None
+    return plain
+
+
+def _plain(value: Any, nulls: bool, levels: int) -> Any:
+    """Return a value, without null in its objects unless `nulls` stay. Raises ValueError if it has more levels."""
+    if not levels:
+        raise ValueError(f"it has more than {DEEPEST} levels")
+    if isinstance(value, Mapping):
+        fields = value if nulls else without_null(value)
+        return {key: _plain(inner, nulls, levels - 1) for key, inner in fields.items()}
+    return [_plain(inner, nulls, levels - 1) for inner in value] if isinstance(value, list) else value

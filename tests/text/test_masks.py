@@ -1,0 +1,278 @@
+"""Token ids and masks: the response and its end-of-turn token carry loss, whatever the text and the tokenizer."""
+
+import pytest
+from hypothesis import example as hypothesis_example
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AddedToken
+
+from sftmix.text.chat_template import MARK_IN_ESCAPES
+from sftmix.text.encoder import make_encoder
+from sftmix.text.mask import SPLIT, encode_examples
+from sftmix.types import Example, Message
+from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
+
+
+def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
+    """User and assistant turns in alternation; the last one, or every assistant turn, is trained."""
+    roles = ["user", "assistant"] * len(turns)
+    messages = [
+        Message(role, text, role == "assistant" and (whole or i == len(turns) - 1))
+        for i, (role, text) in enumerate(zip(roles, turns, strict=False))
+    ]
+    return Example("x", tuple([Message("system", system)] * (system is not None) + messages))
+
+
+def encode(encoder, *examples: Example, max_length: int = 10_000):
+    return encode_examples(encoder, list(examples), max_length)
+
+
+def pieces(encoder, found) -> list[str]:
+    """Text of each trained span."""
+    return [encoder.tokenizer.decode(found.ids[a:b]) for a, b in found.spans]
+
+
+def test_ids_and_spans_by_hand(small):
+    """Special tokens split the text, so every part of a ChatML conversation can be tokenised alone."""
+    encoder = make_encoder(small["chatml"])
+
+    def ids(text):
+        return small["chatml"](text, add_special_tokens=False)["input_ids"]
+
+    start, end = (small["chatml"].convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    (found,) = encode(encoder, example("Name a colour.", "Blue is a colour."))
+    prompt = [start, *ids("user\nName a colour."), end, *ids("\n"), start, *ids("assistant\n")]
+    response = [*ids("Blue is a colour."), end]
+    assert found.reasons == []
+    assert found.ids == prompt + response
+    assert found.spans == [(len(prompt), len(prompt) + len(response))]
+
+
+def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
+    """The untrained part is what generation starts from, the last trained token stops it."""
+    chats = [
+        example("Name a colour.", "Blue"),
+        example("What is 1 + 1?", " two", "And 2 + 2?", "Four.\n\n"),
+        example("Hi", "1. Plum\n2. Pear", system=None),
+        example("Write code.", "```python\nprint('é😀')\n```"),
+    ]
+    for template in (None, "alpaca", "chatml"):
+        encoder = make_encoder(tokenizer, template)
+        for chat, found in zip(chats, encode(encoder, *chats), strict=True):
+            assert found.ids, (chat, found)
+            ((start, end),) = found.spans
+            assert end == len(found.ids)
+            assert found.ids[-1] == encoder.end_of_turn_id
+            assert encoder.end_of_turn_id in encoder.stop_ids
+            assert found.ids[:start] == prompt_ids(encoder, chat.messages[:-1])
+            said = tokenizer.decode(found.ids[start : end - 1], clean_up_tokenization_spaces=False)
+            assert said.strip() == chat.messages[-1].content.strip()
+
+
+def test_pad_equal_to_eos_is_still_trained(small):
+    """The bos tokenizer pads with eos, so a mask by `id == pad_id` would hide the end of turn."""
+    encoder = make_encoder(small["bos"])
+    (found,) = encode(encoder, example("Hi", "Yo"))
+    assert found.ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
+    assert found.spans[0][1] == len(found.ids)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
+
+
+@settings(max_examples=150)
+@hypothesis_example(question="0", answer=MARK_IN_ESCAPES, name="chatml")
+@given(question=TEXT, answer=TEXT, name=st.sampled_from(["chatml", "bos", "metaspace"]))
+def test_any_text(small, question, answer, name):
+    """The prompt's ids are generation's, and the whole decodes to the text that the template renders."""
+    encoder = make_encoder(small[name])
+    (found,) = encode(encoder, example(question, answer))
+    chat = [Message("user", question), Message("assistant", answer)]
+    if not found.ids:
+        assert found.reasons == ["template_refused" if MARK_IN_ESCAPES in question + answer else "prefix_mismatch"]
+        return
+    ((start, _),) = found.spans
+    assert found.ids[:start] == prompt_ids(encoder, chat[:1])
+    assert found.ids[-1] == encoder.end_of_turn_id
+    turns = [{"role": message.role, "content": message.content} for message in chat]
+    text, _, _ = encoder.renderer.render(turns, prompt=False).rpartition(encoder.renderer.layout.ending)
+    text += encoder.renderer.layout.ending
+    whole = encoder.renderer.spellings.tokenize([text])[0]
+    assert encoder.tokenizer.decode(found.ids) == encoder.tokenizer.decode(whole)
+    if "boundary" not in found.reasons:
+        assert found.ids == whole
+
+
+def test_a_token_across_the_boundary_is_cut_apart(small):
+    """Two newlines may be one token, of which the first is the prompt's: the prompt must stay generation's.
+
+    One sequence cannot hold two such prompts: a whole conversation is split.
+    """
+    tokenizer = small["bos"]
+    assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1  # the merge that makes the trouble
+    encoder = make_encoder(tokenizer)
+    found, *whole = encode(
+        encoder,
+        example("Hi", "\n\n1. Apple"),
+        example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True),
+        example("Hi", "1. Apple", "And?", "2. Pear", whole=True),
+    )
+    assert [other.reasons for other in whole] == [[SPLIT], []]
+    assert found.reasons == ["boundary"]
+    ((start, _),) = found.spans
+    assert found.ids[:start] == prompt_ids(encoder, [Message("user", "Hi")])
+    assert pieces(encoder, found) == ["\n\n1. Apple</s>"]
+
+
+# ------------------------------------------------------------------------------------------ multi-turn
+
+
+def test_whole_conversations_train_every_response(tokenizer):
+    chat = example("Hi", "Yo", "And?", "More", "Bye", "So long", whole=True)
+    for template in (None, "alpaca", "chatml"):
+        encoder = make_encoder(tokenizer, template)
+        (found,) = encode(encoder, chat)
+        assert [p.strip() for p in pieces(encoder, found)] == [
+            f"{text}{tokenizer.decode([encoder.end_of_turn_id])}" for text in ("Yo", "More", "So long")
+        ]
+        for i, (start, _) in enumerate(found.spans):
+            assert found.ids[:start] == prompt_ids(encoder, chat.messages[: 2 * i + 1])
+
+
+def test_a_template_that_rewrites_turns_is_split():
+    """Earlier turns lose their thinking block, so no one sequence holds every prompt."""
+    thinking = make_encoder(chatml_tokenizer(THINKING))
+    whole, turn = encode(thinking, example("Hi", "Yo", "And?", "More", whole=True), example("Hi", "Yo", "And?", "More"))
+    assert whole.reasons == [SPLIT]
+    assert pieces(thinking, turn) == ["<think>\n\n</think>\n\nMore<|im_end|>"]
+    text = thinking.tokenizer.decode(turn.ids)
+    assert text.count("<think>") == 1
+
+
+THOUGHT = "<think>\n2+2\n</think>\n\nfour"
+
+
+@pytest.mark.parametrize("template", [QWEN3, QWEN3_THINKING], ids=["qwen3", "thinking"])
+def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(template):
+    """One block, not an empty one and then another; what is expected is what transformers makes of the template."""
+    tokenizer = chatml_tokenizer(template)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
+    chat = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": THOUGHT}]
+
+    def theirs(turns, **more):
+        return tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False, **more)
+
+    prompt, whole = theirs(chat[:1], add_generation_prompt=True), theirs(chat)
+    encoder = make_encoder(tokenizer)
+    (plain,) = encode(encoder, example(chat[0]["content"], "four"))
+    (thought,) = encode(make_encoder(tokenizer, thinks=True), example(chat[0]["content"], THOUGHT))
+    assert thought.ids == whole[: whole.index(encoder.end_of_turn_id, len(prompt)) + 1]
+    assert thought.spans == [(len(prompt), len(thought.ids))]
+    assert thought.reasons == []
+
+    # The exported template begins either kind of answer.
+    exported = {"chat_template": encoder.chat_template, "add_generation_prompt": True}
+    assert theirs(chat[:1], **exported, enable_thinking=True) == prompt
+    ((start, _),) = plain.spans
+    assert tokenizer.decode(plain.ids).endswith("assistant\n<think>\n\n</think>\n\nfour<|im_end|>")
+    assert pieces(encoder, plain) == [("" if template == QWEN3 else "\n</think>\n\n") + "four<|im_end|>"]
+    assert "composed" not in plain.reasons
+    for more in ({}, {"enable_thinking": False}):
+        assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
+
+
+EMPTY = "<think>\n\n</think>\n\n"
+BEGUN = QWEN3.replace("enable_thinking is defined and enable_thinking is false", "enable_thinking is not true").replace(
+    "{{- '<think>\\n\\n</think>\\n\\n' }}", "{{- '<think>\\n\\n</think>\\n\\n' }}{%- else %}{{- '<think>\\n' }}"
+)
+"""As newer templates of that family: an empty block unless thinking is enabled, and then the beginning of one."""
+
+
+SET = "{%- set enable_thinking = enable_thinking | default(true) %}" + QWEN3
+"""A template that gives the variable a value itself has the empty block in every prompt."""
+
+
+@pytest.mark.parametrize(
+    ("template", "rest"), [(None, THOUGHT), (BEGUN, THOUGHT.removeprefix("<think>\n")), (SET, None)]
+)
+def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, rest):
+    """As the template of a model that was exported here is."""
+    tokenizer = chatml_tokenizer(template or make_encoder(chatml_tokenizer(QWEN3)).chat_template)
+    encoder = make_encoder(tokenizer)
+    (plain,) = encode(encoder, example("2 + 2?", "four"))
+    (thought,) = encode(make_encoder(tokenizer, thinks=True), example("2 + 2?", THOUGHT))
+    ((start, _),) = plain.spans
+    assert tokenizer.decode(plain.ids[:start]).endswith(EMPTY)
+    assert pieces(encoder, plain) == ["four<|im_end|>"]
+    if rest is not None:
+        assert encoder.chat_template == tokenizer.chat_template
+        assert (thought.reasons, pieces(encoder, thought)) == ([], [f"{rest}<|im_end|>"])
+        assert tokenizer.decode(thought.ids).count("<think>") == 1
+        assert "composed" not in plain.reasons
+
+
+def test_a_whole_conversation_with_thinking_in_its_turns():
+    """Under a template that keeps it in earlier turns."""
+    template = QWEN3.replace("loop.index0 > ns.asked and (loop.last or reasoning_content)", "true")
+    encoder = make_encoder(chatml_tokenizer(template), thinks=True)
+    (found,) = encode(encoder, example("2 + 2?", THOUGHT, "And 3 + 1?", THOUGHT.replace("2+2", "3+1"), whole=True))
+    assert found.reasons == []
+    assert pieces(encoder, found) == [f"{THOUGHT}<|im_end|>", f"{THOUGHT.replace('2+2', '3+1')}<|im_end|>"]
+
+
+def test_a_template_that_drops_the_system_turn_is_composed():
+    """As Mistral v0.3: the system text stands in the last user turn, and only while that is the last turn."""
+    template = (
+        "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}"
+        "<|im_start|>{{ messages[0].content + '/' if loop.last and messages[0].role == 'system' }}"
+        "{{ m.content }}<|im_end|>"
+        "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
+    )
+    encoder = make_encoder(chatml_tokenizer(template))
+    assert encoder.renderer.layout.answer_lead == " "
+    (found,) = encode(encoder, example("Hi", "Yo", system="Be brief."))
+    assert found.reasons == ["composed"]
+    assert encoder.tokenizer.decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
+    assert pieces(encoder, found) == [" Yo<|end|>"]
+
+
+@pytest.mark.parametrize(
+    ("after", "trained"),
+    [("\\n", "Yo<|end|>"), ("\\n\\n", "Yo<|end|>"), ("\\n<|im_end|>\\n", "Yo\n<|im_end|>")],
+)
+def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, trained):
+    """As Gemma's runs of newlines: text is full of them, so an answer would stop at its first line."""
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '" + after + "' }}{% endfor %}"
+    tokenizer = chatml_tokenizer(template)
+    tokenizer.add_tokens([AddedToken(run, special=False, normalized=False) for run in ("\n", "\n\n")])
+    encoder = make_encoder(tokenizer)
+    (found,) = encode(encoder, example("Hi", "Yo"))
+    assert pieces(encoder, found) == [f"assistant: {trained}"]
+    assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
+
+
+# ------------------------------------------------------------------------------------------ truncation
+
+
+def test_truncation_keeps_the_beginning(small):
+    """Without a response token left the example is dropped; a cut one has no end of turn and says so."""
+    encoder = make_encoder(small["chatml"])
+    chat = example("Name a colour.", "Blue is a colour, and so is green.")
+    (full,) = encode(encoder, chat)
+    start, end = full.spans[0]
+    for length in range(2, end + 2):
+        (found,) = encode(encoder, chat, max_length=length)
+        if length <= start:
+            assert (list(found.ids), found.reasons) == ([], ["no_response_token"])
+            continue
+        assert found.ids == full.ids[:length]
+        assert found.spans == [(start, min(length, end))]
+        assert found.reasons == (["truncated"] if length < end else [])
+
+
+def test_the_first_token_is_never_a_target():
+    """Nothing predicts it; a template without any prompt text would make it one."""
+    template = "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|end|>{% endfor %}"
+    encoder = make_encoder(chatml_tokenizer(template))
+    (found,) = encode(encoder, example("Hi", "Yo"))
+    assert found.spans[0][0] == 1

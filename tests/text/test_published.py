@@ -1,0 +1,56 @@
+"""Rows in the forms of published data sets: JSON in a text, a template's variables, and turns that are no turns."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from sftmix.text.values import BadRow
+from sftmix.types import Message
+from tests.text.converted import convert
+
+CHAT = [{"role": "user", "content": "u", "time": None}, {"role": "assistant", "content": "a", "source": "s"}]
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+MESSAGES = (Message("user", "u"), Message("assistant", "a", True))
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_turns_in_a_text(field):
+    unread = Counter[str]()
+    assert convert({field: json.dumps(CHAT)}, "auto", unread=unread).messages == MESSAGES
+    assert unread == {f"'{field}[].source'": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": "u: hello"}, "messages is 'u: hello', which is not JSON"),
+        ({"messages": '{"a": 1}'}, "messages[0].from is None in {'a': 1}; known: system, "),
+        (
+            {"messages": [{"input": "u", "output": "a"}]},
+            "messages[0].from is None in {'input': 'u', 'output': 'a'}; known: system, ",
+        ),
+        (
+            {"conversations": ["u", "a"]},
+            "conversations[0].from is None in 'u'; known: system, ",
+        ),
+        (
+            {"messages": [{**CHAT[0], "functions": json.dumps([FUNCTION])}, CHAT[1]]},
+            "messages[0] lists functions; they are the row's, in a field `tools`",
+        ),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": "a", "function_calls": "f(city='Paris')"}]},
+            """function_calls is "f(city='Paris')", which is not JSON""",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_a_way_on(row, reason):
+    with pytest.raises(BadRow) as caught:
+        convert(row, "auto")
+    assert reason in str(caught.value)
+
+
+def test_calls_of_several_functions_in_json():
+    turn = {"role": "assistant", "content": None, "function_calls": json.dumps([FUNCTION["function"]])}
+    (_, found) = convert({"messages": [CHAT[0], turn]}, "auto").messages
+    assert [call["function"]["name"] for call in found.more["tool_calls"]] == ["f"]

@@ -1,0 +1,187 @@
+"""Renderers: ours and those of others put what is trained behind the prompt that is served."""
+
+from dataclasses import replace
+
+import pytest
+
+from sftmix.components import Renderer
+from sftmix.testing import check_renderer
+from sftmix.text import ChatTemplate
+from sftmix.text.encoder import encoder_for
+from sftmix.types import Example, Message, RenderedTurn
+from sftmix.words.errors import ConfigError, ContractError
+from tests.text.small_tokenizers import QWEN3, SMALL, chatml_tokenizer
+
+TURNS = (
+    Message("system", "Be kind."),
+    Message("user", "Which fish swims upstream?"),
+    Message("assistant", "The salmon.", True),
+    Message("user", "And which one flies?"),
+    Message("assistant", "A flying fish.", True, 0.5),
+)
+EXAMPLES = [Example("whole", TURNS), Example("short", TURNS[1:3])]
+
+
+class Light(Renderer):
+    """Thoughts count less than answers."""
+
+    template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+
+    def __init__(self, *, share: float = 0.0):
+        self.share = share
+
+    def answer(self, message):
+        thought = f"<think>{message.thought}</think>" if message.thought else ""
+        said = [*self.ids(message.content), self.tokenizer.eos_token_id]
+        return [(self.ids(thought), self.share * message.weight), (said, message.weight)]
+
+
+class Elsewhere(Light):
+    def prompt(self, messages, tools=()):
+        return [*super().prompt(messages, tools), 1]
+
+
+class Endless(Light):
+    def answer(self, message):
+        return [(self.ids(message.content), 1.0)]
+
+
+class Twice(Light):
+    def answer(self, message):
+        return super().answer(message) * 2
+
+
+class Silent(Light):
+    def answer(self, message):
+        return [([self.tokenizer.eos_token_id], 1.0)]
+
+
+class Negative(Light):
+    def answer(self, message):
+        return [(ids, -1.0) for ids, _ in super().answer(message)]
+
+
+class Counting(Light):
+    def answer(self, message):
+        self.seen = getattr(self, "seen", 0) + 1
+        return [(self.ids("." * self.seen), 1.0), *super().answer(message)]
+
+
+@pytest.mark.parametrize("template", [None, "alpaca", "chatml"])
+def test_ours_keeps_the_contract(tokenizer, template):
+    check_renderer(ChatTemplate(template=template), tokenizer, [EXAMPLES[1]])
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_ours_keeps_it_with_thoughts_and_several_turns(thinks):
+    thought = replace(TURNS[2], thought="Rivers are cold." * thinks)
+    check_renderer(
+        ChatTemplate(), chatml_tokenizer(QWEN3), [*EXAMPLES, Example("t", (TURNS[1], thought))], thinks=thinks
+    )
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_another_keeps_it(name):
+    thinking = replace(TURNS[2], thought="Rivers are cold.")
+    check_renderer(Light(share=0.5), SMALL[name](), [*EXAMPLES, Example("t", (TURNS[1], thinking))])
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (Elsewhere, "not the served prompt"),
+        (Endless, "its last id is none of"),
+        (Twice, "an id that ends a turn is inside it"),
+        (Silent, "'The salmon.' is not once in"),
+        (Negative, "a weight is below 0"),
+        (Counting, "depend on those before it"),
+    ],
+)
+def test_what_breaks_the_contract_is_caught(cls, words):
+    with pytest.raises(AssertionError, match=words):
+        check_renderer(cls(), SMALL["bos"](), EXAMPLES)
+
+
+def test_its_parts_are_trained_by_their_weights(write, options, load, small):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    row["messages"][1]["reasoning_content"] = "Greet."
+    path, trained = write("rows.jsonl", [row]), {}
+    for share in (0.0, 0.25):
+        encoder = encoder_for(small["bos"], options(path, renderer=Light(share=share)))
+        (example,) = load(encoder, path, max_length=200).train
+        trained[share] = encoder.decode(example.input_ids[example.target])
+        assert encoder.decode(example.input_ids).endswith("assistant: <think>Greet.</think>Yo</s>")
+        assert (encoder.name, encoder.chat_template) == ("Light", Light.template)
+        assert encoder.renderer.text_of(example.input_ids[-3:]) in ("Yo", ">Yo")
+    assert trained == {0.0: "Yo</s>", 0.25: "<think>Greet.</think>Yo</s>"}
+
+
+def test_what_its_template_refuses_is_counted(write, options, load, small):
+    class Strict(Light):
+        template = "{{ raise_exception('no ' + messages[0].content) if messages[0].content == 'Hi' }}" + Light.template
+
+    rows = [{"prompt": word, "completion": "Yo"} for word in ("Hi", *"abcdefghijklmnopqrstu")]
+    path = write("rows.jsonl", rows)
+    data = load(encoder_for(small["bos"], options(path, renderer=Strict())), path, max_length=200)
+    assert data.report.counts == {"template_refused": 1}
+    assert len(data.train) == 21
+
+
+def test_a_weight_below_0_ends_the_run(write, options, load, small):
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    with pytest.raises(ConfigError, match=r"data\.renderer Negative returned .*weights are from 0"):
+        load(encoder_for(small["bos"], options(path, renderer=Negative())), path, max_length=200)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        None,
+        7,
+        [4, 2],
+        [([], 1.0)],
+        [(None, 1.0)],
+        [([4.5, 2], 1.0)],
+        [([True, 2], 1.0)],
+        [([-4, 2], 1.0)],
+        [([4, 2], None)],
+    ],
+)
+@pytest.mark.parametrize("served", [[], [4]])
+def test_an_answer_that_is_no_ids_of_the_tokenizer_ends_the_run_with_its_class(
+    write, options, load, small, parts, served
+):
+    class Odd(Light):
+        def prompt(self, messages, tools=()):
+            return served
+
+        def answer(self, message):
+            return parts
+
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    with pytest.raises(ContractError, match=r"data\.renderer Odd returned .*; allowed: "):
+        load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
+
+
+@pytest.mark.parametrize("turns", [None, [], [RenderedTurn([4], [])]])
+def test_turns_that_are_not_those_of_the_row_end_the_run(write, options, load, small, turns):
+    class Odd(Light):
+        def turns(self, example):
+            return turns
+
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    with pytest.raises(ContractError, match=r"data\.renderer Odd returned .* for \w+; allowed: a turn for each"):
+        load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
+
+
+@pytest.mark.slow
+def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_stops(small, options):
+    class Own(ChatTemplate):
+        ends = (5,)
+
+    encoder = encoder_for(small["chatml"], options("rows.jsonl", renderer=Own()))
+    assert encoder.stop_ids == (5, encoder.tokenizer.eos_token_id)
