@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.evidence.regularises.soft import SoftLabels
-from sftmix.common.rng import generator
 from sftmix.components import NTP, LossView, RandomPairs
 from sftmix.components.component import require
 from sftmix.functional import SFTLoss
+from sftmix.ranks.rng import generator
 from sftmix.types import Batch, Plan, Rows, Scores, Split, Tensor
 
 

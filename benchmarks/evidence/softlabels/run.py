@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.regularises import run as before  # noqa: E402
 from benchmarks.evidence.regularises.rows import PILOT_SEEDS  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.files import read_json, write_json  # noqa: E402
+from sftmix.disk.files import read_json, write_json  # noqa: E402
 
 FOLDER, WORK, OLD = Path(__file__).resolve().parent, Path("runs/softlabels"), RESULTS / "regularises"
 
@@ -91,9 +91,9 @@ class Study(before.Study):
 
     def tokens(self, seed: int) -> Path:
         """Return the file of all response tokens of a seed's training rows, which is written unless it is there."""
-        from sftmix.common.world import World, accelerator
         from sftmix.config.read import from_plain
         from sftmix.pipeline.rows import read_rows
+        from sftmix.ranks.world import World, accelerator
 
         if not (file := self.work / f"tokens-{seed}.npy").exists():
             plain = self.config("NTP", seed) | {"out": str(self.work / "rows")}
