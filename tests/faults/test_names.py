@@ -29,7 +29,7 @@ NAMES = {
     "NUL": "a\0b",
     "newline": "a\nb",
     "long": "a" * 300,
-    "passwd": "../../../../../../../../etc/passwd",
+    "passwd": "../" * 40 + "etc/passwd",  # from any depth: above the root is the root
     "absolute": "/etc/passwd",
     "up": "../../x",
     "home": "~/x",
