@@ -8,6 +8,7 @@ from scipy import integrate, optimize, stats
 
 from benchmarks.evidence.regularises import afterwards
 from benchmarks.evidence.regularises.analyse import (
+    BEST,
     ENDPOINTS,
     LAST,
     LOSSES,
@@ -17,6 +18,8 @@ from benchmarks.evidence.regularises.analyse import (
     difference,
     line,
 )
+from benchmarks.evidence.regularises.run import ARMS
+from tests.test_docs import ROOT
 
 RUNS = afterwards.FOLDER / "runs"
 
@@ -83,3 +86,14 @@ def test_the_record_has_what_the_commands_print(runs):
         contrasts = [(f"{name} − NTP, {end}", difference(arm, "NTP"), ENDPOINTS[end]) for end in LOSSES]
         rows += [tuple(line(runs, Contrast(*each))) for each in contrasts]
     assert [row for row in rows if row not in cells] == []
+
+
+def test_readme_has_the_means_of_the_record(runs):
+    """To three decimals: SFTMix − NTP after the last step and at the best epoch, at which NTP is below all ends."""
+    words = (ROOT / "README.md").read_text(encoding="utf-8")
+    last, best = (runs.values(Contrast("", difference("SFTMix", "NTP"), end)) for end in (LAST, BEST))
+    assert f"SFTMix ends {-last.mean():.3f} below NTP;" in words
+    assert f"NTP is best after one epoch: {best.mean():.3f} below SFTMix's best" in words
+    ends = [runs.values(Contrast("", {arm: 1.0}, LAST)) for arm in ARMS]
+    assert (runs.values(Contrast("", {"NTP": 1.0}, BEST)) < np.min(ends, axis=0)).all()
+    assert {runs.runs["NTP", seed]["eval_nll_best_epoch"] for seed in runs.seeds} == {0}
