@@ -3,6 +3,7 @@
 import pytest
 
 from sftmix.cli.parsing import read_arguments
+from sftmix.components import SFTMix
 from sftmix.config.checks import validate
 from sftmix.config.read import config_file, read_config, read_layers, recipes
 from sftmix.tools.compare import Comparison
@@ -73,3 +74,14 @@ def test_ntp_at_equal_compute_has_the_epochs_of_the_whole_recipe(name):
     variants = table(name).variants
     epochs, scorings = variants["SFTMix"].training.epochs, variants["SFTMix"].reference.checkpoints
     assert variants["NTP-equal-compute"].training.epochs == pytest.approx(2 * epochs + scorings / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["table5-role", "small/table5-role"])
+def test_table_5_has_each_sum_of_both_losses_as_it_is_read_literally(name):
+    sums = [arm.objective for arm in table(name).variants.values() if type(arm.objective) is SFTMix]
+    assert sorted((each.mu, each.mixup_mean) for each in sums) == [
+        (0.2, "ntp"),
+        (0.2, "own"),
+        (1, "ntp"),
+        (1, "own"),
+    ]
