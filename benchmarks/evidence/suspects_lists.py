@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence import suspects  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.tables import read_dynamics  # noqa: E402
+from sftmix.disk.tables import read_dynamics  # noqa: E402
 from sftmix.tools.runs.shown import markdown_table  # noqa: E402
 from sftmix.tools.suspects.command import default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import SuspectRows, ranked  # noqa: E402
