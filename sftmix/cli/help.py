@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_in, group_in, is_list, listed_components, options_of
-from sftmix.config.values import choices, unknown_option
+from sftmix.config.values import choices, unknown_option, words_of
 
 OF_ROWS = """\
   --config FILE                   options from a YAML file, or recipe:NAME
@@ -101,7 +101,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
         elif (base := component_in(hint)) and owner is RunConfig:  # objective.mu, a number or a Schedule, is below
             chosen = option.default[0] if is_list(hint) else option.default
             default = type(chosen).__name__ if isinstance(chosen, base) else chosen
-            names = f"One of {listed_components(base, choices(hint))}."
+            names = f"One of {listed_components(base, words_of(hint))}."
             yield HelpRow(key, "CLASS", f"{doc} {names}{_default(default, doc)}")
             yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:

@@ -10,8 +10,6 @@ from sftmix.components.base import PairSampler as PairSampler
 from sftmix.components.base import Perturbation as Perturbation
 from sftmix.components.base import Reference as Reference
 from sftmix.components.base import ReferenceContext as ReferenceContext
-from sftmix.components.base import Renderer as Renderer
-from sftmix.components.base import RowFormat as RowFormat
 from sftmix.components.base import Schedule as Schedule
 from sftmix.components.base import Selector as Selector
 from sftmix.components.base import Splitter as Splitter
@@ -69,6 +67,8 @@ from sftmix.components.pairing import RandomPairs as RandomPairs
 from sftmix.components.reference import FromCheckpoints as FromCheckpoints
 from sftmix.components.reference import Online as Online
 from sftmix.components.reference import TrainedReference as TrainedReference
+from sftmix.components.renderer import Renderer as Renderer
+from sftmix.components.row_format import RowFormat as RowFormat
 from sftmix.components.selection import All as All
 from sftmix.components.splitters import LengthMatched as LengthMatched
 from sftmix.components.splitters import Median as Median

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sftmix.common.renderer import Renderer as Renderer
-from sftmix.common.row_format import RowFormat as RowFormat
 from sftmix.components.component import Component, Need
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions

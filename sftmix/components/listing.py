@@ -6,7 +6,7 @@ import pkgutil
 from functools import cache
 from typing import NamedTuple
 
-from sftmix.components import base
+from sftmix.components.component import Component
 
 
 class Shipped(NamedTuple):
@@ -19,15 +19,14 @@ class Shipped(NamedTuple):
 
 @cache
 def catalogue() -> list[tuple[str, list[Shipped]]]:
-    """Return (base class name, its shipped components) in the order of `sftmix.components.base`."""
+    """Return (base class name, its shipped components), in the order of the modules' names."""
     package = importlib.import_module("sftmix.components")
     found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     # the paper's before those of others, as lists show them
     names = sorted((module.name for module in found), key=lambda name: (".others" in name, name))
     modules = [importlib.import_module(name) for name in names]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
-    # in the order in which base.py has them: Schedule, but no StageState or subclass of a base
-    bases = [c for c in vars(base).values() if inspect.isclass(c) and base.Component in c.__bases__]
+    bases = [c for c in classes if Component in c.__bases__]  # Schedule, but no StageState or subclass of a base
     whole = [c for c in classes if c not in bases and not inspect.isabstract(c)]
     return [(b.__name__, [as_shipped(c) for c in whole if issubclass(c, b)]) for b in bases]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.components.base import Reference, ReferenceContext
-from sftmix.components.component import Need, model_files, require
+from sftmix.components.component import Need, require
 from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.disk.places import place_of, places_like
 from sftmix.disk.tables import existing_file, read_columns, read_dynamics
@@ -76,7 +76,7 @@ class TrainedReference(Reference):
         return None if epochs is None else int(epochs)  # online: one for each full epoch
 
     def files(self) -> list[str]:
-        return [] if self.model is None else model_files(self.model)
+        return [] if self.model is None else self.model.files()
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.train_and_score(
@@ -134,7 +134,7 @@ class FromCheckpoints(Reference):
         return len(self.paths)
 
     def files(self) -> list[str]:
-        return [*self.paths, *model_files(ReferenceModel(template=self.template))]
+        return [*self.paths, *ReferenceModel(template=self.template).files()]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.score_models(

@@ -14,6 +14,7 @@ from sftmix.options import (
     OF_SHARDS,
     SHARDED,
     Check,
+    DataOptions,
     LoraOptions,
     TrainingOptions,
     at_least_1,
@@ -22,6 +23,7 @@ from sftmix.options import (
     reference_lora,
 )
 from sftmix.words.errors import refuse
+from sftmix.words.fields import column_problems
 from sftmix.words.plain import differing, spelling
 from sftmix.words.shown import counted
 
@@ -46,6 +48,7 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
+    yield from _of_rows(config)
     reference, optimizer = config.reference, config.optimizer
     own = [*_training("", config.training, optimizer, config.model.lora), *_lora("model.lora", config.model.lora)]
     yield from own
@@ -68,6 +71,21 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
             f"checkpoint.every ({every}) and checkpoint.every_seconds ({seconds:g}) exclude each other: their "
             "distance is one of steps or one of time; set --checkpoint.every null, or leave every_seconds out"
         )
+
+
+_OF_FORMATS = ("format",)
+_OF_TEMPLATES = ("template", "template_options", "thoughts", "special_tokens")
+
+
+def _of_rows(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each option of the rows that says nothing beside a class that reads or renders them."""
+    data = config.data
+    yield from column_problems(config.row_format or data.format, data.columns or {})
+    for part, names in ((config.row_format, _OF_FORMATS), (config.renderer, _OF_TEMPLATES)):
+        for name in names:
+            value = getattr(data, name)
+            if part and value != getattr(DataOptions, name):  # the class has the default
+                yield f"{part.option} {part} and data.{name} ({value}) exclude each other: leave one out"
 
 
 # ------------------------------------------------------------------------------------------------ options
@@ -202,7 +220,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     online = config.is_single_run()
     if pairs is not None:
         yield from _of_pairing(config, pairs)
-    for part in all_parts([*vars(config).values(), *vars(config.data).values()]):
+    for part in all_parts(vars(config)):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
     # the step computes BATCH_NLL for any objective, and auto recomputes nothing if one needs STATES

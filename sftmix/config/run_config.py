@@ -26,6 +26,8 @@ from sftmix.components.objectives import SFTMix
 from sftmix.components.optimizers import AdamW
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import TrainedReference
+from sftmix.components.renderer import Renderer
+from sftmix.components.row_format import RowFormat
 from sftmix.components.selection import All
 from sftmix.components.splitters import Median
 from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
@@ -51,6 +53,10 @@ class RunConfig(PlainFields):
     """Learning rate, batches, precision and ranks."""
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     """What a rerun resumes from."""
+    row_format: RowFormat | None = None
+    """A row -> its conversation, by your own class (my_rows.MyFormat); null: by data.format."""
+    renderer: Renderer | None = None
+    """A conversation -> its token ids, by your own class (my_turns.MyRenderer); null: by the chat template."""
     reference: Reference = field(default_factory=TrainedReference)
     """Where the training dynamics come from."""
     confidence: ConfidenceEstimator = field(default_factory=Perplexity)

@@ -21,8 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.component import FACTORY
-from sftmix.components.component import Component
+from sftmix.components.component import FACTORY, Component
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
 from sftmix.words.errors import ConfigError, nearest, told
@@ -90,8 +89,8 @@ def option_hints(group: type = RunConfig, prefix: str = "") -> dict[str, Any]:
 
 @cache
 def component_bases() -> dict[str, type[Component]]:
-    """Return the full key of each option that holds components -> their base class."""
-    return {key: base for key, hint in option_hints().items() if (base := component_in(hint))}
+    """Return the name of each option that holds components -> their base class."""
+    return {name: base for name, o in options_of(RunConfig).items() if (base := component_in(o.annotation))}
 
 
 # ------------------------------------------------------------------------------------- component classes

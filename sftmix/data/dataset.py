@@ -258,7 +258,7 @@ class _Encoding(NamedTuple):
         lost = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
         if lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not self.prepared.options.skip_bad:
             raise DataError(
-                f"data.template, data.renderer: {self.encoder.name} cannot encode {lost:,} of {lost + found.train:,} "
+                f"data.template, renderer: {self.encoder.name} cannot encode {lost:,} of {lost + found.train:,} "
                 f"training examples; choose another, or let data.skip_bad drop them:\n{lines}"
             )
         _refuse_nothing("data.train", found)

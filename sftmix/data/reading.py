@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sftmix.components.row_format import RowFormat
 from sftmix.data.report import DataReport
 from sftmix.data.sources import expand
 from sftmix.data.store import AT_ONCE, EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
@@ -31,9 +32,14 @@ DOCUMENTS_AT_ONCE = 16
 """Documents that are in memory until they are written; each may have 64 MiB."""
 
 
-def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport]:
-    """Return the checked rows of data.train or data.eval, and the report; from the cache if all is as it was."""
-    reader = RowReader(option, options)
+def read_side(
+    option: str, options: DataOptions, form: RowFormat | str, progress: bool
+) -> tuple[Conversations, DataReport]:
+    """Return the checked rows of data.train or data.eval, and the report; from the cache if all is as it was.
+
+    form  a row format, or a word of data.format
+    """
+    reader = RowReader(option, options, form)
     directory, summary = get_or_build(
         options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, progress=progress)
     )
@@ -54,16 +60,16 @@ class RowReader:
     key, content_key  of the cache, and of what the rows hold wherever their files are
     """
 
-    def __init__(self, option: str, options: DataOptions) -> None:
+    def __init__(self, option: str, options: DataOptions, form: RowFormat | str) -> None:
         self.option, self.options = option, options
         train = option == "data.train"
         self.labels = as_list(options.labels) if train and options.labels else None
         self.label_field = options.label_field if train else None
-        self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
+        self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, form)
         columns = Columns(options.columns)
         # A text file among rows has no field of a conversation, and is a bad row.
-        texts = options.format == "auto" and all(source.name.lower().endswith(".txt") for source in self.sources)
-        form = TEXT if texts else options.format
+        if form == "auto" and all(source.name.lower().endswith(".txt") for source in self.sources):
+            form = TEXT
         last = options.trained_turns == "last"
         self.converter = Converter(columns, form, options.roles, self.label_field, last)
         marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.components.row_format import RowFormat
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations, Prepared
@@ -15,11 +16,10 @@ from sftmix.ranks.rng import stable_hash
 from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool
 from sftmix.words.errors import ConfigError, DataError, refuse
-from sftmix.words.fields import RESERVED_ID, listed
+from sftmix.words.fields import RESERVED_ID, column_problems, listed
 from sftmix.words.shown import quoted
 
 OF_CONVERSATIONS = (
-    "renderer",
     "template",
     "template_options",
     "thoughts",
@@ -31,14 +31,16 @@ OF_CONVERSATIONS = (
 """Options that say nothing of plain text."""
 
 
-def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepared:
+def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None, *, progress: bool = True) -> Prepared:
     """Read, check and number all rows, and decide which are held out (by data.seed, or else by `seed`).
 
+    row_format  None: rows are of data.format
     Raises ConfigError for options that exclude each other. Raises DataError for a file that cannot be read, and for bad
     rows unless data.skip_bad is set: the message counts them and lists `file:line: reason` of the first.
     """
-    refuse(list(options.problems()), "the options of the rows")
-    train, report = read_side("data.train", options, progress)
+    form = row_format or options.format
+    refuse([*options.problems(), *column_problems(form, options.columns or {})], "the options of the rows")
+    train, report = read_side("data.train", options, form, progress)
     thinking = _thinks(train, report, options)
     _refuse_for_kind(options, train.is_text)
     seed = seed if options.seed is None else options.seed
@@ -47,7 +49,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     train = repeated(train, report, drop=options.duplicates == "drop")
     held_out = None
     if options.eval is not None:
-        held_out, more = read_side("data.eval", options, progress)
+        held_out, more = read_side("data.eval", options, form, progress)
         repeated(held_out, more)
         report.take(more)
         if train.is_text != held_out.is_text:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.common.row_format import RowFormat
+from sftmix.components.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json, sha256_file
 from sftmix.disk.places import HUB_ID, place_of
@@ -78,8 +78,9 @@ def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") ->
     A hub id may name a subset, a split or both, `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`.
 
     option  name of the option that holds the names, for messages; in data.train alone, files for tests are left out
-    form    data.format. Text files of a directory are documents if it is text, or if it is auto and the directory holds
-            nothing else. Beside files of rows they are notes about the rows, and are left out.
+    form    a row format, or a word of data.format. Text files of a directory are documents if it is text, or if it is
+            auto and the directory holds nothing else. Beside files of rows they are notes about the rows, and are left
+            out.
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources, lines = list[Source](), list[str]()

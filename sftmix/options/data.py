@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftmix.common.renderer import Renderer
-from sftmix.common.row_format import RowFormat
 from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
-from sftmix.words.fields import ROLES, column_problems
+from sftmix.words.fields import ROLES
 from sftmix.words.plain import PlainFields, as_list
 
 FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
@@ -42,10 +40,9 @@ class DataOptions(PlainFields):
     Excludes data.eval."""
     seed: int | None = None
     """Seed by which data.eval_fraction chooses rows; null: the run's seed."""
-    format: RowFormat | FormatName = "auto"
+    format: FormatName = "auto"
     """Format of the rows; auto recognises it from the fields of each row. text, which auto takes for .txt files alone:
-    documents without turns (.txt files, or rows with a field `text`), every token trained. Or your own class
-    (my_rows.MyFormat)."""
+    documents without turns (.txt files, or rows with a field `text`), every token trained."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
     fields of one format (response stands for completion), system, id, weight and tools. null:
@@ -53,8 +50,6 @@ class DataOptions(PlainFields):
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
-    renderer: Renderer | None = None
-    """Your own class (my_turns.MyRenderer) that makes token ids of conversations; null: the chat template does."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     template_options: dict[str, Any] | None = None
@@ -100,10 +95,6 @@ class DataOptions(PlainFields):
         for name, role in (self.roles or {}).items():
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
-        yield from column_problems(self.format, self.columns or {})
-        for name in ("template", "template_options", "thoughts", "special_tokens") if self.renderer else ():
-            if getattr(self, name) != getattr(DataOptions, name):  # the class has the default
-                yield f"data.renderer and data.{name} exclude each other: leave one out, or give the class an option"
         yield from out_of_range("data", self, _DATA)
         if problem := path_problem(cache := self.cache_dir or os.environ.get("SFTMIX_CACHE", "")):
             yield f"data.cache_dir, or $SFTMIX_CACHE: {cache!r} cannot be the directory of the cache: it {problem}"

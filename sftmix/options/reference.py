@@ -1,8 +1,10 @@
 """The reference model: its training inherits the target's options."""
 
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
+from sftmix.disk.places import place_of
 from sftmix.options.model import LoraOptions, ModelOptions
 from sftmix.options.training import OF_SHARDS, StageTraining, TrainingOptions
 from sftmix.words.plain import PlainFields
@@ -23,6 +25,11 @@ class ReferenceModel(PlainFields):
     lora: LoraOptions | None = None
     """Adapters of the reference. null: the target's (model.lora) if reference.model.path is empty, else none; r 0
     trains all weights."""
+
+    def files(self) -> list[str]:
+        """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
+        template = os.path.expanduser(self.template or "")
+        return [*filter(None, [self.path]), *([template] if os.path.isfile(place_of(template)) else [])]
 
 
 _Class = TypeVar("_Class", bound=type)

@@ -111,23 +111,26 @@ def _precision(known: Known, options: TrainingOptions) -> Any:
     return resolve_precision(options.precision, known.world.device)
 
 
-def _data(known: Known) -> Inputs:
+def _rows(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
-    data, rows = known.config.data, known.rows
+    config, rows = known.config, known.rows
+    data = config.data
     names = ["limit", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
-    names += ["thoughts", "template_options", "renderer", "trained_turns", "roles"]
+    names += ["thoughts", "template_options", "trained_turns", "roles"]
     inputs = {name: plain(getattr(data, name)) for name in names}
-    for name, part in (("format", data.format), ("renderer", data.renderer)):
-        if isinstance(part, Component):
-            inputs[f"{name}_files"] = _files(known, part)
     if rows is UNKNOWN and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
-    return {
-        **inputs,
+    inputs |= {
         # As resolved: null, and the length that it means for this model, are one value.
         "max_length": data.max_length or rows.data.report.max_length,
         "template": rows.encoder.name,  # the name; its text, as any byte of a row, is in the fingerprint
         "fingerprint": rows.data.train.fingerprint,
+    }
+    return {
+        "data": inputs,
+        "row_format": plain(config.row_format),
+        "renderer": plain(config.renderer),
+        "row_files": _files(known, config.row_format, config.renderer),
     }
 
 
@@ -135,7 +138,7 @@ def _rows_and_model(known: Known) -> Inputs:
     """Return the training rows, the model, and the options of its computation that decide numbers."""
     config = known.config
     return {
-        "data": _data(known),
+        **_rows(known),
         "model": known.world.from_main(lambda: _fingerprint(config.model.path)),
         # bf16 and fp32, sdpa and eager, give other losses, so another confidence.
         "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
@@ -230,13 +233,13 @@ STAGE_INPUTS = {
     "reference": reference_inputs,
     "confidence": lambda known: {
         # Dynamics are of these rows already; a confidence with scores of its own reads none.
-        **({} if known.config.confidence_needs_dynamics() else {"data": _data(known)}),
+        **({} if known.config.confidence_needs_dynamics() else _rows(known)),
         "dynamics": _made(known, "confidence/dynamics.parquet", known.config.confidence_needs_dynamics()),
         "confidence": known.config.confidence.spec(),
         "confidence_files": _files(known, known.config.confidence),
     },
     "split": lambda known: {
-        "data": _data(known),
+        **_rows(known),
         "confidence": _made(known, "confidence/confidence.parquet", known.config.split_needs_confidence()),
         "splitter": known.config.splitter.spec(),
         "seed": known.config.seed,

@@ -103,7 +103,9 @@ def rows_of_reference(
         if model.template is not None or not same:
             data = replace(config.data, template=model.template)
             with named(f"{option}.template", "data.template"):
-                encoder = world.node_first(lambda: encoder_for(tokenizer, data, thinks=rows.prepared.thinks))
+                encoder = world.node_first(
+                    lambda: encoder_for(tokenizer, data, config.renderer, thinks=rows.prepared.thinks)
+                )
         if model.max_length is None and same:
             length = min(length, context_length(model_config(path)) or length)
         else:

@@ -63,12 +63,16 @@ def read_rows(
     """Read the rows, tokenise them for the target, and keep those that the selector keeps.
 
     Return them with the configuration, whose `data.format` is now settled: text if `auto` recognised plain text. Also
-    raises ConfigError for a confidence or a reference that then lacks instructions and responses.
+    raises ConfigError for a renderer, a confidence or a reference that then lacks instructions and responses.
 
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
-    prepared = world.node_first(lambda: prepare(config.data, config.seed, progress=progress))
+    prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format, progress=progress))
     if prepared.text:
+        if config.renderer is not None:
+            raise ConfigError(
+                f"renderer {config.renderer} and data.format text exclude each other: set renderer to null"
+            )
         if Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False):
             raise ConfigError(
                 "data.format text has no instructions, and a response is to be scored without its instruction: use "
@@ -76,7 +80,9 @@ def read_rows(
             )
         config = replace(config, data=replace(config.data, format="text"))
     path = config.model.path
-    encoder = world.node_first(lambda: encoder_for(load_tokenizer(path), config.data, thinks=prepared.thinks))
+    encoder = world.node_first(
+        lambda: encoder_for(load_tokenizer(path), config.data, config.renderer, thinks=prepared.thinks)
+    )
     refuse_quantized(path)  # before rows are tokenised and a reference is trained
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 

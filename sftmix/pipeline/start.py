@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from sftmix.common.component import require_one_of
+from sftmix.components.component import require_one_of
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.read import STARTED

@@ -28,10 +28,10 @@ from torch import nn
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.row_format import RowFormat
 from sftmix.components import base, contracts
 from sftmix.components.base import StageState
 from sftmix.components.component import Need
+from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
 from sftmix.options import TrainingOptions
 from sftmix.testing.renderers import check_renderer as check_renderer

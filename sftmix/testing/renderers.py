@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sftmix.common.renderer import Renderer
+from sftmix.components.renderer import Renderer
 from sftmix.types import Example, RenderedTurn
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from sftmix.common.renderer import Renderer
+from sftmix.components.renderer import Renderer
 from sftmix.options import SpecialTokens, Thoughts
 from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
 from sftmix.text.spellings import SpecialSpellings

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.component import Component, code_of, files_of
-from sftmix.common.renderer import Renderer
+from sftmix.components.component import Component, code_of, files_of
+from sftmix.components.renderer import Renderer
 from sftmix.disk.cache import get_or_build, key_of
 from sftmix.disk.files import sha256_file, sha256_json
 from sftmix.disk.places import place_of
@@ -120,17 +120,24 @@ class Encoder:
         return decode(self.tokenizer, ids)
 
 
-def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool | None = False) -> Encoder:
+def encoder_for(
+    tokenizer: PreTrainedTokenizerBase,
+    options: DataOptions,
+    renderer: Renderer | None = None,
+    *,
+    thinks: bool | None = False,
+) -> Encoder:
     """Make the encoder of rows under these options: without a renderer if data.format is text, else with one.
 
     A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
     long, or too much memory.
 
-    thinks  some response of the rows has a thought; None: the template is taken as it is
+    renderer  None: the chat template that the options choose
+    thinks    some response of the rows has a thought; None: the template is taken as it is
     """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
-    renderer = copy(options.renderer) or ChatTemplate(  # `begin` keeps a tokenizer in it; a reference has its own
+    renderer = copy(renderer) or ChatTemplate(  # `begin` keeps a tokenizer in it; a reference has its own
         template=options.template,
         template_options=options.template_options,
         special_tokens=options.special_tokens,

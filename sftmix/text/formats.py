@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sftmix.common.row_format import RowFormat
+from sftmix.components.row_format import RowFormat
 from sftmix.text.calls import TOOLS, tools_of
 from sftmix.text.turns import TURN_FIELDS, checked, last_alone, turns_of, weight_of
 from sftmix.text.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
@@ -82,7 +82,7 @@ class Converter:
     """Rows -> examples, in one format or each in the one that its fields name.
 
     columns      names of fields
-    form         data.format; under auto, rows are conversations
+    form         a row format, or a word of data.format; under auto, rows are conversations
     roles        data.roles
     label_field  None, or the field that labels are from
     last         only the last of the assistant's turns is trained (data.trained_turns)
@@ -134,9 +134,7 @@ class Converter:
         Raises BadRow if they are none, ContractError for an answer that no format may give.
         """
         if not messages or any(not isinstance(turn, Message) for turn in messages):
-            raise ContractError(
-                f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
-            )
+            raise ContractError(f"row_format {form} returned {quoted(messages)}; allowed: a list of Message, not empty")
         # KTO: {prompt, completion, label: false} is an answer that somebody disliked.
         if self.label_field != "label" and spelling(row.get("label")) == "false":
             raise BadRow(

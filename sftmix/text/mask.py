@@ -67,7 +67,7 @@ def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
         fits = False
     if not fits:
         raise ContractError(
-            f"data.renderer {encoder.name} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
+            f"renderer {encoder.name} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
             "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0"
         )
 

@@ -1,7 +1,7 @@
 """Names of the fields and of the roles of rows, which `data.columns` and `data.roles` may change."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from sftmix.words.shown import quoted
@@ -41,19 +41,26 @@ SHOWN_FIELDS = 30
 """Most fields that a message lists."""
 
 
+def fields_of(form: Any) -> Collection[str]:
+    """Return the fields that a format reads: of a word of data.format, or of a row format; of auto none."""
+    return FORMAT_FIELDS.get(form, ()) if isinstance(form, str) else form.fields
+
+
 def column_problems(form: Any, columns: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield a sentence if no format, or not the one that data.format chooses, has all the fields of data.columns."""
+    """Yield a sentence if no format, or not the chosen one, has all the fields of data.columns.
+
+    form  a word of data.format, or a row format
+    """
     fields = field_columns(columns)
-    own = FORMAT_FIELDS.get(form, ()) if isinstance(form, str) else form.fields
-    formats = FORMAT_FIELDS if form == "auto" else {str(form): own}
+    formats = FORMAT_FIELDS if form == "auto" else {str(form): fields_of(form)}
     if len(fields) < len(columns):  # two of them became one
         yield "data.columns names completion and response, which are the same field; leave one out"
     # One format must have them all: {instruction: q, completion: a} is of none.
     if not any(fields.keys() <= {*names, *ANY_FORMAT} for names in formats.values()):
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in formats.items())
         yield (
-            f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
-            f"({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
+            f"data.columns: no format that row_format or data.format chooses has {' and '.join(columns)}; on the left "
+            f"stand our names ({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
         )
 
 

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from sftmix.common.row_format import RowFormat
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
@@ -21,6 +20,7 @@ from sftmix.components.others.schedules import AfterFraction, Linear
 from sftmix.components.others.selectors import ScoreAtLeast
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
+from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -34,6 +34,8 @@ from sftmix.options import (
     ReferenceTraining,
     TrainingOptions,
 )
+from sftmix.text import ChatTemplate
+from sftmix.text.formats import Messages
 from sftmix.words.errors import ConfigError
 
 
@@ -229,8 +231,30 @@ class RowsOfAPackage(RowFormat):
 
 def test_a_package_that_is_not_there_is_named_before_anything_is_read():
     assert "splitter OfAPackage needs the package nothing_of_this_name" in refusal(splitter=OfAPackage())
-    data = replace(complete().data, format=RowsOfAPackage())
-    assert "data.format RowsOfAPackage needs the package nothing_of_this_name" in refusal(data=data)
+    said = refusal(row_format=RowsOfAPackage())
+    assert "row_format RowsOfAPackage needs the package nothing_of_this_name" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("template", "chatml"), ("template_options", {"a": 1}), ("thoughts", "drop"), ("special_tokens", "tokens")],
+)
+def test_a_renderer_and_an_option_of_the_chat_template_exclude_each_other(name, value):
+    data = replace(complete().data, **{name: value})
+    said = refusal(data=data, renderer=ChatTemplate())
+    assert said == f"renderer ChatTemplate and data.{name} ({value}) exclude each other: leave one out"
+    assert refusal(data=data) == refusal(renderer=ChatTemplate()) == ""
+
+
+def test_a_row_format_and_a_word_exclude_each_other_and_columns_are_of_the_one_that_counts():
+    data = replace(complete().data, format="alpaca")
+    said = refusal(data=data, row_format=Messages())
+    assert said == "row_format Messages and data.format (alpaca) exclude each other: leave one out"
+    data = replace(complete().data, columns={"messages": "turns"})
+    assert refusal(data=data, row_format=Messages()) == ""
+    said = refusal(data=data, row_format=Messages(field="dialogue"))
+    assert "no format that row_format or data.format chooses has messages" in said
+    assert "(Messages: dialogue; each: system, id, weight, tools)" in said
 
 
 def test_a_pairing_by_confidence_is_refused_where_none_is_estimated():

@@ -104,7 +104,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
         (
             {"data": {"format": "alpacca"}},
-            ["data.format: no RowFormat 'alpacca'", "mean alpaca? There are", "auto, alpaca, "],
+            ["data.format: 'alpacca' is not allowed. Did you mean alpaca? Allowed: auto, alpaca, "],
         ),
         ({"data": 3}, ["data: 3", "a group of options {train, "]),
         ({"model": "m", "model.path": "p"}, ["model: 'm' is not allowed; allowed: a group of options {path, "]),

@@ -55,7 +55,9 @@ def options(tmp_path) -> Callable[..., DataOptions]:
 @pytest.fixture
 def read(options) -> Callable[..., Prepared]:
     """prepare, by the names of the training files."""
-    return lambda *train, run_seed=0, **more: prepare(options(*train, **more), run_seed, progress=False)
+    return lambda *train, run_seed=0, row_format=None, **more: prepare(
+        options(*train, **more), run_seed, row_format, progress=False
+    )
 
 
 @pytest.fixture

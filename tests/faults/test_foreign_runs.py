@@ -118,7 +118,7 @@ def with_foreign(given: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]
     yield {**given, "splitter": mine, "callbacks": [mine], "selector": mine}
     yield {**given, "objective": name, "callbacks": [name]}
     for form in (name, mine):
-        yield {**given, "data": {**given["data"], "format": form}}
+        yield {**given, "row_format": form}
     for mu in (name, mine):
         yield {**given, "objective": {**given["objective"], "init_args": {**options, "mu": mu}}}
 

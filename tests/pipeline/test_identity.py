@@ -1,6 +1,7 @@
 """What a stage is made from: all that decides its result is among its inputs, so that nothing is reused wrongly."""
 
 import importlib
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from sftmix.components import (
     NEFTune,
     Perplexity,
     Quantile,
+    RandomSplit,
     SFTMix,
     TrainedReference,
 )
@@ -33,7 +35,10 @@ from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.stages import differences
+from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.ranks.world import World
+from sftmix.text import ChatTemplate
+from sftmix.text.formats import Messages
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.tools.runs.export import export_run
 from sftmix.words.errors import ConfigError
@@ -102,6 +107,55 @@ def test_the_code_of_a_class_of_ones_own_decides_what_it_made(finished, tmp_path
     run(mended, until="split")
     with pytest.raises(ConfigError, match=r"confidence_files\.own_parts\.Base: "):
         run(own("base", "(Perplexity):\n    pass", "(Perplexity):\n    mended = True"), until="confidence")
+
+
+OWN_ROWS = """
+from sftmix.text import ChatTemplate
+from sftmix.text.formats import Alpaca
+
+class Rows(Alpaca):
+    def __init__(self, *, note: str = "", style: int = 1):
+        self.note = note
+
+    def files(self):
+        return [self.note] if self.note else []
+
+class Turns(ChatTemplate):
+    pass
+"""
+
+
+def test_the_classes_that_read_and_render_rows_decide_what_was_made_of_them(finished, tmp_path, monkeypatch):
+    """By their options and their code, before any row is read; and by the content of their files."""
+    monkeypatch.syspath_prepend(tmp_path)
+    note = tmp_path / "note.txt"
+    note.write_text("1")
+
+    def own(place: str, code: str = OWN_ROWS, **options) -> RunConfig:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own_rows.py").write_text(code)
+        sys.path[0] = str(tmp_path / place)
+        sys.modules.pop("own_rows", None)
+        module = importlib.import_module("own_rows")
+        rows = module.Rows(note=str(note), **options)
+        chosen = {"row_format": rows, "renderer": module.Turns(), "splitter": RandomSplit()}
+        return config(finished.tiny, tmp_path / "run", **chosen)
+
+    def differ(now: RunConfig) -> list[str]:
+        with pytest.raises(ConfigError, match="Use another --out") as caught:
+            refuse_other_inputs(Known(now), ["split"], tmp_path / "run")
+        return re.findall(r"[:;] ([\w.]+): ", str(caught.value))
+
+    first = own("first")
+    run(first, until="split")
+    refuse_other_inputs(Known(own("moved")), ["split"], tmp_path / "run")
+    assert differ(own("option", style=2)) == ["row_format.style"]
+    assert differ(own("rows", OWN_ROWS.replace("if self.note", "if bool(self.note)"))) == ["row_files.own_rows.Rows"]
+    assert differ(own("turns", OWN_ROWS.replace("pass", "mended = True"))) == ["row_files.own_rows.Turns"]
+    assert "renderer" in differ(replace(first, renderer=None))
+    note.write_text("2")
+    with pytest.raises(ConfigError, match="the training rows are others, as the model sees them"):
+        run(first, until="split")
 
 
 class OfAProject(Median):
@@ -200,6 +254,8 @@ def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny,
         ({"confidence": LogPerplexity()}, {"confidence"}),
         ({"selector": Longest(k=5)}, {"selection"}),
         ({"seed": 7}, {"selection", "reference", "split", *ARMS}),
+        ({"row_format": Messages(field="turns")}, EVERY),
+        ({"renderer": ChatTemplate(thoughts="drop")}, EVERY),
     ],
     ids=lambda x: ", ".join(sorted(x)),
 )

@@ -215,3 +215,13 @@ def test_another_length_of_the_reference_is_refused(words, refused):
 def test_responses_without_instructions_are_refused_where_there_are_none(words, refused):
     """Where documents are packed, the cuts between them would lie elsewhere."""
     assert "data.format text has no instructions" in refused("reference", *words, "--reference.response_alone")
+
+
+def test_a_renderer_is_refused_where_there_are_no_turns(words, tiny, tmp_path, refused):
+    """Also where `auto` finds out that a file holds documents."""
+    (tmp_path / "a.txt").write_text("Once upon a time.")
+    own = ("--renderer", "sftmix.text.ChatTemplate")
+    said = "renderer ChatTemplate and data.format text exclude each other: set renderer to null"
+    assert said in refused("reference", *words, *own)
+    texts = ("--data.train", str(tmp_path / "a.txt"))
+    assert said in refused("reference", "--model.path", str(tiny.model), *texts, *own)

@@ -316,8 +316,8 @@ def test_columns_that_are_not_there(write, read, refused):
     ]
     assert "no row of data.train has the field 'knd' (for the label); " in refused(path, label_field="knd")[0]
     for columns, form, message in (
-        ({"prmpt": "question", "response": "answer"}, "auto", "no format of data.format auto has prmpt and response; "),
-        (COLUMNS, "alpaca", "no format of data.format alpaca has prompt and response; .*instruction"),
+        ({"prmpt": "question", "response": "answer"}, "auto", "no format that .* has prmpt and response; .*sharegpt: "),
+        (COLUMNS, "alpaca", r"no format that .* has prompt and response; .* \(alpaca: instruction, input, output; "),
     ):
         with pytest.raises(ConfigError, match=rf"^data\.columns.*{message}"):
             read(path, columns=columns, format=form)

@@ -65,7 +65,7 @@ def test_its_identity_is_in_the_key_of_the_rows(write, read):
     path = write("rows.jsonl", [ROW])
 
     def fingerprint(form):
-        return read(path, format=form).train.fingerprint
+        return read(path, row_format=form).train.fingerprint
 
     class Edited(Quiz):
         def read(self, row, *, roles):
@@ -73,13 +73,13 @@ def test_its_identity_is_in_the_key_of_the_rows(write, read):
 
     assert fingerprint(Quiz()) == fingerprint(Quiz())
     assert len({fingerprint(form) for form in (Quiz(), Quiz(mark="!"), Edited())}) == 3
-    train = read(path, format=Quiz(mark="!")).train
+    train = read(path, row_format=Quiz(mark="!")).train
     assert [m.content for e in train.examples(whole=True) for m in e.messages] == ["S", "2 + 2?", "4!"]
 
 
 def test_a_missing_field_is_named_and_a_mistake_in_its_code_is_not_a_bad_row(write, read, refused):
     path = write("rows.jsonl", [{"question": "u", "id": "k"}])
-    assert refused(path, format=Quiz())[1] == (
+    assert refused(path, row_format=Quiz())[1] == (
         f"{path}:1: field 'answer' is missing or null; there are 'question', 'id' (data.columns gives them other names)"
     )
 
@@ -88,22 +88,22 @@ def test_a_missing_field_is_named_and_a_mistake_in_its_code_is_not_a_bad_row(wri
             return [U(row["question"]), A(row["answer"])]
 
     with pytest.raises(KeyError, match="answer"):
-        read(path, format=Careless(), skip_bad=True)
+        read(path, row_format=Careless(), skip_bad=True)
 
 
 def test_its_fields_may_have_other_names(write, read):
     path = write("rows.jsonl", [{"ask": "u", "say": "a"}])
-    train = read(path, format=Quiz(), columns={"question": "ask", "answer": "say"}).train
+    train = read(path, row_format=Quiz(), columns={"question": "ask", "answer": "say"}).train
     assert [m.content for e in train.examples(whole=True) for m in e.messages] == ["u", "a"]
     with pytest.raises(
-        ConfigError, match=r"no format of data\.format Quiz has prompt; .*Quiz: question, answer, dialogue"
+        ConfigError, match=r"no format that row_format .* has prompt; .*Quiz: question, answer, dialogue"
     ):
-        read(path, format=Quiz(), columns={"prompt": "ask"})
+        read(path, row_format=Quiz(), columns={"prompt": "ask"})
 
 
 @pytest.mark.parametrize("turns", [[], None, "text", ["text"], ({"role": "user"},)])
 def test_an_answer_that_is_no_list_of_messages_is_refused(turns):
-    with pytest.raises(ContractError, match=r"data\.format Fixed returned .*; allowed: a list of Message"):
+    with pytest.raises(ContractError, match=r"row_format Fixed returned .*; allowed: a list of Message"):
         convert({"question": "u"}, Fixed(turns=turns))
 
 
@@ -123,14 +123,12 @@ def test_values_that_no_row_may_have_are_refused_in_its_turns_as_well(answer, wo
 
 def test_it_is_chosen_with_its_options_and_stored_like_any_component():
     path = f"{Quiz.__module__}.Quiz"
-    config = from_plain({"data.format": path, "data.format.mark": "!"})
-    assert isinstance(config.data.format, RowFormat)
-    spec = {"class_path": path, "init_args": {"mark": "!"}}
-    assert config.plain()["data"]["format"] == spec
+    config = from_plain({"row_format": path, "row_format.mark": "!"})
+    assert isinstance(config.row_format, RowFormat)
+    assert config.plain()["row_format"] == {"class_path": path, "init_args": {"mark": "!"}}
     assert from_plain(json.loads(json.dumps(config.plain()))) == config
-    assert from_plain({"data": {"format": spec}, "data.format": "alpaca"}).data.format == "alpaca"
     with pytest.raises(ConfigError, match="Quiz has no option 'mrk'"):
-        from_plain({"data.format": path, "data.format.mrk": "!"})
+        from_plain({"row_format": path, "row_format.mrk": "!"})
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if not isinstance(form, PlainText)])

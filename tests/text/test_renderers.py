@@ -110,7 +110,7 @@ def test_its_parts_are_trained_by_their_weights(write, options, load, small):
     row["messages"][1]["reasoning_content"] = "Greet."
     path, trained = write("rows.jsonl", [row]), {}
     for share in (0.0, 0.25):
-        encoder = encoder_for(small["bos"], options(path, renderer=Light(share=share)))
+        encoder = encoder_for(small["bos"], options(path), Light(share=share))
         (example,) = load(encoder, path, max_length=200).train
         trained[share] = encoder.decode(example.input_ids[example.target])
         assert encoder.decode(example.input_ids).endswith("assistant: <think>Greet.</think>Yo</s>")
@@ -125,15 +125,15 @@ def test_what_its_template_refuses_is_counted(write, options, load, small):
 
     rows = [{"prompt": word, "completion": "Yo"} for word in ("Hi", *"abcdefghijklmnopqrstu")]
     path = write("rows.jsonl", rows)
-    data = load(encoder_for(small["bos"], options(path, renderer=Strict())), path, max_length=200)
+    data = load(encoder_for(small["bos"], options(path), Strict()), path, max_length=200)
     assert data.report.counts == {"template_refused": 1}
     assert len(data.train) == 21
 
 
 def test_a_weight_below_0_ends_the_run(write, options, load, small):
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    with pytest.raises(ConfigError, match=r"data\.renderer Negative returned .*weights are from 0"):
-        load(encoder_for(small["bos"], options(path, renderer=Negative())), path, max_length=200)
+    with pytest.raises(ConfigError, match=r"renderer Negative returned .*weights are from 0"):
+        load(encoder_for(small["bos"], options(path), Negative()), path, max_length=200)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_an_answer_that_is_no_ids_of_the_tokenizer_ends_the_run_with_its_class(
             return parts
 
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    with pytest.raises(ContractError, match=r"data\.renderer Odd returned .*; allowed: "):
-        load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
+    with pytest.raises(ContractError, match=r"renderer Odd returned .*; allowed: "):
+        load(encoder_for(small["bos"], options(path), Odd()), path, max_length=200)
 
 
 @pytest.mark.parametrize("turns", [None, [], [RenderedTurn([4], [])]])
@@ -174,8 +174,8 @@ def test_turns_that_are_not_those_of_the_row_end_the_run(write, options, load, s
             return turns
 
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    with pytest.raises(ContractError, match=r"data\.renderer Odd returned .* for \w+; allowed: a turn for each"):
-        load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
+    with pytest.raises(ContractError, match=r"renderer Odd returned .* for \w+; allowed: a turn for each"):
+        load(encoder_for(small["bos"], options(path), Odd()), path, max_length=200)
 
 
 @pytest.mark.slow
@@ -183,5 +183,5 @@ def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_st
     class Own(ChatTemplate):
         ends = (5,)
 
-    encoder = encoder_for(small["chatml"], options("rows.jsonl", renderer=Own()))
+    encoder = encoder_for(small["chatml"], options("rows.jsonl"), Own())
     assert encoder.stop_ids == (5, encoder.tokenizer.eos_token_id)

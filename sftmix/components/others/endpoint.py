@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.components.base import Reference, ReferenceContext
-from sftmix.components.component import Need, model_files, require
+from sftmix.components.component import Need, require
 from sftmix.options import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
@@ -96,7 +96,7 @@ class FromEndpoint(Reference):
         return len(self.urls)
 
     def files(self) -> list[str]:
-        return model_files(self.rows)
+        return self.rows.files()
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         scorers = {url: partial(self._connected, url) for url in self.urls}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.cli.say import say
+from sftmix.config import RunConfig
 from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.files import sha256_file, sha256_json, write_json
 from sftmix.disk.places import unwritable
-from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
@@ -65,8 +65,8 @@ def main(args: Options) -> None:
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
     if args.prompts:  # which may be rows as the run's are
-        data = read_finished(run).data if run else None
-        questions = read_questions(args.prompts, data, mt_bench=form == "mt_bench")
+        config = read_finished(run) if run else None
+        questions = read_questions(args.prompts, config, mt_bench=form == "mt_bench")
     else:
         questions = _held_out(finished[0].name, run)
     _apply(args, questions)
@@ -133,10 +133,10 @@ def _judged(form: str, label: str, row: Any, texts: list[str]) -> dict[str, Any]
     return {"question_id": row["question_id"], "model_id": label, "choices": [{"index": 0, "turns": texts}]}
 
 
-def read_questions(names: Sequence[str], data: DataOptions | None = None, *, mt_bench: bool = False) -> list[Question]:
+def read_questions(names: Sequence[str], config: RunConfig | None = None, *, mt_bench: bool = False) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
-    data      of a run, whose columns, roles and format count; a row without these fields keeps its own
+    config    of a run, whose columns, roles and format count; a row without these fields keeps its own
     mt_bench  the rows are from FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
@@ -145,7 +145,8 @@ def read_questions(names: Sequence[str], data: DataOptions | None = None, *, mt_
     from sftmix.text.values import checked_text
     from sftmix.tools.answers.asked import asked
 
-    data = data or DataOptions()
+    config = config or RunConfig()
+    form, data = config.row_format or config.data.format, config.data
     reader, questions = Columns(data.columns), list[Question]()
     times, taken = Counter[str](), set[str]()
     sources, lines = expand(names, "--prompts")
@@ -164,7 +165,7 @@ def read_questions(names: Sequence[str], data: DataOptions | None = None, *, mt_
                     more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(category, 0.7)}
                     # The first turn as a row; the later ones follow the model's own answers.
                     plain = {"id": plain["question_id"], "prompt": first}
-                question = question_of(asked(plain, reader, data), **more)
+                question = question_of(asked(plain, reader, form, data.roles), **more)
             except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"--prompts: {place}: {reason}") from problem

@@ -6,9 +6,11 @@ import re
 from dataclasses import KW_ONLY, dataclass
 
 from sftmix.cli.help import formatted, option_rows
-from sftmix.components.base import Renderer, RowFormat, Schedule
+from sftmix.components.base import Schedule
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
+from sftmix.components.renderer import Renderer
+from sftmix.components.row_format import RowFormat
 from sftmix.config.schema import chosen_by, component_bases, find_component, import_class
 from sftmix.tools.runs.shown import rendered
 from sftmix.words.errors import ConfigError, ContractError

@@ -126,7 +126,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
     """
     run, path = finished.run, finished.path
     options = DataOptions()
-    thinks = None
+    renderer = thinks = None
     with named(f"model {finished.name}"), as_started(run):
         if run is not None:
             config, then = read_finished(run), made_from(run)["model"]
@@ -140,12 +140,14 @@ def encoder_of(finished: FinishedModel) -> Encoder:
                     "others, or gone. Bring them back; or if that model lies elsewhere now, write its place as "
                     f"model.path into {run / 'config.yaml'}"
                 )
+            renderer = config.renderer
             options = replace(config.data, format="auto")  # `text` would have no renderer, and nothing could be asked
             if (exported := run / "train/model").is_dir():  # its template has the generation prompt of the rows
-                path, options = str(exported), replace(options, template=None, template_options=None, renderer=None)
+                path, options = str(exported), replace(options, template=None, template_options=None)
+                renderer = None
             else:
-                thinks = prepare(config.data, config.seed, progress=False).thinks
-        return encoder_for(load_tokenizer(path), options, thinks=thinks)
+                thinks = prepare(config.data, config.seed, config.row_format, progress=False).thinks
+        return encoder_for(load_tokenizer(path), options, renderer, thinks=thinks)
 
 
 def longest_together(model: Any, name: str) -> int:

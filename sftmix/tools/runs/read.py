@@ -64,18 +64,13 @@ def read_finished(run: Path) -> RunConfig:
     values, unread = read_yaml(file), dict[str, Any]()
     with trusting():  # nobody: a class that is not of sftmix is a ForeignClassError
         for key, base in component_bases().items():
-            group, _, name = key.rpartition(".")
-            options: Any = values.get(group) if group else values
-            if not (isinstance(options, dict) and name in options):
-                continue
             try:
-                merge({}, {key: options[name]})
+                merge({}, {key: values[key]} if key in values else {})
             except ForeignClassError:
-                unread[key] = _unread(base, options.pop(name))
+                unread[key] = _unread(base, values.pop(key))
         config = build(merge({}, values, of=str(file)))
     for key, component in unread.items():
-        group, _, name = key.rpartition(".")
-        setattr(getattr(config, group) if group else config, name, component)
+        setattr(config, key, component)
     return config
 
 

@@ -69,8 +69,8 @@ def refuse_one_rank(parallel: str) -> None:
 def check_names_given(config: RunConfig) -> None:
     """Raise DataError or ConfigError if files of rows, the template, or the model are not there."""
     data, path = config.data, config.model.path
-    check_names(as_list(data.train), "data.train", data.format)
-    check_names(as_list(data.eval or []), "data.eval", data.format)
+    for option, names in (("data.train", data.train), ("data.eval", data.eval or [])):
+        check_names(as_list(names), option, config.row_format or data.format)
     if data.template is not None:
         template_source(data.template)
     model_at_hand(path)

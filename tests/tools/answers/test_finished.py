@@ -86,8 +86,8 @@ def test_an_export_has_the_generation_prompt_of_the_rows(tiny, tmp_path):
         (tmp_path / name).write_text(content)
     tiny = replace(tiny, train=tmp_path / "rows.json")
     words = ("run", *tiny.bare, "--splitter", "RandomSplit", *SHORT[:-1], "1")
-    for name, choice in (("thought", ("template", "t.jinja")), ("own", ("renderer", "own.Plain"))):
-        done = in_this_process(*words, f"--data.{choice[0]}", choice[1], "--out", name, cwd=tmp_path)
+    for name, choice in (("thought", ("data.template", "t.jinja")), ("own", ("renderer", "own.Plain"))):
+        done = in_this_process(*words, f"--{choice[0]}", choice[1], "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     begun = shutil.copytree(tmp_path / "thought", tmp_path / "begun")
     shutil.rmtree(begun / "train" / "model")

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sftmix.components import RowFormat
+from sftmix.config import RunConfig
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.generate import inputs_of, read_questions
@@ -109,7 +110,7 @@ def test_a_question_needs_no_answer_that_is_trained(read, row):
     ids=str,
 )
 def test_the_field_that_asks_names_the_format_where_an_answer_is_missing(read, row, columns, asked, reference):
-    (question,) = read(row, data=DataOptions(columns=columns))
+    (question,) = read(row, config=RunConfig(data=DataOptions(columns=columns)))
     assert (question.messages, question.reference) == (({"role": "user", "content": asked},), reference)
 
 
@@ -143,7 +144,8 @@ class Empty(Exam):
     ids=str,
 )
 def test_a_row_with_fields_of_the_runs_format_is_read_by_it_and_any_other_by_its_own(read, form, row, asked, reference):
-    (question,) = read(row, data=DataOptions(format=form))
+    chosen = {"data": DataOptions(format=form)} if isinstance(form, str) else {"row_format": form}
+    (question,) = read(row, config=RunConfig(**chosen))
     assert (question.messages[-1]["content"], question.reference) == (asked, reference)
 
 
@@ -154,7 +156,7 @@ def test_a_run_has_its_prompts_read_by_its_format(run, tmp_path, sftmix, monkeyp
     (tmp_path / "exam_rows.py").write_text(
         f"from {Exam.__module__} import Exam as Base\n\n\nclass Exam(Base):\n    pass\n"
     )
-    change(run, "data", format="exam_rows.Exam")
+    change(run, row_format="exam_rows.Exam")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Q?", "completion": "B", "solution": "A"}))
     words = ("generate", str(run), "--prompts", "rows.jsonl", "--to", "to.jsonl", "--max_new_tokens", "2")
     done = sftmix(*words)
@@ -167,9 +169,9 @@ def test_a_run_has_its_prompts_read_by_its_format(run, tmp_path, sftmix, monkeyp
 
 def test_documents_ask_nothing_and_a_format_that_reads_no_turn_is_named(read):
     with pytest.raises(DataError, match=r"rows.jsonl:1: format not recognised from the fields 'text'"):
-        read({"text": "Long ago."}, data=DataOptions(format="text"))
-    with pytest.raises(ContractError, match=r"data.format Empty returned \[\]"):
-        read({"prompt": "Q?"}, data=DataOptions(format=Empty()))
+        read({"text": "Long ago."}, config=RunConfig(data=DataOptions(format="text")))
+    with pytest.raises(ContractError, match=r"row_format Empty returned \[\]"):
+        read({"prompt": "Q?"}, config=RunConfig(row_format=Empty()))
 
 
 @pytest.mark.parametrize(
@@ -217,10 +219,10 @@ def run(finished, tmp_path):
     return tmp_path / "first"
 
 
-def change(run, part: str, **options) -> None:
-    """Change options of one part of a run's config."""
+def change(run, part: str = "", **options) -> None:
+    """Change options of one part of a run's config, or of no part."""
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config[part].update(options)
+    (config[part] if part else config).update(options)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 

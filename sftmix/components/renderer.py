@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sftmix.common.component import Component
+from sftmix.components.component import Component
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import TemplateRefusal
 
@@ -22,7 +22,7 @@ class Renderer(Component, ABC):
     of a turn must be the prompt as `template` writes it. Keep nothing but what `begin` finds.
     """
 
-    option = "data.renderer"
+    option = "renderer"
     tokenizer: Any = None
 
     def begin(self, tokenizer: Any, *, thinks: bool | None = False) -> None:

@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sftmix.common.component import Component
+from sftmix.components.component import Component
 from sftmix.types import Message
 
 
 class RowFormat(Component, ABC):
-    """A row -> its conversation. Ours are chosen by their words (auto, alpaca, ...), yours by its import path."""
+    """A row -> its conversation. Ours are chosen by the words of data.format, yours by its import path."""
 
-    option = "data.format"
+    option = "row_format"
     fields: Collection[str] = ()
     """The fields that it reads. Of the others the report counts those that say something; scalars become columns."""
     turns: Collection[str] = ()
