@@ -17,7 +17,8 @@ from sftmix.common.renderer import Renderer as Renderer
 from sftmix.common.row_format import RowFormat as RowFormat
 from sftmix.components.component import Component, Need
 from sftmix.components.view import LossView, SFTLoss
-from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.options.reference import ReferenceModel, ReferenceTraining
+from sftmix.options.training import TrainingOptions
 from sftmix.types import (
     Batch,
     Float64,

@@ -16,7 +16,7 @@ from sftmix.common.component import plain as plain
 from sftmix.common.component import require as require
 from sftmix.common.component import require_one_of as require_one_of
 from sftmix.disk.places import place_of
-from sftmix.options import ReferenceModel
+from sftmix.options.reference import ReferenceModel
 
 
 def model_files(model: ReferenceModel) -> list[str]:

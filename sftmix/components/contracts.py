@@ -14,7 +14,6 @@ import numpy as np
 
 from sftmix.components.base import CallbackResult
 from sftmix.components.component import Component, Need
-from sftmix.disk.tables import impossible_numbers
 from sftmix.types import (
     MOST_GROUPS,
     OF_TOKENS,
@@ -88,7 +87,7 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     for name in OF_TOKENS:
         if (column := getattr(dynamics, name)) is not None:
             _check_tokens(reference, name, column, dynamics)
-    for name, wrong, allowed in impossible_numbers(dynamics):
+    for name, wrong, allowed in dynamics.impossible_numbers():
         _check_each(reference, f"{name} of", getattr(dynamics, name), wrong.any(axis=1), dynamics.ids, allowed)
     return dynamics
 

@@ -28,7 +28,9 @@ from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import TrainedReference
 from sftmix.components.selection import All
 from sftmix.components.splitters import Median
-from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
+from sftmix.options.data import DataOptions
+from sftmix.options.model import ModelOptions
+from sftmix.options.training import CheckpointOptions, TrainingOptions
 from sftmix.words.plain import PlainFields
 
 

@@ -12,7 +12,7 @@ from sftmix.data.report import DataReport
 from sftmix.data.sources import expand
 from sftmix.data.store import AT_ONCE, EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
 from sftmix.disk.cache import Record, get_or_build, key_of, short_hash
-from sftmix.options import DataOptions
+from sftmix.options.data import DataOptions
 from sftmix.text.encoder import identity
 from sftmix.text.formats import Columns, Converter
 from sftmix.text.thoughts import answers, thinks

@@ -10,7 +10,7 @@ from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations, Prepared
 from sftmix.disk.files import decoded
 from sftmix.disk.places import place_of
-from sftmix.options import DataOptions
+from sftmix.options.data import DataOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from sftmix.data.report import DataReport
 from sftmix.disk.cache import Record, key_of, short_hash
-from sftmix.options import DataOptions
+from sftmix.options.data import DataOptions
 from sftmix.text.thoughts import answers
 from sftmix.types import Example, Int64, Message
 

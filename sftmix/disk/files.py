@@ -5,7 +5,6 @@ Beside them, the files of a stage that several rooms read.
 
 import errno
 import glob
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.words.errors import ConfigError, DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
@@ -25,18 +25,6 @@ NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """How a file system answers what it does not have, as locks or the sync of a directory."""
 _LARGEST = 1 << 26
 """Most bytes of a file of a run directory that is read at once."""
-
-
-def sha256_file(path: Path, size: int | None = None) -> str:
-    """Return the hash of a file, or of its first `size` bytes."""
-    with path.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256") if size is None else hashlib.sha256(f.read(size))
-    return digest.hexdigest()
-
-
-def sha256_json(value: object) -> str:
-    """Return the hash of a JSON-able value; the order of its keys does not matter."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hashed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sftmix.batches.order import TrainingOrder
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset
-from sftmix.disk.files import sha256_file
+from sftmix.disk.hashes import sha256_file
 from sftmix.model.load import refuse_quantized
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known

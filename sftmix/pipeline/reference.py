@@ -20,7 +20,7 @@ from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length
-from sftmix.options import ReferenceModel, ReferenceTraining
+from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model

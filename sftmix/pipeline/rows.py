@@ -24,7 +24,7 @@ from sftmix.model.load import (
     say_once,
 )
 from sftmix.model.probes import context_length, position_border
-from sftmix.options import LENGTHS
+from sftmix.options.data import LENGTHS
 from sftmix.pipeline.machines import check_same
 from sftmix.ranks.world import World
 from sftmix.text import Encoder, encoder_for

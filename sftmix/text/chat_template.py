@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sftmix.common.renderer import Renderer
-from sftmix.options import SpecialTokens, Thoughts
+from sftmix.options.data import SpecialTokens, Thoughts
 from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.component import Component, code_of, files_of
 from sftmix.common.renderer import Renderer
 from sftmix.disk.cache import get_or_build, key_of
-from sftmix.disk.files import sha256_file, sha256_json
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import place_of
-from sftmix.options import DataOptions, SpecialTokens, Thoughts
+from sftmix.options.data import DataOptions, SpecialTokens, Thoughts
 from sftmix.text.chat_template import ChatTemplate
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles

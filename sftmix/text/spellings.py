@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sftmix.options import SpecialTokens
+from sftmix.options.data import SpecialTokens
 from sftmix.text.thoughts import TAGS
 from sftmix.text.values import MARK
 from sftmix.words.errors import ConfigError

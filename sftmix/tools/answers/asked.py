@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from sftmix.common.row_format import RowFormat
-from sftmix.options import DataOptions
+from sftmix.options.data import DataOptions
 from sftmix.text.formats import Columns, Converter, recognise
 from sftmix.text.values import Fields
 from sftmix.types import Example, Message
