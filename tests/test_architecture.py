@@ -56,8 +56,8 @@ CLOSURES = {
 }
 """Most nodes of a module together with all that it imports, in functions as well, but not for types alone.
 
-The reason for each limit of both tables is in docs/decisions/0023-limits-by-package.md. A commit that raises a limit does
-nothing else, and says there what the nodes are for."""
+The reason for each limit of both tables is in docs/decisions/0023-limits-by-package.md. A commit that raises a limit
+does nothing else, and says there what the nodes are for."""
 MOST_ARROWS = 104
 """Most pairs of rooms of which one imports the other."""
 
@@ -69,9 +69,9 @@ _BELOW = {
     "common": ("component", "renderer", "row_format"),
 }
 _OF_COMPONENTS = ("base", "component", "confidence", "objectives", "pairing", "plans", "shared_scores", "view")
-COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "functional", "functional.adamw", "components")} | {
-    "numpy"
-}
+COMPONENTS_MAY_IMPORT = {
+    f"sftmix.{name}" for name in ("types", "types.impossible", "functional", "functional.adamw", "components")
+} | {"numpy"}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.options.{name}" for name in ("reference", "training")}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.{room}.{name}" for room, names in _BELOW.items() for name in names}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.components.{name}" for name in _OF_COMPONENTS}

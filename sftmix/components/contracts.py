@@ -28,6 +28,7 @@ from sftmix.types import (
     Tensor,
     TrainingDynamics,
 )
+from sftmix.types.impossible import impossible_numbers
 from sftmix.words.errors import ConfigError, ContractError
 
 OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
@@ -87,7 +88,7 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     for name in OF_TOKENS:
         if (column := getattr(dynamics, name)) is not None:
             _check_tokens(reference, name, column, dynamics)
-    for name, wrong, allowed in dynamics.impossible_numbers():
+    for name, wrong, allowed in impossible_numbers(dynamics):
         _check_each(reference, f"{name} of", getattr(dynamics, name), wrong.any(axis=1), dynamics.ids, allowed)
     return dynamics
 

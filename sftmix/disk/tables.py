@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftmix.disk.files import decoded, placing
+from sftmix.disk.files import placing
 from sftmix.disk.places import PathLike, place_of
+from sftmix.disk.texts import decoded
 from sftmix.types import (
     MOST_GROUPS,
     OF_TOKENS,
@@ -28,6 +29,7 @@ from sftmix.types import (
     Split,
     TrainingDynamics,
 )
+from sftmix.types.impossible import impossible_numbers
 from sftmix.words.errors import DataError
 
 if TYPE_CHECKING:
@@ -217,7 +219,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     problems = [
         ("n_tokens", n_tokens != n_tokens[:, :1], "one number for all checkpoints"),
         ("step", step != step[:1], "one number for each checkpoint"),
-        *dynamics.impossible_numbers(),
+        *impossible_numbers(dynamics),
         *((name, lengths(grid[name]) != n_tokens, "n_tokens numbers") for name in of_tokens),
     ]
     for name, wrong, allowed in problems:

@@ -9,12 +9,8 @@ from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
 from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
-from sftmix.words.fields import ROLES, column_problems
+from sftmix.words.fields import ROLES, FormatName, SpecialTokens, Thoughts, column_problems
 from sftmix.words.plain import PlainFields, as_list
-
-FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
-SpecialTokens = Literal["text", "tokens"]
-Thoughts = Literal["train", "drop"]
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
 """What max_length may be, of the target's rows and of a reference's."""

@@ -16,7 +16,7 @@ from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.loaded import load_for_run, scorer
 from sftmix.pipeline.rows import RunRows, check_rows_fit
 from sftmix.ranks.world import World
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.training.loop import Stage, StageResult, train
 from sftmix.training.memory import PeakMemory
 from sftmix.training.signals import StopAtOnce

@@ -26,7 +26,7 @@ from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.pipeline.machines import check_same
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer

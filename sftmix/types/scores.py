@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,17 +78,6 @@ class TrainingDynamics:
     def mean_nll(self) -> Float64:
         """f64[N, C], nats per response token; NaN if the example was not scored."""
         return self.nll_sum / np.where(self.scored, self.n_tokens, np.nan)[:, None]  # by 0 numpy would warn
-
-    def impossible_numbers(self) -> Iterator[tuple[str, Bool, str]]:
-        """Yield (column, bool[N, C] or [N, 1], True for a number that is impossible, what is allowed)."""
-        n_tokens, n_correct = self.n_tokens[:, None], self.n_correct
-        counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)
-        yield "n_tokens", n_tokens < 0, "0 (not scored) and above"
-        yield "n_correct", ~counted, f"0 to n_tokens, or {NOT_COUNTED} (not counted)"
-        for name in ("nll_sum", "alone_nll_sum"):
-            if (nll := getattr(self, name)) is not None:
-                good = np.isfinite(nll) & (nll >= 0)
-                yield name, ~good & (n_tokens > 0), "finite numbers from 0 where n_tokens is above 0"
 
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""

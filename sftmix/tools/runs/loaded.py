@@ -30,7 +30,7 @@ from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options.data import DataOptions
 from sftmix.options.model import ModelOptions
 from sftmix.ranks.world import accelerator
-from sftmix.text import Encoder, encoder_for
+from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.tools.runs.adapters import load_adapters, stored_config
 from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
