@@ -7,15 +7,14 @@ goes the same way for files of rows, and stores what it finds. Nothing here need
 import sys
 from collections.abc import Mapping
 from copy import copy
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sftmix.common.component import require
 from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
 from sftmix.text.chat_template import ChatTemplate
 from sftmix.text.examples import examples_of, has_response, left_out
-from sftmix.text.formats import FORMATS, Columns, Converter
+from sftmix.text.formats import Columns, Converter
 from sftmix.text.mask import EncodedRow, encode_each
 from sftmix.text.thoughts import thinks
 from sftmix.words.errors import BadRow, refuse
@@ -26,12 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BadRow", "ChatTemplate", "EncodedRow", "Renderer", "RowEncoder", "RowFormat", "encode"]
 
-FORMAT_WORDS = ("auto", *(FORMATS.keys() - {TEXT}))
+FORMAT_WORDS = tuple(word for word in get_args(FormatName) if word != TEXT)
 """The words of data.format for rows of conversations."""
 
 
 class RowEncoder:
     """Rows of conversations, one at a time -> their training examples: the ids and masks that a run stores of them.
+
+    A run also tries a stranger's template out in a process of its own before it uses it (`sftmix.text.encoder`); here
+    it is rendered at once, as by transformers.
 
     unread  names of fields that were not read -> the number of rows that have them
     """
@@ -70,14 +72,9 @@ class RowEncoder:
         self._max_length = max_length or sys.maxsize
         self._rows_think = rows_think
         self.unread = self._converter.unread
-
-        @cache  # the renderers of the two prompts, with and without thinking
-        def begun(thinks: bool) -> Renderer:
-            chosen = copy(renderer) or ChatTemplate(**template)
-            chosen.begin(tokenizer, thinks=thinks)
-            return chosen
-
-        self._renderer = begun
+        self._tokenizer = tokenizer
+        self._given = renderer or ChatTemplate(**template)
+        self._begun = dict[bool, Renderer]()
 
     def __call__(self, row: Mapping[str, Any]) -> list[EncodedRow]:
         """Return the examples of a row, in the order of its turns; behind them, without ids, what is not trained.
@@ -87,10 +84,18 @@ class RowEncoder:
         example = self._converter.example(self._converter.columns.renamed(row))
         found = list[EncodedRow]()
         if has_response(example):
-            renderer = self._renderer(thinks(example) if self._rows_think is None else self._rows_think)
+            think = thinks(example) if self._rows_think is None else self._rows_think
             examples = [*examples_of(example, whole=self._whole)]
-            found += [encoded for _, encoded in encode_each(renderer, examples, self._max_length)]
+            found += [encoded for _, encoded in encode_each(self._renderer(think), examples, self._max_length)]
         return found + [EncodedRow([reason]) for reason in left_out(example)]
+
+    def _renderer(self, think: bool) -> Renderer:
+        """Return the renderer that has begun for rows that think or do not; of each there is one."""
+        if think not in self._begun:
+            renderer = copy(self._given)
+            renderer.begin(self._tokenizer, thinks=think)
+            self._begun[think] = renderer
+        return self._begun[think]
 
 
 def encode(row: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", **options: Any) -> list[EncodedRow]:
