@@ -39,20 +39,20 @@ imports when it runs are counted, too. A new room is given a level here, and a s
 
 ENGINE = ("types", "functional", "batches", "training", "model", "ranks")
 PACKAGES = {
-    "engine": 0,
-    "text": 0,
-    "run": 0,
-    "methods": 0,
-    "testing": 0,
-    "tools": 0,
+    "engine": 31_930,
+    "text": 10_730,
+    "run": 39_100,
+    "methods": 5_610,
+    "testing": 2_960,
+    "tools": 31_230,
 }
 """Most nodes of the syntax tree in each package: `package_of` says which rooms it has. Lines and notation win nothing
 there, and Python 3.11 to 3.13 count alike (3.12.1 finds one node more, an empty string in an f-string)."""
 CLOSURES = {
-    "sftmix.functional": 0,
-    "sftmix.batches.collate": 0,
-    "sftmix.training.loop": 0,
-    "sftmix.text": 0,
+    "sftmix.functional": 5_700,
+    "sftmix.batches.collate": 10_290,
+    "sftmix.training.loop": 36_100,
+    "sftmix.text": 13_500,
 }
 """Most nodes of a module together with all that it imports, in functions as well, but not for types alone.
 
