@@ -36,7 +36,7 @@ from sftmix.components.contracts import check_confidence, check_pairs, check_spl
 from sftmix.components.others.pairings import ConfidenceGapPairs, LengthMatchedPairs  # noqa: E402
 from sftmix.components.pairing import RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
-from sftmix.data import encode, prepare  # noqa: E402
+from sftmix.data import encode_dataset, prepare  # noqa: E402
 from sftmix.disk.tables import read_dynamics, read_split, write_dynamics, write_split, write_table  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
 from sftmix.measure.split import describe_split  # noqa: E402
@@ -44,7 +44,7 @@ from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.ranks.rng import generator  # noqa: E402
 from sftmix.ranks.world import World  # noqa: E402
-from sftmix.text import make_encoder  # noqa: E402
+from sftmix.text.encoder import make_encoder  # noqa: E402
 from sftmix.training.memory import PeakMemory  # noqa: E402
 from sftmix.training.module import TrainingModule  # noqa: E402
 from sftmix.training.step import micro_batches  # noqa: E402
@@ -89,10 +89,10 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     options = DataOptions(train=[str(place / "rows.jsonl")], cache_dir=str(place / "cache"))
     encoder = make_encoder(load_tokenizer(args.model))
     prepared = log("read and prepare", lambda: prepare(options, 0, progress=False))
-    log("tokenise", lambda: encode(prepared, encoder, max_length=256, progress=False))
+    log("tokenise", lambda: encode_dataset(prepared, encoder, max_length=256, progress=False))
     data = log(
         "load from the cache",
-        lambda: encode(prepare(options, 0, progress=False), encoder, max_length=256, progress=False).train,
+        lambda: encode_dataset(prepare(options, 0, progress=False), encoder, max_length=256, progress=False).train,
     )
     log("ids, lengths, labels, columns", lambda: (data.ids, data.lengths, data.n_targets, data.labels, data.columns))
     dynamics = made_up_dynamics(data.ids, data.n_targets)

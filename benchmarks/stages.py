@@ -14,11 +14,11 @@ from sftmix.batches.order import TokenisedRows, TrainingOrder
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.splitters import RandomSplit
-from sftmix.data import EncodedDataset, encode, prepare
+from sftmix.data import EncodedDataset, encode_dataset, prepare
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.ranks.world import World
-from sftmix.text import encoder_for
+from sftmix.text.encoder import encoder_for
 from sftmix.training.loop import Stage
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches
@@ -52,7 +52,7 @@ def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedD
     """Return the first `limit` rows of a file under the model's own tokenizer and template."""
     options = DataOptions(train=[rows], limit=limit)
     encoder = encoder_for(load_tokenizer(model), options)
-    return encode(prepare(options, 0), encoder, max_length=max_length).train
+    return encode_dataset(prepare(options, 0), encoder, max_length=max_length).train
 
 
 def random_llama(

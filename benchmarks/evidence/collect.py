@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.losses import keep_losses  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.disk.files import MANIFEST, read_json, sha256_file, write_json  # noqa: E402
+from sftmix.disk.files import MANIFEST, read_json, write_json  # noqa: E402
+from sftmix.disk.hashes import sha256_file  # noqa: E402
 from sftmix.disk.tables import read_columns, read_dynamics, read_split  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 from sftmix.tools.runs.read import read_json_if_there  # noqa: E402

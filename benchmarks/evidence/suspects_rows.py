@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.known_rows import corrupted, named  # noqa: E402
-from sftmix.disk.files import sha256_json  # noqa: E402
+from sftmix.disk.hashes import sha256_json  # noqa: E402
 from sftmix.ranks.rng import generator  # noqa: E402
 from sftmix.tools.quickstart import (  # noqa: E402
     Row,

@@ -14,7 +14,7 @@ import torch
 
 from sftmix.batches.collate import token_slots
 from sftmix.batches.order import Slot, Unit
-from sftmix.options import TrainingOptions
+from sftmix.options.training import TrainingOptions
 from sftmix.types import Int64
 
 WORTH_SORTING = 0.9

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sftmix.disk.files import sha256_json
-from sftmix.options import TrainingOptions
+from sftmix.disk.hashes import sha256_json
+from sftmix.options.training import TrainingOptions
 from sftmix.ranks.rng import generator
 from sftmix.types import Encoded, Int64, Rows
 from sftmix.words.errors import ConfigError

@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 
 from sftmix.components.component import Component, Need
 from sftmix.components.view import LossView, SFTLoss
-from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.options.reference import ReferenceModel, ReferenceTraining
+from sftmix.options.training import TrainingOptions
 from sftmix.types import (
     Batch,
     Float64,

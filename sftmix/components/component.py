@@ -16,9 +16,7 @@ from hashlib import sha256
 from types import MethodType
 from typing import Any, TypeVar, get_args
 
-from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
-from sftmix.words.fields import listed
 from sftmix.words.plain import path_text
 
 
@@ -179,12 +177,3 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
 def require_one_of(key: str, value: str, words: Any) -> None:
     """Raise ConfigError if an option's value is none of the words of a Literal."""
     require(value in get_args(words), key, value, ", ".join(get_args(words)))
-
-
-def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
-    """Return the rows' labels if each of the wanted ones, at least one, is among them; else raise ConfigError."""
-    labels = scores.label or []
-    present = sorted(filter(None, set(labels)))
-    allowed = f"labels of the rows, {listed(present)} (from data.label_field or data.labels)"
-    require(len(wanted) > 0 and set(wanted).issubset(present), key, wanted, allowed)
-    return labels

@@ -14,7 +14,6 @@ import numpy as np
 
 from sftmix.components.base import CallbackResult
 from sftmix.components.component import Component, Need
-from sftmix.disk.tables import impossible_numbers
 from sftmix.types import (
     MOST_GROUPS,
     OF_TOKENS,
@@ -29,6 +28,7 @@ from sftmix.types import (
     Tensor,
     TrainingDynamics,
 )
+from sftmix.types.impossible import impossible_numbers
 from sftmix.words.errors import ConfigError, ContractError
 
 OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")

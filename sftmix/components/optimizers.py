@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from sftmix.components.base import Optimizer, decay_groups
-from sftmix.options import TrainingOptions
+from sftmix.options.training import TrainingOptions
 from sftmix.types import Tensor, TorchOptimizer
 
 

@@ -11,7 +11,7 @@ from sftmix.components.component import Need, require
 from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.disk.places import place_of, places_like
 from sftmix.disk.tables import existing_file, read_columns, read_dynamics
-from sftmix.options import ReferenceModel, ReferenceTraining
+from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from sftmix.components.base import Splitter
-from sftmix.components.component import check_labels, require
+from sftmix.components.component import require
+from sftmix.components.labels import check_labels
 from sftmix.disk.places import place_of
 from sftmix.disk.tables import existing_file, read_split
 from sftmix.ranks.rng import stable_hash

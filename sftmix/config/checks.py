@@ -10,18 +10,11 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
-from sftmix.options import (
-    OF_SHARDS,
-    SHARDED,
-    Check,
-    DataOptions,
-    LoraOptions,
-    TrainingOptions,
-    at_least_1,
-    inherit,
-    out_of_range,
-    reference_lora,
-)
+from sftmix.options.data import DataOptions
+from sftmix.options.model import LoraOptions
+from sftmix.options.ranges import Check, at_least_1, out_of_range
+from sftmix.options.reference import inherit, reference_lora
+from sftmix.options.training import OF_SHARDS, SHARDED, TrainingOptions
 from sftmix.words.errors import refuse
 from sftmix.words.fields import column_problems
 from sftmix.words.plain import differing, spelling

@@ -32,7 +32,7 @@ from sftmix.config.values import (
     unknown_option,
     words_of,
 )
-from sftmix.options import TrainingOptions
+from sftmix.options.training import TrainingOptions
 from sftmix.words.errors import ConfigError
 from sftmix.words.plain import as_list
 

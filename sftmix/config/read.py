@@ -14,8 +14,8 @@ from sftmix.config.load import load
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import trusting
-from sftmix.disk.files import read_text
 from sftmix.disk.places import PathLike
+from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, nearest, told
 from sftmix.words.plain import as_list
 

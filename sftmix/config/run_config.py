@@ -30,7 +30,9 @@ from sftmix.components.renderer import Renderer
 from sftmix.components.row_format import RowFormat
 from sftmix.components.selection import All
 from sftmix.components.splitters import Median
-from sftmix.options import CheckpointOptions, DataOptions, ModelOptions, TrainingOptions
+from sftmix.options.data import DataOptions
+from sftmix.options.model import ModelOptions
+from sftmix.options.training import CheckpointOptions, TrainingOptions
 from sftmix.words.plain import PlainFields
 
 

@@ -1,4 +1,4 @@
-"""Tokenised examples behind a memory map, made by `encode` or read from the cache."""
+"""Tokenised examples behind a memory map, made by `encode_dataset` or read from the cache."""
 
 import itertools
 import json
@@ -19,15 +19,15 @@ from sftmix.data.store import (
     Prepared,
     content_hash,
     example_of,
-    examples_of,
     open_rows,
     rows_of,
     write_rows,
 )
 from sftmix.data.tokenise import encode_windows, tokenise
 from sftmix.disk.cache import Record, get_or_build, key_of
-from sftmix.text.chat_template import LOST
 from sftmix.text.encoder import Encoder
+from sftmix.text.examples import examples_of
+from sftmix.text.mask import LOST
 from sftmix.types import Encoded, Example, Int64
 from sftmix.words.errors import DataError
 from sftmix.words.progress import progress_bar
@@ -147,7 +147,7 @@ class LoadedData(NamedTuple):
     report: DataReport
 
 
-def encode(
+def encode_dataset(
     prepared: Prepared,
     encoder: Encoder,
     *,

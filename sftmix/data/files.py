@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sftmix.disk.files import decoded
+from sftmix.disk.texts import decoded
 from sftmix.words.errors import BadRow
 from sftmix.words.fields import TEXT
 from sftmix.words.shown import quoted

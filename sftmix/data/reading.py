@@ -13,17 +13,18 @@ from sftmix.data.report import DataReport
 from sftmix.data.sources import expand
 from sftmix.data.store import AT_ONCE, EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
 from sftmix.disk.cache import Record, get_or_build, key_of, short_hash
-from sftmix.options import DataOptions
+from sftmix.options.data import DataOptions
 from sftmix.text.encoder import identity
+from sftmix.text.examples import has_response, left_out
 from sftmix.text.formats import Columns, Converter
-from sftmix.text.thoughts import answers, thinks
+from sftmix.text.thoughts import thinks
 from sftmix.text.values import without_null
 from sftmix.types import Example
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import SHOWN_FIELDS, TEXT, listed
 from sftmix.words.plain import as_list
 from sftmix.words.progress import progress_bar
-from sftmix.words.shown import counted, quoted, visible
+from sftmix.words.shown import counted, quoted
 
 SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 """Examples with the hash of their content."""
@@ -125,15 +126,11 @@ class RowReader:
         Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that
         an earlier row has.
         """
-        trained = [turn for turn in example.messages if turn.trained]
-        empty = [turn for turn in trained if not (visible(turn.content) if self.is_text else answers(turn))]
-        for _ in empty:
-            self.report.add("empty_document" if self.is_text else "empty_response", example.source)
-        if example.messages[-1].role in ("user", "tool"):
-            self.report.add("unanswered", example.source)
-        if len(empty) == len(trained):
+        for reason in left_out(example):
+            self.report.add(reason, example.source)
+        if not has_response(example):
             return
-        content = short_hash(trained[0].content.encode()) if self.is_text else content_hash(example.messages)
+        content = short_hash(example.messages[0].content.encode()) if self.is_text else content_hash(example.messages)
         name = example.id or id_of(example, content)
         repeats = self.times[name]
         self.times[name] += 1

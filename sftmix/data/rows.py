@@ -9,9 +9,9 @@ from sftmix.components.row_format import RowFormat
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations, Prepared
-from sftmix.disk.files import decoded
 from sftmix.disk.places import place_of
-from sftmix.options import DataOptions
+from sftmix.disk.texts import decoded
+from sftmix.options.data import DataOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool

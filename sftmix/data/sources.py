@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from sftmix.components.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
-from sftmix.disk.files import read_json, sha256_file
+from sftmix.disk.files import read_json
+from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import HUB_ID, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from sftmix.data.report import DataReport
 from sftmix.disk.cache import Record, key_of, short_hash
-from sftmix.options import DataOptions
-from sftmix.text.thoughts import answers
+from sftmix.options.data import DataOptions
+from sftmix.text.examples import examples_of
 from sftmix.types import Example, Int64, Message
 
 AT_ONCE = 256
@@ -109,23 +109,6 @@ def id_of(row: Example, content: str) -> str:
     return short_hash(json.dumps([content, *more]).encode()) if any(more) else content
 
 
-def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
-    """Make the examples of a conversation; a response without an answer or a call is not trained.
-
-    whole  one example, up to its last trained turn, as those behind it teach nothing; else each trained turn is one,
-           with the conversation up to it
-    """
-    places = [place for place, message in enumerate(row.messages) if message.trained and answers(message)]
-    several = sum(message.trained for message in row.messages) > 1
-    for trained in [places] if whole else [[place] for place in places]:
-        last = trained[-1]
-        messages = tuple(replace(m, trained=i in trained) for i, m in enumerate(row.messages[: last + 1]))
-        # Those that are not trained count as well: @turn1 is the second answer of the conversation.
-        number = sum(message.role == "assistant" for message in row.messages[:last])
-        turn = f"@turn{number}" if several and not whole else ""
-        yield replace(row, id=row.id + turn, messages=messages)
-
-
 class Conversations:
     """The conversations or documents of one side: records of a directory, in file order, read when they are asked for.
 
@@ -165,7 +148,7 @@ class Conversations:
 
 
 class Prepared(NamedTuple):
-    """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode`.
+    """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode_dataset`.
 
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far

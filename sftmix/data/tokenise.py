@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE, examples_of, stored
+from sftmix.data.store import AT_ONCE, stored
 from sftmix.disk.cache import Record, short_hash
 from sftmix.text.encoder import Encoder
-from sftmix.text.mask import SPLIT, encode_examples
+from sftmix.text.mask import encode_each
 from sftmix.text.templates import written_bos
 from sftmix.types import Example, Message
 from sftmix.words.fields import TEXT
@@ -46,20 +46,17 @@ def tokenise(
     splits  the turns of a conversation that must be split take its place; else it has no row: the ids of its turns are
             not among those that a reference is asked for
     """
+    assert encoder.renderer is not None
     while part := list(itertools.islice(examples, AT_ONCE)):
-        for example, outcome in zip(part, encode_examples(encoder, part, max_length), strict=True):
-            name, reasons = f"{example.id} ({example.source})", outcome.reasons
-            if reasons == [SPLIT] and not splits:
-                reasons = ["split_alone"]
-            for reason in reasons:
-                report.add(reason, name + outcome.detail)
-            if reasons == [SPLIT]:
-                yield from tokenise(examples_of(example, whole=False), encoder, max_length, report, splits=splits)
-            if outcome.ids:
-                row = _tokens_of(example, outcome.ids, outcome.spans, truncated="truncated" in reasons)
-                if set(outcome.weights) != {1.0}:  # null for the others: most data sets have none
+        for example, found in encode_each(encoder.renderer, part, max_length, splits=splits):
+            name = f"{example.id} ({example.source})"
+            for reason in found.reasons:
+                report.add(reason, name + found.detail)
+            if found.ids:
+                row = _tokens_of(example, found.ids, found.spans, truncated="truncated" in found.reasons)
+                if set(found.span_weights) != {1.0}:  # null for the others: most data sets have none
                     report.add("weighted", name)
-                    row["weights"] = outcome.weights
+                    row["weights"] = found.span_weights
                 yield row
 
 

@@ -11,15 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sftmix.disk.files import (
-    commit_directory,
-    is_full,
-    read_json,
-    remove_leftovers,
-    sha256_json,
-    verify_directory,
-    write_json,
-)
+from sftmix.disk.files import commit_directory, is_full, read_json, remove_leftovers, verify_directory, write_json
+from sftmix.disk.hashes import sha256_json
 from sftmix.words.errors import ConfigError, NoSpaceError
 
 CODE_VERSION = 12

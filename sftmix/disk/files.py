@@ -5,8 +5,6 @@ Beside them, the files of a stage that several rooms read.
 
 import errno
 import glob
-import hashlib
-import io
 import json
 import os
 import shutil
@@ -17,26 +15,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sftmix.disk.hashes import sha256_file, sha256_json
+from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
 
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """How a file system answers what it does not have, as locks or the sync of a directory."""
-_LARGEST = 1 << 26
-"""Most bytes of a file of a run directory that is read at once."""
-
-
-def sha256_file(path: Path, size: int | None = None) -> str:
-    """Return the hash of a file, or of its first `size` bytes."""
-    with path.open("rb") as f:
-        digest = hashlib.file_digest(f, "sha256") if size is None else hashlib.sha256(f.read(size))
-    return digest.hexdigest()
-
-
-def sha256_json(value: object) -> str:
-    """Return the hash of a JSON-able value; the order of its keys does not matter."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def hashed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,25 +115,6 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file of a run directory; raise OSError or ValueError for what no run writes."""
-    if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):  # a pipe would never end
-        raise OSError(f"it is not a file of at most {_LARGEST:,} bytes")
-    return decoded(path.read_bytes())
-
-
-def decoded(data: bytes, errors: str = "strict") -> str:
-    """Return the text of a file that somebody named, in UTF-8 with or without a byte order mark; lines end in LF.
-
-    errors  what becomes of bytes that are not UTF-8, as for bytes.decode
-    Raises ValueError that names the encoding of UTF-16 and UTF-32, or for bytes that are not UTF-8.
-    """
-    encoding = json.detect_encoding(data)  # by the mark, or by the NULs of ASCII in UTF-16: b"{\0"
-    if not encoding.startswith("utf-8"):
-        raise ValueError(f"it is in {encoding.upper()}; save it as UTF-8")
-    return io.StringIO(data.decode("utf-8-sig", errors), newline=None).getvalue()  # newline: \r\n, \r -> \n
 
 
 def read_json(path: Path, **needs: type) -> dict[str, Any]:

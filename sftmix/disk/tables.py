@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sftmix.disk.files import decoded, placing
+from sftmix.disk.files import placing
 from sftmix.disk.places import PathLike, place_of
+from sftmix.disk.texts import decoded
 from sftmix.types import (
     MOST_GROUPS,
-    NOT_COUNTED,
     OF_TOKENS,
     UNPAIRED,
     UNPAIRED_NAME,
-    Bool,
     Float32,
     Float64,
     RowScores,
     Split,
     TrainingDynamics,
 )
+from sftmix.types.impossible import impossible_numbers
 from sftmix.words.errors import DataError
 
 if TYPE_CHECKING:
@@ -231,15 +231,3 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
         _require(path, len({*map(len, states)}) == 1, "the states of its examples have several sizes")
         joined["states"] = np.stack(states).astype(np.float16)
     return replace(dynamics, **joined)
-
-
-def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:
-    """Yield (column, bool[N, C] or [N, 1], True for a number that is impossible, what is allowed)."""
-    n_tokens, n_correct = dynamics.n_tokens[:, None], dynamics.n_correct
-    counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)
-    yield "n_tokens", n_tokens < 0, "0 (not scored) and above"
-    yield "n_correct", ~counted, f"0 to n_tokens, or {NOT_COUNTED} (not counted)"
-    for name in ("nll_sum", "alone_nll_sum"):
-        if (nll := getattr(dynamics, name)) is not None:
-            good = np.isfinite(nll) & (nll >= 0)
-            yield name, ~good & (n_tokens > 0), "finite numbers from 0 where n_tokens is above 0"

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from sftmix.model.head import ADAPTER, FEWER
+from sftmix.model.head import ADAPTER, FEWER, adapter_config
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import say_once
 from sftmix.model.paths import model_place
-from sftmix.options import LoraOptions
+from sftmix.options.model import LoraOptions
 from sftmix.words.errors import ConfigError
 
 UNTIES = Version("5.18")
@@ -116,11 +116,6 @@ def _refuse_reading_as_tied(model: PreTrainedModel) -> None:
             f"{transformers.__version__} reads such adapters as other weights; leave it out, or install transformers "
             f"{UNTIES} or newer"
         )
-
-
-def adapter_config(model: nn.Module) -> Any:
-    """Return the PEFT config of the model's adapters; None for a model without adapters."""
-    return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
 def add_layers(model: PreTrainedModel, config: Any, seed: int) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, read_text, sync_path, write_text
-from sftmix.model.adapters import adapter_config, write_adapters
+from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
+from sftmix.disk.texts import read_text
+from sftmix.model.adapters import write_adapters
+from sftmix.model.head import adapter_config
 from sftmix.model.load import file_beside, model_config, say_once
 from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32

@@ -24,6 +24,11 @@ FEWER = "all-linear also takes experts and routers: name others, as --model.lora
 """The remedy where a model does not run with its adapters."""
 
 
+def adapter_config(model: nn.Module) -> Any:
+    """Return the PEFT config of the model's adapters; None for a model without adapters."""
+    return getattr(model, "peft_config", {}).get(ADAPTER)
+
+
 @dataclass(frozen=True)
 class Head:
     """logits = softcap tanh(scale (hidden W^T + bias) / softcap), without the cap if softcap is None.

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
-from sftmix.disk.files import sha256_file, sha256_json
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import commit_of, place_of
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import WEIGHTS, holds_adapters, model_place, refuse_files, weight_files

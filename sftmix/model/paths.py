@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from sftmix.disk.files import read_object, read_text
+from sftmix.disk.files import read_object
 from sftmix.disk.places import HUB_ID, is_there, place_of
+from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, DifferenceError
 
 _NODE = re.compile(r"^node \d+ \(.*\): \Z")  # "node 1 (gpu-07, from rank 8): "

@@ -7,12 +7,8 @@ from typing import Any, Literal
 
 from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
-from sftmix.words.fields import ROLES
+from sftmix.words.fields import ROLES, FormatName, SpecialTokens, Thoughts
 from sftmix.words.plain import PlainFields, as_list
-
-FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
-SpecialTokens = Literal["text", "tokens"]
-Thoughts = Literal["train", "drop"]
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
 """What max_length may be, of the target's rows and of a reference's."""

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from sftmix.batches.order import TrainingOrder
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset
-from sftmix.disk.files import sha256_file
+from sftmix.disk.hashes import sha256_file
 from sftmix.model.load import refuse_quantized
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.loaded import load_for_run, scorer
 from sftmix.pipeline.rows import RunRows, check_rows_fit
 from sftmix.ranks.world import World
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.training.loop import Stage, StageResult, train
 from sftmix.training.memory import PeakMemory
 from sftmix.training.signals import StopAtOnce

@@ -15,9 +15,10 @@ from sftmix.components.base import Callback
 from sftmix.components.component import Component, Need, code_of, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
-from sftmix.disk.files import sha256_file
+from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import is_there
-from sftmix.options import LAYOUT, ReferenceModel, ReferenceTraining, TrainingOptions, inherit, reference_lora
+from sftmix.options.reference import ReferenceModel, ReferenceTraining, inherit, reference_lora
+from sftmix.options.training import LAYOUT, TrainingOptions
 from sftmix.pipeline.stages import UNKNOWN, Inputs
 from sftmix.words.errors import ConfigError
 

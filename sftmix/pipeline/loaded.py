@@ -21,11 +21,12 @@ from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import fingerprint, load_model, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model
 from sftmix.model.rounding import kept_in_float32, round_in_place
-from sftmix.options import SHARDED, LoraOptions, ModelOptions, TrainingOptions
+from sftmix.options.model import LoraOptions, ModelOptions
+from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.pipeline.machines import check_same
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer

@@ -13,14 +13,14 @@ import numpy as np
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
 from sftmix.components.contracts import check_dynamics
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, encode
+from sftmix.data import EncodedDataset, encode_dataset
 from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length
-from sftmix.options import ReferenceModel, ReferenceTraining
+from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
@@ -28,7 +28,7 @@ from sftmix.pipeline.machines import check_same
 from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, resolve_max_length
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
-from sftmix.text import Encoder, encoder_for
+from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.text.templates import same_tokenizer
 from sftmix.training.dynamics import (
     OnlineLosses,
@@ -120,7 +120,7 @@ def rows_of_reference(
             "reference.model.max_length out, and use a reference with the target's tokenizer and context"
         )
     encoded = world.node_first(
-        lambda: encode(
+        lambda: encode_dataset(
             rows.prepared,
             encoder,
             max_length=length,

@@ -11,7 +11,7 @@ from sftmix.components.component import Need, require
 from sftmix.components.contracts import check_selection, read_only
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, LoadedData, Prepared, encode, prepare
+from sftmix.data import EncodedDataset, LoadedData, Prepared, encode_dataset, prepare
 from sftmix.data.dataset import Texts
 from sftmix.disk.files import MANIFEST
 from sftmix.disk.tables import read_columns
@@ -24,10 +24,10 @@ from sftmix.model.load import (
     say_once,
 )
 from sftmix.model.probes import context_length, position_border
-from sftmix.options import LENGTHS
+from sftmix.options.data import LENGTHS
 from sftmix.pipeline.machines import check_same
 from sftmix.ranks.world import World
-from sftmix.text import Encoder, encoder_for
+from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
 
@@ -87,7 +87,9 @@ def read_rows(
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
-        return world.node_first(lambda: encode(prepared, encoder, max_length=length, keep=keep, progress=progress))
+        return world.node_first(
+            lambda: encode_dataset(prepared, encoder, max_length=length, keep=keep, progress=progress)
+        )
 
     data = encoded()
     whole = data.train  # what the selector sees; what it keeps is encoded as a data set of its own

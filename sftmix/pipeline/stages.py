@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.config.schema import path_now
-from sftmix.disk.files import MANIFEST, read_json, sha256_file, sync_path, write_json
+from sftmix.disk.files import MANIFEST, read_json, sync_path, write_json
+from sftmix.disk.hashes import sha256_file
 from sftmix.words.errors import ConfigError, DifferenceError
 from sftmix.words.plain import differing
 

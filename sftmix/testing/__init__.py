@@ -33,7 +33,7 @@ from sftmix.components.base import StageState
 from sftmix.components.component import Need
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
-from sftmix.options import TrainingOptions
+from sftmix.options.training import TrainingOptions
 from sftmix.testing.renderers import check_renderer as check_renderer
 from sftmix.testing.shared import answer_of, check_rows, no_global_draws, on_examples
 from sftmix.testing.strategies import rows_in_memory, score_tables, training_dynamics

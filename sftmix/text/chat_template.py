@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
-from sftmix.options import SpecialTokens, Thoughts
 from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles
@@ -20,14 +20,10 @@ from sftmix.text.thoughts import INLINE, closing_at_head, divided, opened_by, wi
 from sftmix.text.values import MARK
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
+from sftmix.words.fields import SpecialTokens, Thoughts
 
 MARK_IN_ESCAPES = r"\ufdd0"
 """How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
-
-LOST = ("template_refused", "tools_lost", "calls_lost", "prefix_mismatch")
-"""Reasons why a turn cannot be trained under a template."""
-APART = {"composed", "boundary"}
-"""Reasons why a turn cannot be one of several in an example: the next one's prompt has it in other tokens."""
 
 
 class Written(NamedTuple):
@@ -52,6 +48,8 @@ class ChatTemplate(Renderer):
         thoughts: Thoughts = "train",
     ) -> None:
         """template, template_options, special_tokens, thoughts: see `DataOptions`."""
+        require_one_of("data.special_tokens", special_tokens, SpecialTokens)
+        require_one_of("data.thoughts", thoughts, Thoughts)
         self.chosen = template
         self.template_options = template_options
         self.special_tokens = special_tokens

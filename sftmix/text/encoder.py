@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from sftmix.components.component import Component, code_of, files_of
 from sftmix.components.renderer import Renderer
 from sftmix.disk.cache import get_or_build, key_of
-from sftmix.disk.files import sha256_file, sha256_json
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import place_of
-from sftmix.options import DataOptions, SpecialTokens, Thoughts
+from sftmix.options.data import DataOptions
 from sftmix.text.chat_template import ChatTemplate
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
 from sftmix.text.trial import trouble_with
 from sftmix.types import Int64, Message
 from sftmix.words.errors import ConfigError
-from sftmix.words.fields import TEXT
+from sftmix.words.fields import TEXT, SpecialTokens, Thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

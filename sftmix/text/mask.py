@@ -3,57 +3,100 @@
 The ids in front of a trained turn are those that generation starts from, and the ids of the turn are the response.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
-from sftmix.text.chat_template import APART, LOST, ChatTemplate
-from sftmix.text.encoder import Encoder
+from sftmix.components.renderer import Renderer
+from sftmix.text.chat_template import ChatTemplate
+from sftmix.text.examples import examples_of
 from sftmix.types import Example, RenderedTurn
 from sftmix.words.errors import ContractError, TemplateRefusal
 from sftmix.words.shown import quoted
 
+LOST = ("template_refused", "tools_lost", "calls_lost", "prefix_mismatch")
+"""Reasons why a turn cannot be trained under a template."""
+APART = {"composed", "boundary"}
+"""Reasons why a turn cannot be one of several in an example: the next one's prompt has it in other tokens."""
+
 SPLIT = "split_turns"
-"""The only reason of a conversation that cannot be masked as a whole: the caller makes an example of each turn."""
+"""The only reason of a conversation that cannot be masked as a whole: each of its turns is an example."""
+
+NOT_TRAINED = -100
+"""The label that losses of transformers and TRL leave out."""
 
 
-class Outcome(NamedTuple):
-    """The result of tokenising one example.
+class EncodedRow(NamedTuple):
+    """A training example of a row, or the reasons why there is none.
 
-    reasons  keys of `report.REASONS` to count
-    detail   words that the report adds to the example's name
-    ids      its tokens, at most max_length; empty if it cannot be trained on
-    spans    (start, end) of each trained text, end-of-turn token included
-    weights  of the tokens of each span
+    reasons       keys of `sftmix.data.report.REASONS`: what was left out, cut, or put together
+    detail        the error of a template that refuses the conversation; else ""
+    ids           the token ids, at most max_length; empty if it cannot be trained on
+    spans         (start, stop) of each trained text in them, end-of-turn token included, in order
+    span_weights  the weight of the tokens of each span
     """
 
     reasons: list[str]
     detail: str = ""
     ids: Sequence[int] = ()
     spans: Sequence[tuple[int, int]] = ()
-    weights: Sequence[float] = ()
+    span_weights: Sequence[float] = ()
+
+    @property
+    def labels(self) -> list[int]:
+        """One for each id, not shifted, as transformers takes them: the id if it is trained, else -100."""
+        labels = [NOT_TRAINED] * len(self.ids)
+        for start, stop in self.spans:
+            labels[start:stop] = self.ids[start:stop]
+        return labels
+
+    @property
+    def weights(self) -> list[float] | None:
+        """One for each id, 0 if it is not trained; None if all trained tokens have the weight 1."""
+        if set(self.span_weights) <= {1.0}:
+            return None
+        weights = [0.0] * len(self.ids)
+        for (start, stop), weight in zip(self.spans, self.span_weights, strict=True):
+            weights[start:stop] = [weight] * (stop - start)
+        return weights
 
 
-def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
-    """Tokenise examples, each on its own; one Outcome per example, in order.
+def encode_each(
+    renderer: Renderer, examples: Sequence[Example], max_length: int, *, splits: bool = True
+) -> Iterator[tuple[Example, EncodedRow]]:
+    """Tokenise examples, as `encode_examples`, and yield each; one that must be split is followed by its turns.
+
+    splits  False: its turns are left out, and its reason is split_alone
+    """
+    for example, found in zip(examples, encode_examples(renderer, examples, max_length), strict=True):
+        if found.reasons != [SPLIT]:
+            yield example, found
+        elif splits:
+            yield example, found
+            yield from encode_each(renderer, [*examples_of(example, whole=False)], max_length)
+        else:
+            yield example, EncodedRow(["split_alone"])
+
+
+def encode_examples(renderer: Renderer, examples: Sequence[Example], max_length: int) -> list[EncodedRow]:
+    """Tokenise examples, each on its own, by a renderer that has begun; one EncodedRow for each, in order.
 
     Raises ContractError for an answer of a renderer that is not ours which its contract does not allow.
     """
-    assert encoder.renderer is not None
     try:
-        found = encoder.renderer.batch(examples)
+        found = renderer.batch(examples)
     except TemplateRefusal as error:
         # The template refuses one of them: alone, each shows whether it is this one.
         if len(examples) == 1:
-            return [Outcome(["template_refused"], f": {error}")]
-        return [encode_examples(encoder, [example], max_length)[0] for example in examples]
-    if type(encoder.renderer) is not ChatTemplate:
+            return [EncodedRow(["template_refused"], f": {error}")]
+        return [encode_examples(renderer, [example], max_length)[0] for example in examples]
+    if type(renderer) is not ChatTemplate:
         for example, turns in zip(examples, found, strict=True):
-            _check_turns(encoder, example, turns)
-    return [_masked(turns, encoder.end_ids, max_length) for turns in found]
+            _check_turns(renderer, example, turns)
+    return [_masked(turns, renderer.ends, max_length) for turns in found]
 
 
-def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
+def _check_turns(renderer: Renderer, example: Example, turns: Any) -> None:
     """Raise ContractError unless a renderer returned a turn for each trained one, of ids with weights."""
     try:
         fits = len(turns) == sum(message.trained for message in example.messages)
@@ -67,12 +110,12 @@ def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
         fits = False
     if not fits:
         raise ContractError(
-            f"renderer {encoder.name} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
+            f"renderer {renderer} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
             "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0"
         )
 
 
-def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int) -> Outcome:
+def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int) -> EncodedRow:
     """Return the first max_length tokens of an example, and the spans of its responses in them; or why it has none.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
@@ -80,12 +123,12 @@ def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int)
     texts = [turn.ids for turn in turns]
     ids, reasons = texts[-1], sorted(set().union(*(turn.reasons for turn in turns)))
     if lost := [reason for reason in LOST if reason in reasons]:
-        return Outcome(lost[:1])
+        return EncodedRow(lost[:1])
     # Qwen3: the first prompt ends with "<think>\n\n</think>\n\n", and the second one leaves that out.
     if len(turns) > 1 and (APART.intersection(reasons) or any(ids[: len(text)] != text for text in texts)):
-        return Outcome([SPLIT])
+        return EncodedRow([SPLIT])
     if any(text[-1] not in ends for text in texts):  # ours end so; a renderer of a user may not
-        return Outcome(["no_end_of_turn"])
+        return EncodedRow(["no_end_of_turn"])
     spans = list[tuple[int, int]]()
     weights = list[float]()
     for turn in turns:
@@ -97,7 +140,7 @@ def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int)
                 spans.append((start, stop))
                 weights.append(weight)
     if not spans:
-        return Outcome([*reasons, "no_response_token"])
+        return EncodedRow([*reasons, "no_response_token"])
     if len(ids) > max_length:
         reasons.append("truncated")
-    return Outcome(reasons, ids=ids[:max_length], spans=spans, weights=weights)
+    return EncodedRow(reasons, ids=ids[:max_length], spans=spans, span_weights=weights)

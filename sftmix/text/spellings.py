@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from sftmix.options import SpecialTokens
 from sftmix.text.thoughts import TAGS
 from sftmix.text.values import MARK
 from sftmix.words.errors import ConfigError
+from sftmix.words.fields import SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftmix.disk.files import read_text
 from sftmix.disk.places import place_of
+from sftmix.disk.texts import read_text
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError
 

@@ -45,7 +45,7 @@ from sftmix.disk.files import (
     steps_in,
     verify_directory,
 )
-from sftmix.model.adapters import adapter_config
+from sftmix.model.head import adapter_config
 from sftmix.ranks.world import World
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from sftmix.components.component import Need
-from sftmix.options import TrainingOptions
-from sftmix.options.training import DEFAULT_MICRO_BATCH
+from sftmix.options.training import DEFAULT_MICRO_BATCH, TrainingOptions
 from sftmix.training.footprint import Count, Footprint, kept_by_forward, layers_of, slots_of
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import room

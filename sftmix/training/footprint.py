@@ -24,7 +24,7 @@ from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot
 from sftmix.components.base import Objective
 from sftmix.components.component import Need
-from sftmix.components.objectives import NTP
+from sftmix.components.plans import ntp_plan
 from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
 from sftmix.model.layers import decoder_layers
 from sftmix.training.parallel import reshard, shards_of, unwrap
@@ -45,14 +45,14 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
     within  the mode of fake tensors, if the module's are fake
     """
     stage, module, target = setup.stage, setup.module, unwrap(setup.module)
-    own = type(stage.objective).loss is not Objective.loss and Need.BATCH_NLL not in stage.objective.needs
-    objective = stage.objective if own else NTP()
+    objective = stage.objective
+    own = type(objective).loss is not Objective.loss and Need.BATCH_NLL not in objective.needs  # else NTP's
     row: Any = stage.data[int(stage.data.lengths.argmax())]
     # Two response tokens: what the head takes is arithmetic.
     labelled = np.arange(length) >= length - 2
     row = replace(row, input_ids=row.input_ids[:length], target=labelled, starts=None, weight=None)
     batch = collate([(Slot(0),) * unit_of(setup)], [row], padding_free=target.padding_free)  # type: ignore[arg-type]
-    plan = objective.plan(batch, step=0, total_steps=1, seed=0)
+    plan = objective.plan(batch, step=0, total_steps=1, seed=0) if own else ntp_plan(batch, batch.ntp_weight)
     plan = replace(plan, alone=rows_alone(plan.pairs, len(batch.labels)))
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device
     batch, plan = to_device((batch, plan), device)
@@ -64,7 +64,7 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
         torch.compiler.set_stance("force_eager"),
         noting_kept(target.model) as found,
     ):
-        target(batch, plan, loss=objective.loss)
+        target(batch, plan, loss=objective.loss if own else None)
     reshard(module)
     kept = 0
     for key, (_, size) in found.items():

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import sftmix
-from sftmix.options import LAYOUT, TrainingOptions
+from sftmix.options.training import LAYOUT, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError
 

@@ -23,7 +23,7 @@ from sftmix.model.layers import decoder_layers, recompute_activations, unused_mo
 from sftmix.model.meta import fill
 from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
 from sftmix.model.varlen import VARLEN
-from sftmix.options import TrainingOptions
+from sftmix.options.training import TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule

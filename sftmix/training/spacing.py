@@ -6,7 +6,7 @@ By the clock, the steps differ from run to run; that changes no number, because 
 import math
 import time
 
-from sftmix.options import CheckpointOptions
+from sftmix.options.training import CheckpointOptions
 
 SHARE = 0.02
 """Largest share of the time that checkpoints take, if nobody chose their distance."""

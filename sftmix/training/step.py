@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,15 +45,17 @@ from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
-from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.options.training import CheckpointOptions, TrainingOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
-from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.parallel import autocast, gradient_sync, unwrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.types import Batch, Plan, Split
 from sftmix.words.errors import ConfigError
 from sftmix.words.plain import as_written
+
+if TYPE_CHECKING:
+    from sftmix.training.dynamics import OnlineLosses
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Stage:
     """The groups in each epoch."""
     optimizer: Optimizer = field(default_factory=AdamW)
     perturbation: Perturbation | None = None
-    online: OnlineLosses | None = None
+    online: "OnlineLosses | None" = None
     """The store for the losses of the current epoch."""
     eval_data: TokenisedRows | None = None
     attention: str | None = None

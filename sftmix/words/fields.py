@@ -1,8 +1,8 @@
-"""Names of the fields and of the roles of rows, which `data.columns` and `data.roles` may change."""
+"""Words of rows: names of fields and of roles, which `data.columns` and `data.roles` may change, and of choices."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sftmix.words.shown import quoted
 
@@ -23,6 +23,13 @@ FORMAT_FIELDS = {
 
 ANY_FORMAT = ("system", "id", "weight", "tools")
 """Fields that every format reads (text: `id` alone)."""
+
+FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
+"""data.format."""
+SpecialTokens = Literal["text", "tokens"]
+"""data.special_tokens."""
+Thoughts = Literal["train", "drop"]
+"""data.thoughts."""
 
 CALL_ROLE = "function_call"
 """The role of turns of the assistant whose content is a call, or a list of calls."""

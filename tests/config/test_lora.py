@@ -10,15 +10,8 @@ import torch
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.options import (
-    DataOptions,
-    LoraOptions,
-    ModelOptions,
-    ReferenceModel,
-    ReferenceTraining,
-    TrainingOptions,
-    reference_lora,
-)
+from sftmix.options import DataOptions, LoraOptions, ModelOptions, ReferenceModel, ReferenceTraining, TrainingOptions
+from sftmix.options.reference import reference_lora
 from sftmix.pipeline.loaded import load_for_run
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError

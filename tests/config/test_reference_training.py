@@ -8,7 +8,8 @@ import pytest
 from sftmix.components.reference import TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions, inherit
+from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
+from sftmix.options.reference import inherit
 from sftmix.words.errors import ConfigError
 from tests.tiny import metrics
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sftmix.data import LoadedData, Prepared, encode, prepare
+from sftmix.data import LoadedData, Prepared, encode_dataset, prepare
 from sftmix.options import DataOptions
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.words.errors import DataError
 from tests.text.small_tokenizers import REAL, SMALL
 
@@ -62,10 +62,10 @@ def read(options) -> Callable[..., Prepared]:
 
 @pytest.fixture
 def load(read) -> Callable[..., LoadedData]:
-    """prepare and encode, by the names of the training files."""
+    """prepare and encode_dataset, by the names of the training files."""
 
     def load_files(encoder: Encoder, *train: str, max_length: int = 64, **more: object) -> LoadedData:
-        return encode(read(*train, **more), encoder, max_length=max_length, progress=False)
+        return encode_dataset(read(*train, **more), encoder, max_length=max_length, progress=False)
 
     return load_files
 

@@ -10,7 +10,7 @@ import pytest
 
 from sftmix.data import prepare
 from sftmix.disk.cache import get_or_build
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.tools.preview.text import render_preview
 from sftmix.words.errors import ConfigError, DataError, NoSpaceError
 from tests.text.small_tokenizers import QWEN3, chatml_tokenizer
@@ -71,7 +71,7 @@ def test_what_becomes_of_thoughts_is_kept_apart_in_one_cache(write, load):
 def test_the_second_load_reads_the_cache(write, load, encoder, monkeypatch):
     path = write("rows.jsonl", ROWS)
     first = load(encoder, path, eval_fraction=0.2)
-    monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
+    monkeypatch.setattr("sftmix.data.tokenise.encode_each", None)  # would fail if anything were tokenised again
     monkeypatch.setattr("sftmix.data.reading.Converter.example", None)
     second = load(encoder, path, eval_fraction=0.2)
     assert second.report == first.report

@@ -11,12 +11,11 @@ from sftmix.disk.files import (
     fresh_directory,
     read_json,
     read_steps,
-    sha256_file,
-    sha256_json,
     verify_directory,
     write_json,
     write_text,
 )
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.words.errors import DifferenceError
 
 

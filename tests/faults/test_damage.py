@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sftmix.disk.files import read_json, sha256_file, verify_directory, write_json
+from sftmix.disk.files import read_json, verify_directory, write_json
+from sftmix.disk.hashes import sha256_file
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore
 from tests.fast import some_fast

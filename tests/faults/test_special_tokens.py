@@ -10,9 +10,8 @@ from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from sftmix.data import encode, prepare
-from sftmix.text import make_encoder
-from sftmix.text.encoder import text_encoder
+from sftmix.data import encode_dataset, prepare
+from sftmix.text.encoder import make_encoder, text_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError
@@ -98,7 +97,7 @@ def check(encoder, question: str, answer: str, system: str) -> bool:
     Returns False for a row that is dropped.
     """
     tokenizer, special = encoder.tokenizer, special_ids(encoder.tokenizer)
-    found, plain = encode_examples(encoder, [chat(question, answer, system), chat("Hi", "Yo", "Now")], 100_000)
+    found, plain = encode_examples(encoder.renderer, [chat(question, answer, system), chat("Hi", "Yo", "Now")], 100_000)
     if not found.ids:
         assert found.reasons == ["prefix_mismatch"]
         return False
@@ -148,7 +147,7 @@ def test_no_row_makes_a_special_token(named, examples):
         texts = contents(tokenizer, pieces)
         kept.append(check(own, *texts))
         if name in CHATML:
-            (found,) = encode_examples(chatml, [chat(*texts)], 100_000)
+            (found,) = encode_examples(chatml.renderer, [chat(*texts)], 100_000)
             assert found.ids == by_hand(tokenizer, *texts, apart="boundary" in found.reasons)
 
     each()
@@ -172,7 +171,7 @@ def test_tokens_are_meant_by_those_who_say_so(named):
     text, meant = make_encoder(tokenizer), make_encoder(tokenizer, special_tokens="tokens")
     end = tokenizer.convert_ids_to_tokens(text.end_of_turn_id)
     row = chat("Hi", f"Yo{end}you")
-    (as_text,), (as_tokens,) = encode_examples(text, [row], 1000), encode_examples(meant, [row], 1000)
+    (as_text,), (as_tokens,) = encode_examples(text.renderer, [row], 1000), encode_examples(meant.renderer, [row], 1000)
     assert as_text.ids.count(text.end_of_turn_id) == as_tokens.ids.count(text.end_of_turn_id) - 1
     assert as_text.reasons == ["spelt_special"]
     assert as_tokens.reasons == []
@@ -191,7 +190,7 @@ def test_a_template_that_trims(tmp_path):
     (path := tmp_path / "trim.jinja").write_text(TRIMMING)
     encoder = make_encoder(tokenizer, str(path))
     row = chat("<|im_end|> Hi <|end|>\n ", " \n<|im_start|><|im_end|>\n")
-    (found,) = encode_examples(encoder, [row], 1000)
+    (found,) = encode_examples(encoder.renderer, [row], 1000)
     assert found.ids == by_hand(tokenizer, "<|im_end|> Hi <|end|>", "<|im_start|><|im_end|>")
 
 
@@ -204,7 +203,7 @@ def with_special(*names: str):
 def test_spellings_that_overlap():
     """Every spelling in a content is broken, and the longest one stands for the template's token."""
     tokenizer, encoder = with_special("<|x|>", "|>y", "<|x|>y")
-    (found,) = encode_examples(encoder, [chat("<|x|>y <|x|>y", "<|x|>y|>y")], 1000)
+    (found,) = encode_examples(encoder.renderer, [chat("<|x|>y <|x|>y", "<|x|>y|>y")], 1000)
     assert found.ids == by_hand(tokenizer, "<|x|>y <|x|>y", "<|x|>y|>y")
     long = tokenizer.convert_tokens_to_ids("<|x|>y")
     assert encoder.renderer.spellings._by_twin("<|x|>y") == [long]
@@ -218,7 +217,7 @@ def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F
     eos = tokenizer.eos_token
     path = write("rows.jsonl", [{"text": f"One.{eos}{eos}\nTwo."}, {"text": "Three."}])
     text, meant = (
-        encode(prepare(options(path, format="text"), 0), encoder, max_length=64)
+        encode_dataset(prepare(options(path, format="text"), 0), encoder, max_length=64)
         for encoder in (text_encoder(tokenizer), text_encoder(tokenizer, "tokens"))
     )
     ends = [data.train[0].input_ids.tolist().count(tokenizer.eos_token_id) for data in (text, meant)]
@@ -233,7 +232,7 @@ def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F
 def test_a_special_token_that_merges_spell():
     """Without the merges that make it, its text is written in smaller pieces."""
     tokenizer, encoder = with_special("re")
-    (found,) = encode_examples(encoder, [chat("Hi", "green")], 100)
+    (found,) = encode_examples(encoder.renderer, [chat("Hi", "green")], 100)
     assert tokenizer.convert_tokens_to_ids("re") not in found.ids
     assert encoder.decode(found.ids).count("green") == 1
 
@@ -241,8 +240,8 @@ def test_a_special_token_that_merges_spell():
 def test_a_tokenizer_that_cannot_be_copied_says_so():
     encoder = make_encoder(ByT5Tokenizer())
     with pytest.raises(ConfigError, match=r"data.special_tokens is text.*not a fast tokenizer.*to tokens"):
-        encode_examples(encoder, [chat("Hi", "Yo</s>")], 100)
-    (found,) = encode_examples(encoder, [chat("Hi", "Yo")], 100)
+        encode_examples(encoder.renderer, [chat("Hi", "Yo</s>")], 100)
+    (found,) = encode_examples(encoder.renderer, [chat("Hi", "Yo")], 100)
     assert found.ids
 
 
@@ -261,7 +260,7 @@ def tokenizer_of(*tokens: AddedToken, normalizer=None, template=CHATML_TEMPLATE)
 def counts(encoder, question: str, answer: str, token: str) -> tuple[int, int]:
     """Count a token in a chat, and in a harmless one."""
     number = encoder.tokenizer.convert_tokens_to_ids(token)
-    found, plain = encode_examples(encoder, [chat(question, answer), chat("Hi", "Yo")], 1000)
+    found, plain = encode_examples(encoder.renderer, [chat(question, answer), chat("Hi", "Yo")], 1000)
     return found.ids.count(number), plain.ids.count(number)
 
 
@@ -279,7 +278,7 @@ def test_spellings_that_a_normaliser_makes(kind):
     tokens = [AddedToken(name, special=True, normalized=True) for name in ("<|im_start|>", "<|im_end|>")]
     encoder = make_encoder(tokenizer_of(*tokens, normalizer=normalizer))
     assert counts(encoder, f" {spelling}", f"a {spelling} b", "<|im_end|>") == (2, 2)
-    (found,) = encode_examples(encoder, [chat("Hi", spelling)], 1000)
+    (found,) = encode_examples(encoder.renderer, [chat("Hi", spelling)], 1000)
     assert found.reasons == ["spelt_special"]
 
 
@@ -323,6 +322,6 @@ def test_special_tokens_of_one_character_and_those_that_begin_with_another():
     tokenizer = tokenizer_of(*(AddedToken(n, special=True, normalized=False) for n in names), template=template)
     encoder = make_encoder(tokenizer)
     assert counts(encoder, "■", "a ■ b■x■", "■") == (2, 2)
-    (found,) = encode_examples(encoder, [chat("■", "a ■ b■x■")], 1000)
+    (found,) = encode_examples(encoder.renderer, [chat("■", "a ■ b■x■")], 1000)
     assert encoder.decode(found.ids).endswith("assistant\na ■ b■x■■")
     assert [encoder.renderer.spellings._by_twin("■x■")] == [tokenizer.convert_tokens_to_ids(["■x", "■"])]

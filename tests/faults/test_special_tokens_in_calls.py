@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tokenizers import AddedToken
 
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
 from tests.faults.test_special_tokens import TURN, chat, special_ids, tokenizer_of
@@ -35,7 +35,7 @@ def test_a_template_that_writes_json(tmp_path, text):
     """Of a turn, and of a function: what is spelt there is written as it is."""
     encoder = of_template(tmp_path, "value | tojson")
     row = replace(chat(text, f"Yo {text}"), tools=(tool(text),))
-    found, plain = encode_examples(encoder, [row, replace(chat("Hi", "Yo"), tools=(tool("Hi"),))], 1000)
+    found, plain = encode_examples(encoder.renderer, [row, replace(chat("Hi", "Yo"), tools=(tool("Hi"),))], 1000)
     spelt = json.dumps(text, ensure_ascii=False)
     assert encoder.decode(found.ids) == encoder.decode(plain.ids).replace('"Hi"', spelt).replace("Yo", f"Yo {text}")
     special = special_ids(encoder.tokenizer)
@@ -70,7 +70,7 @@ def test_spellings_anywhere_in_calls_and_functions(where):
         answer = Message("assistant", "", True, more={"tool_calls": [call]})
         tools = ({"type": "function", "function": {"name": "add", "parameters": row[1]}},)
         example = Example("x", (Message("user", "Hi"), answer), tools=tools)
-        (found,) = encode_examples(encoder, [example], 1000)
+        (found,) = encode_examples(encoder.renderer, [example], 1000)
         assert not {"calls_lost", "tools_lost", "template_refused"} & {*found.reasons}
         return encoder.decode(found.ids), [i for i in found.ids if i in special_ids(encoder.tokenizer)]
 
@@ -88,7 +88,7 @@ def test_a_template_that_writes_escapes(tmp_path, written, where):
     bad, good = (
         replace(chat(text, "Yo"), tools=(tool(of_tool),)) for text, of_tool in ((said, described), ("Hi", "Add."))
     )
-    bad, good = encode_examples(encoder, [bad, good], 1000)
+    bad, good = encode_examples(encoder.renderer, [bad, good], 1000)
     assert bad.reasons == ["template_refused"]
     assert "in escapes" in bad.detail
     assert '"Hi"' in (text := encoder.decode(good.ids)) or "['Hi']" in text

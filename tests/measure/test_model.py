@@ -7,13 +7,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import epoch_units
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.disk.tables import read_columns, read_dynamics
 from sftmix.measure.model import best_evaluation, change, finite, measure, mixed_share, sample_rows
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores
 from tests.tiny import SHORT, metrics
@@ -24,7 +24,7 @@ from tests.toy import own_logits, own_nll
 def data(finished):
     encoder = make_encoder(AutoTokenizer.from_pretrained(finished.tiny.model), None)
     options = DataOptions(train=[str(finished.tiny.train)], eval=[str(finished.tiny.eval)])
-    return encode(prepare(options, 0), encoder, max_length=128)
+    return encode_dataset(prepare(options, 0), encoder, max_length=128)
 
 
 @pytest.mark.parametrize("stage", ["base", "train", "baseline"])

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.measure.remarks import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
-from sftmix.text import encoder_for
+from sftmix.text.encoder import encoder_for
 from tests.tiny import SHORT, in_this_process, metrics
 from tests.toy import own_nll
 
@@ -58,7 +58,9 @@ def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, 
     assert (both.code, "--best and --step 1" in both.err) == (2, True)
     assert sftmix(*words).code == 0
     summary, options = read_json(worse / "summary.json"), DataOptions(train=[str(finished.tiny.eval)])
-    data = encode(prepare(options, 0), encoder_for(load_tokenizer(finished.tiny.model), options), max_length=128).train
+    data = encode_dataset(
+        prepare(options, 0), encoder_for(load_tokenizer(finished.tiny.model), options), max_length=128
+    ).train
     for path, when in ((tmp_path / "best", "best"), (worse / "train" / "model", "after")):
         nll = np.concatenate(own_nll(AutoModelForCausalLM.from_pretrained(path).eval(), data))
         assert nll.mean() == pytest.approx(summary[f"eval_nll_{when}"], rel=1e-5)

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import DataOptions
-from sftmix.text import encoder_for
+from sftmix.text.encoder import encoder_for
 from tests.model.test_models import TINY, random_model
 from tests.tiny import SHORT
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.model.load import load_tokenizer
 from sftmix.model.rounding import stochastically_rounded
 from sftmix.options import DataOptions
-from sftmix.text import encoder_for
+from sftmix.text.encoder import encoder_for
 from tests.fast import some_fast
 from tests.tiny import Tiny, in_this_process, weights
 from tests.toy import own_nll
@@ -34,7 +34,7 @@ def in_half(tiny: Tiny, place: Path, dtype: torch.dtype = torch.bfloat16) -> Tin
 
 def nll_of(model: Path, tiny: Tiny) -> float:
     options = DataOptions(train=[str(tiny.eval)])
-    data = encode(prepare(options, 0), encoder_for(load_tokenizer(tiny.model), options), max_length=128).train
+    data = encode_dataset(prepare(options, 0), encoder_for(load_tokenizer(tiny.model), options), max_length=128).train
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     return float(np.concatenate(own_nll(loaded, data)).mean())
 

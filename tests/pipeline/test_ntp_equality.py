@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from sftmix.batches.order import Slot, TokenisedRows
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.tiny import Tiny, make_tiny
@@ -43,7 +43,7 @@ def tiny(tmp_path_factory) -> Tiny:
 def data(tiny) -> TokenisedRows:
     encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
     options = DataOptions(train=[str(tiny.train)])
-    return encode(prepare(options, 0), encoder, max_length=128).train
+    return encode_dataset(prepare(options, 0), encoder, max_length=128).train
 
 
 def examples(data: TokenisedRows, rows: list[int]) -> list[dict[str, list[int]]]:

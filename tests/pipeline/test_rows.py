@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForC
 
 from sftmix.components import Selector
 from sftmix.config.read import read_config
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.options import DataOptions, ReferenceModel
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import read_rows
 from sftmix.ranks.world import World
-from sftmix.text import encoder_for
+from sftmix.text.encoder import encoder_for
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
@@ -173,7 +173,9 @@ def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
     # The held-out NLL before training is that of each document of each window alone under the base model.
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
     prepared = prepare(config.data, config.seed, progress=False)
-    data = encode(prepared, encoder_for(AutoTokenizer.from_pretrained(tiny.model), config.data), max_length=LENGTH)
+    data = encode_dataset(
+        prepared, encoder_for(AutoTokenizer.from_pretrained(tiny.model), config.data), max_length=LENGTH
+    )
     assert data.eval is not None
     assert data.train.packed
     with torch.no_grad():

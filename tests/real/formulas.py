@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.components import SFTMix
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import DataOptions
-from sftmix.text import encoder_for
+from sftmix.text.encoder import encoder_for
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import normalise
 
@@ -22,7 +22,9 @@ Figures = dict[str, torch.Tensor]
 
 def rows_of(model: Path, rows: Path, template: str | None = None, max_length: int = 96) -> TokenisedRows:
     options = DataOptions(train=[str(rows)], template=template)
-    return encode(prepare(options, 0), encoder_for(load_tokenizer(str(model)), options), max_length=max_length).train
+    return encode_dataset(
+        prepare(options, 0), encoder_for(load_tokenizer(str(model)), options), max_length=max_length
+    ).train
 
 
 def ours(path: Path, data: TokenisedRows, **layout: object) -> tuple[Figures, torch.Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.types import Message
 
 TEXT = [

@@ -24,7 +24,7 @@ def example(*turns: str, system: str | None = None, whole: bool = False) -> Exam
 
 
 def encode(encoder, *examples: Example, max_length: int = 10_000):
-    return encode_examples(encoder, list(examples), max_length)
+    return encode_examples(encoder.renderer, list(examples), max_length)
 
 
 def pieces(encoder, found) -> list[str]:

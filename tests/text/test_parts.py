@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.text.values import BadRow
 from tests.fast import some_fast
@@ -32,9 +32,9 @@ def row(content: object, **fields: object) -> dict:
 
 def weighed(encoder, given: dict):
     """The decoded tokens of the row with their weights, and the reasons that are counted."""
-    (found,) = encode_examples(encoder, [convert(given, "auto", source="s")], 2000)
+    (found,) = encode_examples(encoder.renderer, [convert(given, "auto", source="s")], 2000)
     weight = np.zeros(len(found.ids))
-    for (start, end), of_span in zip(found.spans, found.weights, strict=True):
+    for (start, end), of_span in zip(found.spans, found.span_weights, strict=True):
         weight[start:end] = of_span
     return found.ids, weight, found.reasons
 

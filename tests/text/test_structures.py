@@ -126,7 +126,7 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
         ]
         *before, last = messages
         last = Message("assistant", last.content, True, thought=last.thought)
-        (found,) = encode_examples(encoder, [Example("x", (*before, last))], 10_000)
+        (found,) = encode_examples(encoder.renderer, [Example("x", (*before, last))], 10_000)
         served = tokenizer.apply_chat_template(
             [encoder.renderer.turn(turn) for turn in before],
             chat_template=encoder.chat_template,
@@ -162,7 +162,7 @@ def test_a_question_of_the_templates_own_words_is_one_as_others(template, though
     trained = set[tuple[str, ...]]()
     for question in ("Which fish?", *OWN_WORDS):
         chat = Message("user", question), Message("assistant", "Four.", True, thought=thought)
-        (found,) = encode_examples(encoder, [Example("x", chat)], 10_000)
+        (found,) = encode_examples(encoder.renderer, [Example("x", chat)], 10_000)
         trained.add((encoder.decode(found.ids[found.spans[0][0] :]), *(set(found.reasons) & {"composed"})))
     assert len(trained) == 1
 
@@ -194,7 +194,9 @@ def test_generation_tags_mark_the_same_tokens():
         encoder = make_encoder(tokenizer, thinks=bool(thought))
         chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo", "reasoning_content": thought}]
         (found,) = encode_examples(
-            encoder, [Example("x", (Message("user", "Hi"), Message("assistant", "Yo", True, thought=thought)))], 1000
+            encoder.renderer,
+            [Example("x", (Message("user", "Hi"), Message("assistant", "Yo", True, thought=thought)))],
+            1000,
         )
         theirs = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ((start, end),) = found.spans
@@ -205,9 +207,9 @@ def test_generation_tags_mark_the_same_tokens():
 
 def encoded(encoder, *messages: Message, **more):
     """What becomes of a conversation: its text, the trained texts with their weights, and the reasons."""
-    (found,) = encode_examples(encoder, [Example("x", messages, **more)], 10_000)
+    (found,) = encode_examples(encoder.renderer, [Example("x", messages, **more)], 10_000)
     texts = [encoder.decode(found.ids[a:b]) for a, b in found.spans]
-    return encoder.decode(found.ids), [*zip(texts, found.weights, strict=True)], found.reasons
+    return encoder.decode(found.ids), [*zip(texts, found.span_weights, strict=True)], found.reasons
 
 
 @pytest.mark.parametrize("structure", ["field", "content", "strips", "opens"])

@@ -10,7 +10,7 @@ import torch
 from sftmix.batches.order import Slot, TrainingOrder, Unit
 from sftmix.components import NTP, MixupOnly, Objective, SFTMix
 from sftmix.components.base import Callback, CallbackResult, Perturbation
-from sftmix.components.objectives import ntp_plan
+from sftmix.components.plans import ntp_plan
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training import loop

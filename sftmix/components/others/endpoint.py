@@ -14,7 +14,7 @@ import numpy as np
 
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, require
-from sftmix.options import ReferenceModel
+from sftmix.options.reference import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.plain import as_list

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from sftmix.components.base import Optimizer, decay_groups
 from sftmix.components.component import Need
-from sftmix.options import TrainingOptions
+from sftmix.options.training import TrainingOptions
 from sftmix.types import Tensor, TorchOptimizer
 
 

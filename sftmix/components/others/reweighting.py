@@ -5,7 +5,8 @@ from typing import Any
 
 from sftmix.components.base import Objective
 from sftmix.components.component import Need, require
-from sftmix.components.objectives import NTP, sequence_plan
+from sftmix.components.objectives import NTP
+from sftmix.components.plans import sequence_plan
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from sftmix.components.base import Selector
-from sftmix.components.component import check_labels, require
+from sftmix.components.component import require
+from sftmix.components.labels import check_labels
 from sftmix.ranks.rng import stable_hash
 from sftmix.types import Rows, Scores
 from sftmix.words.errors import ConfigError

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from sftmix.cli.say import say
 from sftmix.config import RunConfig
 from sftmix.disk.appended import append_batch, read_batches
-from sftmix.disk.files import sha256_file, sha256_json, write_json
+from sftmix.disk.files import write_json
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import unwritable
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question

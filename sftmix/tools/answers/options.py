@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.disk.files import decoded
+from sftmix.disk.texts import decoded
 from sftmix.tools.runs.models import Dtype, Functions
 from sftmix.words.errors import ConfigError
 from sftmix.words.shown import quoted

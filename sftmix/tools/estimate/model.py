@@ -12,7 +12,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import stored_dtype
 from sftmix.model.meta import empty_model
-from sftmix.options import LoraOptions
+from sftmix.options.model import LoraOptions
 from sftmix.training.footprint import Count, Numbers
 from sftmix.training.module import TrainingModule
 from sftmix.types import Float64

@@ -20,7 +20,9 @@ from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
-from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
+from sftmix.options.model import LoraOptions
+from sftmix.options.reference import ReferenceModel, inherit, reference_lora
+from sftmix.options.training import TrainingOptions
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.ranks.rng import generator

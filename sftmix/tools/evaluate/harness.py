@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.say import say
-from sftmix.disk.files import hashed, sha256_file, sha256_json, write_json
+from sftmix.disk.files import hashed, write_json
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.tools.evaluate.table import Score
 from sftmix.tools.runs.models import Dtype, FinishedModel
 from sftmix.tools.runs.read import read_json_if_there

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.disk.files import hashed, read_json, sha256_json, write_json, write_text
+from sftmix.disk.files import hashed, read_json, write_json, write_text
+from sftmix.disk.hashes import sha256_json
 from sftmix.tools.runs.read import read_json_if_there
 from sftmix.tools.runs.shown import markdown_table
 

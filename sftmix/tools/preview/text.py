@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sftmix.data import LoadedData
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.words.shown import as_lines, printable
 
 EDGE = 8

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.data import prepare
-from sftmix.disk.files import sha256_json
+from sftmix.disk.hashes import sha256_json
 from sftmix.disk.places import place_of
 from sftmix.model.adapters import quantization_config
 from sftmix.model.load import (
@@ -27,9 +27,10 @@ from sftmix.model.load import (
 )
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border, probe_logits
-from sftmix.options import DataOptions, ModelOptions
+from sftmix.options.data import DataOptions
+from sftmix.options.model import ModelOptions
 from sftmix.ranks.world import accelerator
-from sftmix.text import Encoder, encoder_for
+from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.tools.runs.adapters import load_adapters, stored_config
 from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished

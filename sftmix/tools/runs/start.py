@@ -11,7 +11,7 @@ from sftmix.data.sources import check_names
 from sftmix.disk.files import MANIFEST
 from sftmix.disk.places import PathLike
 from sftmix.model.paths import named, refuse_files
-from sftmix.options import SHARDED
+from sftmix.options.training import SHARDED
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered

@@ -7,7 +7,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.ranks.world import World
-from sftmix.text import Encoder
+from sftmix.text.encoder import Encoder
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule

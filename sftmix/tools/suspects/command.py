@@ -14,7 +14,7 @@ from sftmix.cli.say import say
 from sftmix.config.schema import find_component
 from sftmix.disk.files import placing
 from sftmix.disk.places import unwritable
-from sftmix.options import DataOptions
+from sftmix.options.data import DataOptions
 from sftmix.pipeline.stages import write_manifest
 from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects import signals
@@ -127,7 +127,7 @@ def _scored(args: Options, model: str, run: Path) -> Path:
     """Let the model score the rows with their prompts and without, in a run directory; one that has them is kept."""
     from sftmix.components.reference import FromCheckpoints
     from sftmix.config import RunConfig
-    from sftmix.options import ModelOptions
+    from sftmix.options.model import ModelOptions
     from sftmix.pipeline import recipe
 
     config = RunConfig(

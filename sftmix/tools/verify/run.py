@@ -21,7 +21,7 @@ from sftmix.config.read import read_config
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
-from sftmix.options import CheckpointOptions
+from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known

@@ -124,7 +124,7 @@ def test_prompts_are_those_of_training(finished, name):
     asked = f"Add 2 and 3. {encoder.tokenizer.eos_token} What is it?"  # which stays text
     turns = [Message("user", asked), Message("assistant", "5", True), Message("user", "And 4?")]
     example = Example("x", (*turns, Message("assistant", "9", True)))
-    (outcome,) = encode_examples(encoder, [example], 512)
+    (outcome,) = encode_examples(encoder.renderer, [example], 512)
     (first, _), (second, _) = outcome.spans
     chat = [{"role": m.role, "content": m.content} for m in turns]
     assert loaded.render(chat[:1]) == outcome.ids[:first]

@@ -15,10 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.tables import write_split
 from sftmix.options import DataOptions
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.tools.integrations import DynamicsCallback, groups_of
 from sftmix.tools.integrations.dynamics import row_ids
 from sftmix.types import UNPAIRED, Split
@@ -94,7 +94,7 @@ def test_the_template_of_the_page_writes_what_the_script_trains(tiny, tmp_path, 
     jinja = tmp_path / "prompts.jinja"
     jinja.write_text(template if before else template.replace("{{ bos_token }}", ""), encoding="utf-8")
     encoder = make_encoder(tokenizer, str(jinja))
-    ours = encode(prepare(DataOptions(train=[str(tmp_path / "rows")]), 0), encoder, max_length=128).train
+    ours = encode_dataset(prepare(DataOptions(train=[str(tmp_path / "rows")]), 0), encoder, max_length=128).train
     trainer = SFTTrainer(
         str(tiny.model),
         example.SFTMixConfig(str(tmp_path / "out"), report_to=[], bf16=False, use_cpu=True, max_length=128),

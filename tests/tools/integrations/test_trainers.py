@@ -21,11 +21,11 @@ from trl import SFTTrainer
 
 from sftmix.batches.order import Slot
 from sftmix.components import SFTMix
-from sftmix.data import encode, prepare
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.tables import read_dynamics, write_split
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text import make_encoder
+from sftmix.text.encoder import make_encoder
 from sftmix.tools.integrations.dynamics import DynamicsCallback, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
@@ -60,7 +60,7 @@ def tiny(tmp_path_factory) -> Tiny:
 
 def rows_of(tiny):
     encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
-    return encode(prepare(DataOptions(train=[str(tiny.train)]), 0), encoder, max_length=128).train
+    return encode_dataset(prepare(DataOptions(train=[str(tiny.train)]), 0), encoder, max_length=128).train
 
 
 def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=(), model=None, **options):

@@ -1,0 +1,27 @@
+"""The text of files, in UTF-8."""
+
+import io
+import json
+from pathlib import Path
+
+_LARGEST = 1 << 26
+"""Most bytes of a file of a run directory that is read at once."""
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file of a run directory; raise OSError or ValueError for what no run writes."""
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):  # a pipe would never end
+        raise OSError(f"it is not a file of at most {_LARGEST:,} bytes")
+    return decoded(path.read_bytes())
+
+
+def decoded(data: bytes, errors: str = "strict") -> str:
+    """Return the text of a file that somebody named, in UTF-8 with or without a byte order mark; lines end in LF.
+
+    errors  what becomes of bytes that are not UTF-8, as for bytes.decode
+    Raises ValueError that names the encoding of UTF-16 and UTF-32, or for bytes that are not UTF-8.
+    """
+    encoding = json.detect_encoding(data)  # by the mark, or by the NULs of ASCII in UTF-16: b"{\0"
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"it is in {encoding.upper()}; save it as UTF-8")
+    return io.StringIO(data.decode("utf-8-sig", errors), newline=None).getvalue()  # newline: \r\n, \r -> \n
