@@ -295,6 +295,15 @@ def test_modules_import_options_from_their_files():
     assert wrong == []
 
 
+def test_the_face_of_options_loads_no_more_than_a_class_needs():
+    check = (
+        "import sys, sftmix.options as o; o.TrainingOptions; print('sftmix.options.data' in sys.modules); "
+        "print(all(isinstance(getattr(o, name), type) for name in o.__all__), hasattr(o, 'Nothing'))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
 def test_rooms_have_few_arrows():
     own = {path: part_of(module_of(path)) for path in SOURCES}
     pairs = {(own[path], part_of(name)) for path in SOURCES for name in ours(path)}

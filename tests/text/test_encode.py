@@ -258,13 +258,17 @@ print(json.dumps([tokenizer.decode(found.ids), tokenizer.decode(trained)]))
 @pytest.mark.parametrize(
     ("name", "text", "trained"),
     [
+        (None, "Hi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>", "Yo<|im_end|>"),
         ("qwen2", "Hi<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>", "Yo<|im_end|>"),
         ("mistral-7b-v0.3", "<s>[INST] Hi[/INST] Yo</s>", "Yo</s>"),
         ("gpt2_phi", "### Instruction:\nHi\n\n### Response:\nYo<|endoftext|>", "Yo<|endoftext|>"),
     ],
 )
-def test_numpy_and_transformers_are_enough(name, text, trained, shared):
-    program = [sys.executable, "-c", ALONE, str(shared / "tokenizers" / name)]
+def test_numpy_and_transformers_are_enough(name, text, trained, request, tmp_path):
+    if name is None:
+        TOKENIZERS["chatml"].save_pretrained(tmp_path)
+    folder = request.getfixturevalue("shared") / "tokenizers" / name if name else tmp_path
+    program = [sys.executable, "-c", ALONE, str(folder)]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     whole, response = json.loads(done.stdout)
