@@ -68,14 +68,34 @@ def test_the_record_has_the_means_of_the_pilots(name):
         assert f"| {arm} | {first:.4f} | {second:.4f} | {(first + second) / 2:.4f} |" in record
 
 
-@pytest.mark.parametrize(("page", "unmixed"), [("README.md", False), ("docs/results.md", True)])
-def test_pages_have_the_figures_of_the_record(page, unmixed):
-    words = (ROOT / page).read_text(encoding="utf-8")
+def test_the_results_have_the_figures_of_the_record():
+    words = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     first = findings(read_tier("primary"), LAST, PLANNED, tested=True)
     second = [findings(read_tier("overfit"), end, PLANNED, tested=True) for end in (LAST, BEST)]
-    found = [first[0], second[0][0], second[1][0], *([first[3]] if unmixed else [])]
-    figures = [each.mean for each in found]
-    assert [f"{abs(figure):.4f}" for figure in figures if f"{abs(figure):.4f}" not in words] == []
+    found = [each.mean for each in (first[0], second[0][0], second[1][0], first[3])]
+    assert [f"{abs(figure):.4f}" for figure in found if f"{abs(figure):.4f}" not in words] == []
+
+
+@pytest.mark.parametrize("name", ["primary", "overfit", *REAL])
+def test_the_first_table_of_the_results_has_the_record(name):
+    """SFTMix − NTP at both endpoints, as in the record, in one row."""
+    tier = read_tier(name)
+    words = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n## ")[0]
+    both = [findings(tier, end, [("SFTMix", "NTP")], tested=False)[0] for end in (LAST, BEST)]
+    cells = ["{:+.4f} [{:+.4f}, {:+.4f}]".format(each.mean, *each.interval) for each in both]
+    assert f"| {' | '.join(cells)} |" in words
+
+
+def test_readme_has_the_figures_of_the_record():
+    tier = read_tier("real-main")
+    last = findings(tier, LAST, [("SFTMix", "NTP")], tested=False)[0].mean
+    warmed = [
+        {seed: run["calibration"]["nll_temperature_scaled"] for seed, run in tier.runs[arm].items()}
+        for arm in ("SFTMix", "NTP")
+    ]
+    rest = np.mean([nll - warmed[1][seed] for seed, nll in warmed[0].items()])
+    words = f"SFTMix ends {-last:.4f} below NTP, and {rest:.4f} above it after a temperature for each"
+    assert words in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------ the rules

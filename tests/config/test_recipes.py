@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
+from sftmix.components import SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import config_file, read_config, read_layers, recipes
@@ -116,6 +117,17 @@ def test_ntp_at_equal_compute_has_the_epochs_of_the_whole_recipe(files):
     variants = table(*files).variants
     epochs, scorings = variants["SFTMix"].training.epochs, variants["SFTMix"].reference.checkpoints
     assert variants["NTP-equal-compute"].training.epochs == pytest.approx(2 * epochs + scorings / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("files", [["recipe:table5-role"], made_small("table5-role")])
+def test_table_5_has_each_sum_of_both_losses_as_it_is_read_literally(files):
+    sums = [arm.objective for arm in table(*files).variants.values() if type(arm.objective) is SFTMix]
+    assert sorted((each.mu, each.mixup_mean) for each in sums) == [
+        (0.2, "ntp"),
+        (0.2, "own"),
+        (1, "ntp"),
+        (1, "own"),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ what was measured

@@ -12,7 +12,7 @@ for equalities apart.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,14 +112,16 @@ class Runs:
 
     def __init__(self, folder: Path, arms: Sequence[str] = ARMS) -> None:
         self.folder = folder
-        done = {seed for seed in SEEDS if all(self._file(arm, seed).exists() for arm in arms)}
-        blocks = [SEEDS[start : start + BLOCK] for start in range(0, len(SEEDS), BLOCK)]
-        self.seeds = [seed for block in blocks if done.issuperset(block) for seed in block]
+        self.seeds = whole_blocks({seed for seed in SEEDS if all(self._file(arm, seed).exists() for arm in arms)})
         self.runs = {(arm, seed): read_json(self._file(arm, seed)) for arm in arms for seed in self.seeds}
         self.diverged = [run for run, figures in self.runs.items() if "exit_code" in figures]
 
     def _file(self, arm: str, seed: int) -> Path:
-        return self.folder / "runs" / f"{arm}-seed-{seed}.json"
+        return self.path("runs", f"{arm}-seed-{seed}.json")
+
+    def path(self, *parts: str) -> Path:
+        """Return where a file is, or would be."""
+        return self.folder.joinpath(*parts)
 
     def seeds_of(self, contrast: Contrast) -> list[int]:
         """Return the seeds at which no arm of a contrast, or of the effect that is its margin, diverged."""
@@ -158,7 +160,13 @@ class Runs:
         return whole
 
     def _column(self, name: str, column: str) -> Float64:
-        return pq.read_table(self.folder / "losses" / f"{name}.parquet")[column].to_numpy().astype(np.float64)
+        return pq.read_table(self.path("losses", f"{name}.parquet"))[column].to_numpy().astype(np.float64)
+
+
+def whole_blocks(done: Collection[int]) -> list[int]:
+    """Return the seeds of the blocks whose seeds are all done."""
+    blocks = [SEEDS[start : start + BLOCK] for start in range(0, len(SEEDS), BLOCK)]
+    return [seed for block in blocks if set(block).issubset(done) for seed in block]
 
 
 def p_different(values: Float64) -> float:
@@ -202,8 +210,7 @@ def report(runs: Runs) -> str:
         if isinstance(each.margin, Mapping):
             of_effect = "{:.3f} [{:.3f}, {:.3f}]".format(*share(-found, 10 * margin))
         rows.append([*line(runs, each), f"{margin.mean():.4f}", f"{p:.2g}", f"{q:.2g}", of_effect])
-        at = dict(zip(runs.seeds_of(each), found, strict=True))
-        seeds.append([each.name, *(f"{at[seed]:+.4f}" if seed in at else "-" for seed in runs.seeds)])
+        seeds.append(by_seed(runs, each, runs.seeds))
     lines += [markdown_table(rows), markdown_table(seeds)]
     lines.append(markdown_table([HEAD, *(line(runs, each) for each in SECONDARY)]))
     alone = {arm: [Contrast(arm, {arm: 1.0}, endpoint) for endpoint in ENDPOINTS.values()] for arm in ARMS}
@@ -220,11 +227,23 @@ def line(runs: Runs, contrast: Contrast) -> list[str]:
     return [contrast.name, f"{values.mean():+.4f}", *shown]
 
 
+def by_seed(runs: Runs, contrast: Contrast, seeds: Sequence[int]) -> list[str]:
+    """Return the name of a contrast and a cell for each seed, `-` for seeds that it does not have."""
+    at = dict(zip(runs.seeds_of(contrast), runs.values(contrast), strict=True))
+    return [contrast.name, *(f"{at[seed]:+.4f}" if seed in at else "-" for seed in seeds)]
+
+
 def power(sd: float, margin: float, seeds: int, level: float) -> float:
     """Return how often TOST finds a mean of 0 equal within the margin, of 20,000 draws of normal differences."""
+    means, half = simulated(sd, seeds, level)
+    return float((np.abs(means) + half < margin).mean())
+
+
+def simulated(sd: float, seeds: int, level: float) -> tuple[Float64, Float64]:
+    """Return f64[20,000] each: means of normal differences around 0, and half-widths of one-sided bounds of a level."""
     draws = np.random.default_rng(0).normal(0.0, sd, (20_000, seeds))
     half = stats.t.ppf(1 - level, seeds - 1) * draws.std(axis=1, ddof=1) / np.sqrt(seeds)
-    return float((np.abs(draws.mean(axis=1)) + half < margin).mean())
+    return draws.mean(axis=1), half
 
 
 def main() -> None:
