@@ -3,7 +3,7 @@
     python benchmarks/evidence/base_model.py --text TEXT --out runs/base/random
 
 TEXT is a folder of English .txt files; base-7m read 16.4 million tokens of novels out of copyright, questions with
-answers, and news. docs/method.md has the command that pretrains it, with recipe:small/pretrain-text.
+answers, and news. benchmarks/results/evidence/README.md has the command that pretrains it.
 """
 
 import argparse

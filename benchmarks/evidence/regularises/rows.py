@@ -3,7 +3,7 @@
     python benchmarks/evidence/regularises/rows.py --rows ../shared/data/alpaca --out runs/regularises/data
 
 The rows are those of alpaca_17k.jsonl whose instruction no study of ours has seen: it is in none of the other files of
-that folder, and not among the first 400 rows, which a small twin of the paper's table 7 takes. They are ordered by a
+that folder, and not among the first 400 rows, which benchmarks/small/table7-alpagasus.yaml takes. They are ordered by a
 hash of their instruction (prepare.py), and each instruction is there once, so that it is on one side of every cut. The
 parts of SIZES are cut off one after the other; prompts.json is the beginning of held_out.json, to be answered.
 rows.json, beside this file, lists the rows by the beginnings of their hashes; nothing is written if the draw differs.
