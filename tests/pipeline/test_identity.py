@@ -29,10 +29,11 @@ from sftmix.components import (
 )
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
+from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
-from sftmix.pipeline.stages import differences
+from sftmix.pipeline.stages import BASELINE, STAGES, TRAIN
+from sftmix.pipeline.validity import differences
 from sftmix.ranks.world import World
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.tools.runs.export import export_run
@@ -160,7 +161,11 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
 
 def others(old: RunConfig, new: RunConfig) -> set[str]:
     """The stages whose inputs differ, by the configurations alone."""
-    return {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(Known(old)), inputs(Known(new)))}
+    return changed_in(Known(old), Known(new))
+
+
+def changed_in(then: Known, now: Known) -> set[str]:
+    return {stage.name for stage in STAGES if differences(stage.inputs(then), stage.inputs(now))}
 
 
 ARMS = {"train", "baseline"}
@@ -214,13 +219,12 @@ def test_the_stages_that_are_others_with_other_held_out_rows(tiny, tmp_path):
     write_jsonl(tiny.eval, [{"instruction": "Say a.", "output": "a"}])
     _, now = read_rows(made, World())
     then, today = (Known(made, rows=read) for read in (rows, now))
-    changed = {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(then), inputs(today))}
-    assert changed == {"base", *ARMS}
+    assert changed_in(then, today) == {"base", *ARMS}
 
 
 def test_a_baseline_is_of_the_order_of_its_target(tiny, tmp_path):
     """Its inputs name the split, or it would be read back, or adopted, beside a target of another one."""
-    train, baseline = (arm_inputs(Known(config(tiny, tmp_path)), name) for name in ("train", "baseline"))
+    train, baseline = (stage.inputs(Known(config(tiny, tmp_path))) for stage in (TRAIN, BASELINE))
     order = ("split", "confidence", "pairing")
     assert all(train[name] is not None for name in order)
     assert [baseline[name] for name in order] == [train[name] for name in order]
@@ -231,7 +235,7 @@ def test_callbacks_are_inputs_where_one_may_stop_a_training(tiny, tmp_path):
     """With those whose evaluations they may see; others may be added to a run that is done."""
 
     def deciding(*callbacks: Callback) -> list[dict]:
-        inputs = arm_inputs(Known(config(tiny, tmp_path, callbacks=list(callbacks))), "train")
+        inputs = TRAIN.inputs(Known(config(tiny, tmp_path, callbacks=list(callbacks))))
         return inputs["callbacks"]
 
     watches, evaluate = MeasureMixing(every=2), Evaluate(every=2)
