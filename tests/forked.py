@@ -20,6 +20,8 @@ from pathlib import Path
 PRELOADED = (
     "sftmix.cli.parsing",
     "sftmix.pipeline.recipe",
+    "sftmix.pipeline.arm",
+    "sftmix.pipeline.reference",
     "pandas",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",

@@ -10,6 +10,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
+from sftmix.config.wants import Wants
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
 from sftmix.options.ranges import Check, at_least_1, out_of_range
@@ -210,7 +211,7 @@ _REMEDIES = {
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
     pairs = config.resolved_pairing()
-    online = config.is_single_run()
+    online = Wants(config).single_run
     if pairs is not None:
         yield from _of_pairing(config, pairs)
     for part in all_parts(vars(config)):
@@ -242,7 +243,8 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
 def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
     reference, training = config.reference, config.training
-    available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
+    wants = Wants(config)
+    available = {Need.CONFIDENCE} if wants.by_confidence else ()
     yield from _missing("pairing", pairing, available, f"splitter {config.splitter}")
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
@@ -251,7 +253,7 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
                 f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                 f"use {size + 1}, or --pairing null with an objective that does not mix"
             )
-    if config.uses_dynamics():
+    if wants.by_confidence and wants.by_dynamics:
         yield from confidence_problems(config)
         least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
         most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)

@@ -87,23 +87,6 @@ class RunConfig(PlainFields):
             return RandomPairs() if Need.PAIRS in self.objective.needs else None
         return self.pairing
 
-    def split_needs_confidence(self) -> bool:
-        """Return True unless the split is by something else, such as a label."""
-        return Need.CONFIDENCE in self.splitter.needs
-
-    def confidence_needs_dynamics(self) -> bool:
-        """Return True unless the confidence has scores of its own."""
-        return Need.CONFIDENCE not in self.confidence.gives
-
-    def uses_dynamics(self) -> bool:
-        """Return True if the split needs a confidence that has no scores of its own."""
-        return self.split_needs_confidence() and self.confidence_needs_dynamics()
-
-    def is_single_run(self) -> bool:
-        """Return True if the target's own losses give the confidence; it and the split are then made in training."""
-        paired = self.resolved_pairing() is not None
-        return paired and self.uses_dynamics() and Need.TARGET_LOSSES in self.reference.needs
-
     def plain(self) -> dict[str, Any]:
         """Return the configuration as values of JSON; components as {"class_path", "init_args"}."""
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}

@@ -8,7 +8,6 @@ directory were always searched.
 import dataclasses
 import importlib
 import inspect
-import re
 import sys
 import traceback
 import types
@@ -117,31 +116,14 @@ def trusting(paths: Collection[str] | None = ()) -> Iterator[None]:
         _trusted.pop()
 
 
-_MOVED = re.compile(r"sftmix\.components\.\w+(\.\w+)")
-"""An import path in a configuration of before, when the methods of others were beside ours."""
-
-
-@cache
-def _shipped() -> set[str]:
-    return {one.path for _, kind in catalogue() for one in kind}
-
-
-def path_now(path: str) -> str:
-    """Return the import path of a class, of this package the one that it has now."""
-    if path not in _shipped() and (moved := _MOVED.fullmatch(path)):  # sftmix.components.schedules.Linear
-        return next((now for now in _shipped() if ".others." in now and now.endswith(moved[1])), path)
-    return path
-
-
 def import_class(path: str) -> type:
     """Import the class at an import path; in `trusting`, ForeignClassError for one that is not trusted.
 
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
-    path = path_now(path)
     trusted = _trusted[-1] if _trusted and None not in _trusted else None  # --trust holds for all that is called
-    if trusted is not None and path not in {*trusted, *_shipped()}:
+    if trusted is not None and path not in {*trusted, *(one.path for _, kind in catalogue() for one in kind)}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
             "know it, name the class on the command line, or add --trust"

@@ -1,25 +1,34 @@
-"""RunContext, which makes the stages of a run or reads them back: configuration, ranks, directory, rows."""
+"""A stage as one record, and RunContext, which makes the stages of a run or reads them back.
+
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.batches.order import TrainingOrder
 from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset
+from sftmix.config.wants import Wants
 from sftmix.disk.hashes import sha256_file
-from sftmix.model.load import refuse_quantized
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known
-from sftmix.pipeline.loaded import load_for_run, scorer
-from sftmix.pipeline.rows import RunRows, check_rows_fit
-from sftmix.ranks.world import World
-from sftmix.text.encoder import Encoder
-from sftmix.training.loop import Stage, StageResult, train
-from sftmix.training.memory import PeakMemory
-from sftmix.training.signals import StopAtOnce
+from sftmix.pipeline.inputs import HASHES, Known
+from sftmix.pipeline.validity import Inputs
+
+if TYPE_CHECKING:
+    from sftmix.batches.order import TrainingOrder
+    from sftmix.data import EncodedDataset
+    from sftmix.pipeline.rows import RunRows
+    from sftmix.ranks.world import World
+    from sftmix.text.encoder import Encoder
+    from sftmix.training.loop import Stage, StageResult
+    from sftmix.training.signals import StopAtOnce
+
+Values = dict[str, Any]
+"""Name of a stage -> its value, of all stages before."""
 
 
 class Made(NamedTuple):
@@ -28,6 +37,40 @@ class Made(NamedTuple):
     files: Sequence[str]
     figures: Mapping[str, Any] = {}
     line: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpec:
+    """A stage: when it is made, from what, how, and how it is read back.
+
+    name       its directory in the run directory
+    entered    what a command wants -> True if the stage is made or read back
+    inputs     what is known -> what the stage is made from, as values of JSON; it is read back only if all are equal
+    make       makes its files
+    read       returns their value, for later stages, on every rank; called whether the stage was made now or earlier
+    words      input whose value is a hash -> what a refusal says if it differs; [HASHES]
+    result     the file that a command which ends with this stage names; "": no command ends with it
+    by_ranks   True: every rank calls `make`, as they share its work; False: rank 0 calls it
+    has_steps  True if it trains, and so has a metrics.jsonl
+    """
+
+    name: str
+    entered: Callable[[Wants], bool]
+    inputs: Callable[[Known], Inputs]
+    make: Callable[[RunContext, Values], Made]
+    read: Callable[[RunContext, Values], Any] = lambda run, values: None
+    words: Mapping[str, str] = field(default_factory=lambda: HASHES)
+    result: str = ""
+    by_ranks: bool = False
+    has_steps: bool = False
+
+    def enter(self, run: RunContext, values: Values) -> Any:
+        """Make the stage, or read it back, and return its value."""
+        return run.enter(self, values)
+
+    def made(self, run: RunContext, values: Values) -> Made:
+        """Make the files, and return on every rank what was made."""
+        return self.make(run, values) if self.by_ranks else run.world.from_main(lambda: self.make(run, values))
 
 
 @dataclass
@@ -57,26 +100,26 @@ class RunContext:
         if self.world.is_main:
             print(text, flush=True)
 
-    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], Any] = lambda: None) -> Any:
-        """Make a stage unless it is done, and return what its files hold; all ranks call both functions.
+    def enter(self, stage: StageSpec, values: Values) -> Any:
+        """Make a stage unless it is done, and return what its files hold; all ranks call it.
 
-        make  makes its files
-        read  returns what they hold; a finished stage is read back if all its inputs (`STAGE_INPUTS`) are equal
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
+        from sftmix.training.memory import PeakMemory
+
         self.stop.check(self.world)
         # Not sooner: it hashes files that the stages before have made.
-        inputs = STAGE_INPUTS[stage](Known(self.config, self.world, self.rows, self.path))
+        inputs = stage.inputs(Known(self.config, self.world, self.rows, self.path))
         memory, began = PeakMemory(self.world.device), time.time()
-        if self.directory.begin(stage, inputs, self.config.yaml()):
+        if self.directory.begin(stage.name, inputs, self.config.yaml(), words=stage.words):
             if not self.directory.pool:  # the runs of a table read most stages from each other
-                self.say(f"{stage}: done before, read back")
-            return read()
-        made = make()
-        value = read()  # before the stage is done: what cannot be read must not count as done
+                self.say(f"{stage.name}: done before, read back")
+            return stage.read(self, values)
+        made = stage.made(self, values)
+        value = stage.read(self, values)  # before the stage is done: what cannot be read must not count as done
         seconds = time.time() - began
         figures = {"wall_seconds": seconds, **made.figures, "peak_memory_bytes": self.world.max(memory.bytes())}
-        self.directory.finish(stage, made.files, figures)
+        self.directory.finish(stage.name, made.files, figures)
         if made.line:
             self.say(f"{made.line} ({seconds:.0f} s)")
         return value
@@ -98,6 +141,11 @@ class RunContext:
         packed  True if some rows, also held-out ones, hold several documents
         The other fields of the stage are at their defaults: set them.
         """
+        from sftmix.model.load import refuse_quantized
+        from sftmix.pipeline.loaded import load_for_run, scorer
+        from sftmix.pipeline.rows import check_rows_fit
+        from sftmix.training.loop import Stage
+
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)
         model = load_for_run(config, self.world, trains=True)
@@ -115,7 +163,7 @@ class RunContext:
             packed=packed,
             checkpoint=config.checkpoint,
             directory=self.path / name,
-            # Of the file, which `begin` leaves as it is while the inputs are equal, also if a class has moved.
+            # Of the file, which `begin` leaves as it is while the inputs are equal.
             identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),
             seed=config.seed,
             pad_id=encoder.pad_id,
@@ -125,6 +173,8 @@ class RunContext:
 
     def train(self, stage: Stage) -> StageResult:
         """Train to the end, from the newest valid checkpoint on; Stopped if a signal came after the last look."""
+        from sftmix.training.loop import train
+
         result = train(stage, self.world)
         self.stop.check(self.world)
         return result

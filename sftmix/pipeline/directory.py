@@ -23,13 +23,12 @@ from sftmix.disk.files import (
 )
 from sftmix.disk.places import PathLike
 from sftmix.pipeline.lock import Hold
-from sftmix.pipeline.stages import (
+from sftmix.pipeline.validity import (
     ADOPTED,
     Inputs,
     differences,
     is_finished,
     origin,
-    read_inputs,
     refuse_others,
     write_manifest,
 )
@@ -71,7 +70,7 @@ class RunDirectory(Hold):
         """Update STATUS.json from every rank: a full disk ends them all."""
         self.world.on_main(lambda: self.status(**fields))
 
-    def begin(self, stage: str, inputs: Inputs, configuration: str = "") -> bool:
+    def begin(self, stage: str, inputs: Inputs, configuration: str = "", *, words: Mapping[str, str] = {}) -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
         It is taken over from the first run of the pool that finished it from the same inputs. Its outputs are hard
@@ -79,11 +78,12 @@ class RunDirectory(Hold):
         differs if the stage was made, or begun, from other inputs, and DifferenceError if an output was changed.
 
         configuration  of the run, which config.yaml holds from the first stage on that is not done here
+        words          what the error says of inputs that are hashes, as `StageSpec.words`
         """
         directory = self.path / stage
 
         def enter() -> bool:
-            refuse_others(directory, inputs)  # before anything is written
+            refuse_others(directory, inputs, words)  # before anything is written
             if is_finished(directory):
                 return True
             self.starts_work()
@@ -93,12 +93,12 @@ class RunDirectory(Hold):
             # Before config.yaml: that file in a directory without this one would be refused as somebody else's.
             write_json(self.path / STARTED, {"directory": here, "relative": relative})
             written = directory / "inputs.json"
-            if not written.exists() or differences(read_inputs(directory), inputs):  # the checkpoints know its hash
+            if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
                 write_json(written, inputs)
             write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):
-                equal = (source / MANIFEST).exists() and not differences(read_inputs(source), inputs)
+                equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
                 if equal and is_finished(source):  # which reads all of its files
                     for name in read_json(source / MANIFEST, files=dict)["files"]:
                         _link(source / name, directory / name)  # also ../confidence/dynamics.parquet, of the reference

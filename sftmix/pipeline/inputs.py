@@ -1,4 +1,4 @@
-"""Inputs of each stage, which decide whether it is read back: it is only if all of them are equal.
+"""What the inputs of stages are put together from; a stage is read back only if all of its inputs are equal.
 
 What the configuration alone decides is known at once, without torch; the rest is UNKNOWN until ranks and rows are
 there.
@@ -15,16 +15,26 @@ from sftmix.components.base import Callback
 from sftmix.components.component import Component, Need, code_of, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.config.wants import Wants
 from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import is_there
 from sftmix.options.reference import ReferenceModel, ReferenceTraining, inherit, reference_lora
 from sftmix.options.training import LAYOUT, TrainingOptions
-from sftmix.pipeline.stages import UNKNOWN, Inputs
+from sftmix.pipeline.validity import UNKNOWN, Inputs
 from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftmix.pipeline.rows import RunRows
     from sftmix.ranks.world import World
+
+HASHES = {
+    "model": "the model's files are others (model.path)",
+    "data": "the training rows are others (data.train)",
+    "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
+    "rounding": "the exported weights are rounded in another way (checkpoint.rounding)",
+    "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
+}
+"""Inputs of several stages that are hashes, in words that name the options behind them."""
 
 
 def config_of_arm(config: RunConfig, name: str) -> RunConfig:
@@ -65,6 +75,11 @@ class Known(NamedTuple):
     rows: RunRows = UNKNOWN
     directory: Path = UNKNOWN
 
+    @property
+    def wants(self) -> Wants:
+        """What the configuration wants of a whole run."""
+        return Wants(self.config)
+
 
 def _fingerprint(name: str) -> str | None:
     """Return the identity of a file or a model; None if it cannot be read, which its reader will explain."""
@@ -76,7 +91,7 @@ def _fingerprint(name: str) -> str | None:
         return None
 
 
-def _files(known: Known, *components: Component | None) -> Any:
+def files_read(known: Known, *components: Component | None) -> Any:
     """Return the fingerprints of the files of components, by their names, and of classes that are not the package's.
 
     Raise what `files()` raises on every rank.
@@ -93,7 +108,7 @@ def _from_here(name: str) -> str:
     return path.relative_to(here).as_posix() if path.is_absolute() and path.is_relative_to(here) else name
 
 
-def _made(known: Known, name: str, needed: bool) -> str | None:
+def hash_of(known: Known, name: str, needed: bool = True) -> str | None:
     """Return the hash of a file that an earlier stage of the run made; None if it is not needed, or was removed."""
 
     def look() -> str | None:
@@ -112,7 +127,7 @@ def _precision(known: Known, options: TrainingOptions) -> Any:
     return resolve_precision(options.precision, known.world.device)
 
 
-def _rows(known: Known) -> Inputs:
+def row_inputs(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     config, rows = known.config, known.rows
     data = config.data
@@ -131,127 +146,28 @@ def _rows(known: Known) -> Inputs:
         "data": inputs,
         "row_format": plain(config.row_format),
         "renderer": plain(config.renderer),
-        "row_files": _files(known, config.row_format, config.renderer),
+        "row_files": files_read(known, config.row_format, config.renderer),
     }
 
 
-def _rows_and_model(known: Known) -> Inputs:
+def rows_and_model(known: Known) -> Inputs:
     """Return the training rows, the model, and the options of its computation that decide numbers."""
     config = known.config
     return {
-        **_rows(known),
+        **row_inputs(known),
         "model": known.world.from_main(lambda: _fingerprint(config.model.path)),
         # bf16 and fp32, sdpa and eager, give other losses, so another confidence.
         "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
     }
 
 
-def _training(known: Known, options: TrainingOptions) -> Inputs:
+def deciding_options(known: Known, options: TrainingOptions) -> Inputs:
     """Return the training options that decide the result; others say how a step is computed, and may change."""
     values = {**plain(options), "precision": _precision(known, options)}
     return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}  # timeout decides on hanging ranks alone
 
 
-def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
+def deciding_callbacks(callbacks: Sequence[Callback]) -> Sequence[Callback]:
     """Return those that may change the course of a training, with those whose evaluations they may see."""
     stops = any(Need.STOP in callback.gives for callback in callbacks)
     return [callback for callback in callbacks if callback.gives and stops]
-
-
-# ------------------------------------------------------------------------------------------- the stages
-
-
-def reference_inputs(known: Known) -> Inputs:
-    """Return the inputs of the reference; one that is not trained adds only its files."""
-    config, reference = known.config, known.config.reference
-    own = config_of_reference(config)
-    deciding, lora = _deciding(own.callbacks), own.model.lora
-    trains = Need.TRAINING in reference.needs
-    spec = reference.spec()
-    for name in (*reference.layout, *(["training"] if trains else [])):  # no result, or an entry of its own, below
-        spec["init_args"].pop(name, None)
-    inputs = {
-        **_rows_and_model(known),
-        "reference": spec,
-        # Contents of files of scores, and the code of classes of one's own.
-        "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
-    }
-    if trains:
-        inputs |= {
-            "optimizer": config.optimizer.spec(),
-            "lora": plain(lora) if lora.r else None,  # without adapters, their alpha and dropout say nothing
-            "training": _training(known, own.training),  # as inherited: null and the run's own value are one
-            "callbacks": plain(deciding),
-            "seed": own.seed,
-        }
-    return inputs
-
-
-def _rounding(config: RunConfig) -> str:
-    """Return how the weights of the export are rounded; nearest if they are not."""
-    from sftmix.pipeline.loaded import export_dtype
-
-    return config.checkpoint.rounding if export_dtype(config.model).itemsize < 4 else "nearest"
-
-
-def arm_inputs(known: Known, name: str) -> Inputs:
-    """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
-    config, lora = config_of_arm(known.config, name), known.config.model.lora
-    pairing, single = known.config.resolved_pairing(), known.config.is_single_run()  # both arms have one order
-    deciding, paired = _deciding(config.callbacks), pairing is not None and not single
-    scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
-    inputs = {
-        **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint,  # decides figures, and where EarlyStopping stops
-        "dtype": config.model.dtype,  # of the export, as is the rounding
-        "rounding": known.world.from_main(lambda: _rounding(config)),
-        "lora": plain(lora) if lora.r else None,
-        "split": _made(known, "split/split.parquet", paired),  # the groups themselves, whichever splitter made them
-        "confidence": _made(known, "confidence/confidence.parquet", scored),
-        "pairing": plain(pairing),
-        "objective": config.objective.spec(),
-        "optimizer": config.optimizer.spec(),
-        "perturbation": plain(config.perturbation),
-        "seed": config.seed,
-        "files": _files(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),
-        "training": _training(known, config.training),
-        "callbacks": plain(deciding),
-    }
-    if single:
-        chosen = (config.reference, config.confidence, config.splitter)
-        # A split for each epoch is no file: what makes it counts itself.
-        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
-    return inputs
-
-
-STAGE_INPUTS = {
-    "selection": lambda known: {
-        "data": known.rows.whole.fingerprint,  # all rows: the selected ones are the result
-        "selector": known.config.selector.spec(),
-        "seed": known.config.seed,
-        "selector_files": _files(known, known.config.selector),
-    },
-    "reference": reference_inputs,
-    "confidence": lambda known: {
-        # Dynamics are of these rows already; a confidence with scores of its own reads none.
-        **({} if known.config.confidence_needs_dynamics() else _rows(known)),
-        "dynamics": _made(known, "confidence/dynamics.parquet", known.config.confidence_needs_dynamics()),
-        "confidence": known.config.confidence.spec(),
-        "confidence_files": _files(known, known.config.confidence),
-    },
-    "split": lambda known: {
-        **_rows(known),
-        "confidence": _made(known, "confidence/confidence.parquet", known.config.split_needs_confidence()),
-        "splitter": known.config.splitter.spec(),
-        "seed": known.config.seed,
-        "splitter_files": _files(known, known.config.splitter),
-    },
-    "train": lambda known: arm_inputs(known, "train"),
-    "baseline": lambda known: arm_inputs(known, "baseline"),
-    "base": lambda known: {
-        **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint,
-        "quantize": known.config.model.lora.quantize,  # the base of QLoRA is measured as it is trained on
-    },
-}
-"""Stage -> its inputs, as far as they are known; in the order in which stages are entered."""

@@ -9,6 +9,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
+from sftmix.config.wants import Wants
 from sftmix.disk.files import read_steps
 from sftmix.pipeline.context import RunContext
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
@@ -45,7 +46,7 @@ def order_of_arm(
     In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split.
     """
     config = run.config
-    single = config.is_single_run()
+    single = Wants(run.config).single_run
     # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
     begun = epochs_begun(run) if single and name == "baseline" else math.inf
 

@@ -1,4 +1,4 @@
-"""The stage of the reference, and what it lends to a Reference: training, and scoring by models or row by row."""
+"""What a run lends to its Reference: training, and scoring by models or row by row."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
-from sftmix.components.contracts import check_dynamics
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, encode_dataset
 from sftmix.disk.appended import append_batch, read_batches
-from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length
 from sftmix.options.reference import ReferenceModel, ReferenceTraining
-from sftmix.pipeline.context import Made, RunContext
+from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.machines import check_same
@@ -34,45 +32,12 @@ from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
     checkpoint_steps,
-    describe_dynamics,
     merge_dynamics,
     one_checkpoint,
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
-from sftmix.words.errors import ConfigError, ContractError, DataError
+from sftmix.words.errors import ConfigError, ContractError
 from sftmix.words.progress import progress_bar
-
-KEPT = ("metrics.jsonl", "online", "scores*")
-"""Beside the dynamics, what the stage keeps of the way to them, as patterns."""
-MAX_UNSCORED = 0.05
-"""Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
-
-
-def enter_reference(run: RunContext) -> TrainingDynamics:
-    """Make or read the training dynamics of the reference, one row per example of the training set."""
-    reference, ids = run.config.reference, run.rows.data.train.ids
-    path = run.path / "confidence/dynamics.parquet"  # beside what is made of it; reference/ has the checkpoints
-
-    def make() -> Made:
-        context = ReferenceRun(run)
-        # FromFile may have other rows as well, and lack some.
-        dynamics = check_dynamics(reference, reference.collect(context)).of(ids)
-        missing = [ids[row] for row in np.flatnonzero(~dynamics.scored)]
-        if len(missing) > MAX_UNSCORED * len(ids):
-            raise DataError(
-                f"the reference could not score {len(missing)} of {len(ids)} examples (first: {missing[:5]}): "
-                "raise reference.model.max_length if no response token is left, lower its learning rate if their "
-                "perplexities are not finite, or give a file that holds them"
-            )
-        if missing:
-            run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
-        run.world.on_main(lambda: write_dynamics(path, dynamics))
-        figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
-        line = f"reference {reference}: {describe_dynamics(dynamics)}"
-        kept = [file.name for name in KEPT for file in sorted((run.path / "reference").glob(name))]
-        return Made(["../confidence/dynamics.parquet", *kept], figures, line)
-
-    return run.enter("reference", make, lambda: read_dynamics(path).of(ids))
 
 
 def rows_of_reference(

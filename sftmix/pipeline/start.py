@@ -1,58 +1,48 @@
 """Start of a run: the stages that it enters, and what is refused before any of them is made. It needs no torch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
-from sftmix.components.component import require_one_of
-from sftmix.components.selection import All
+from sftmix.components.component import require
 from sftmix.config import RunConfig
 from sftmix.config.read import STARTED
+from sftmix.config.wants import Wants
 from sftmix.disk.files import read_json
 from sftmix.disk.places import is_there, place_of
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference
-from sftmix.pipeline.stages import refuse_others
+from sftmix.pipeline.context import StageSpec
+from sftmix.pipeline.inputs import Known, config_of_reference
+from sftmix.pipeline.stages import STAGES, by_name
+from sftmix.pipeline.validity import refuse_others
 from sftmix.words.errors import ConfigError, DifferenceError
 
-StageName = Literal["reference", "confidence", "split", "train"]
 
+def entered(config: RunConfig, until: str, stages: Sequence[StageSpec] = STAGES) -> list[StageSpec]:
+    """Return the stages that a command makes or reads back, in order.
 
-def stages_entered(config: RunConfig, until: StageName) -> list[str]:
-    """Return the stages that a command makes or reads back, in order; none that it may turn out not to enter.
-
-    NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
+    NTP without pairs needs no split, and a split by label no reference. A single run makes its last split only if the
+    training came to its second epoch. Raises ConfigError for a stage that this
     configuration does not have.
     """
-    require_one_of("until", until, StageName)
-    single, train = config.is_single_run(), until == "train"
-    if single and not train:
+    last = [name for name, stage in by_name(stages).items() if stage.result]
+    require(until in last, "until", until, ", ".join(last))
+    wants = Wants(config, until)
+    if wants.single_run and not wants.training:
         raise ConfigError(
             f"--reference {config.reference} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    split = until == "split" or (train and config.resolved_pairing() is not None and not single)
-    confidence = until == "confidence" or (split and config.split_needs_confidence())
-    stages = {
-        "selection": not isinstance(config.selector, All),
-        "reference": until == "reference" or (confidence and config.confidence_needs_dynamics()),
-        "confidence": confidence,
-        "split": split,  # a single run writes its last one at its end
-        "train": train,
-        "baseline": train and config.with_baseline,
-        "base": train,
-    }
-    return [stage for stage, entered in stages.items() if entered]
+    return [stage for stage in stages if stage.entered(wants)]
 
 
-def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:
+def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Path) -> None:
     """Raise ConfigError if one of the stages was made, or begun, from other inputs.
 
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
     for stage in stages:
-        refuse_others(directory / stage, STAGE_INPUTS[stage](known))
+        refuse_others(directory / stage.name, stage.inputs(known), stage.words)
 
 
 _KEYS = {"STATUS.json": "stage", STARTED: "directory"}
@@ -66,15 +56,18 @@ def is_ours(file: Path) -> bool:
     return False
 
 
-def _refuse_foreign(directory: Path) -> None:
-    """Raise ConfigError for a directory that no run began in and that holds a name a run writes at its top."""
-    there = [name for name in STAGE_INPUTS if is_there(directory / name)]
+def _refuse_foreign(directory: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError for a directory that no run began in and that holds a name a run writes at its top.
+
+    names  of stages
+    """
+    there = [name for name in names if is_there(directory / name)]
     # None that are hidden: a kill leaves .tmp- files.
     stages = {name: {file.name for file in (directory / name).glob("[!.]*")} for name in there}
     # Inputs and work: stages of another run, as docs/distributed.md has people copy reference/, confidence/ and split/.
     copied = any(inside > {"inputs.json"} for inside in stages.values())
-    names = [] if copied or is_ours(directory / STARTED) else ["config.yaml", "summary.json", *_KEYS, *stages]
-    for place in filter(is_there, (directory / name for name in names)):
+    taken = [] if copied or is_ours(directory / STARTED) else ["config.yaml", "summary.json", *_KEYS, *stages]
+    for place in filter(is_there, (directory / name for name in taken)):
         if stages.get(place.name) or not (place.is_dir() or is_ours(place)):  # a kill may leave an empty directory
             raise ConfigError(
                 f"out: no run wrote {place}, as {directory} has no {STARTED} of one, and this run would write there; "
@@ -82,10 +75,10 @@ def _refuse_foreign(directory: Path) -> None:
             )
 
 
-def check_directory(config: RunConfig) -> None:
+def check_directory(config: RunConfig, stages: Sequence[StageSpec] = STAGES) -> None:
     """Raise ConfigError for a directory with files that a run would replace, or that the run reads its inputs from."""
     directory = Path(config.out or "")
-    _refuse_foreign(directory)
+    _refuse_foreign(directory, by_name(stages))
     read = [("model.path", config.model.path), ("reference.model.path", config_of_reference(config).model.path)]
     read += [(f"data.{key}", name) for key in ("train", "eval") for name in getattr(config.data, key) or []]
     for key, name in read:

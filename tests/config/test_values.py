@@ -6,16 +6,12 @@ from typing import Any, Literal
 
 import pytest
 
-import sftmix.components
 from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
-from sftmix.config.schema import ForeignClassError, import_class, trusting
 from sftmix.config.values import NoValueError, Word, converted
-from sftmix.disk.files import write_json
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
-from sftmix.pipeline.stages import differences, read_inputs
 from sftmix.words.errors import ConfigError
 
 
@@ -225,34 +221,3 @@ def test_a_component_names_each_of_its_options(cls, taken):
     for checked in (lambda: validate(config), lambda: from_plain({"objective": f"{__name__}.{cls.__name__}"})):
         with pytest.raises(ConfigError, match=rf"{cls.__name__}.__init__ takes {taken}, and its .*: name each option"):
             checked()
-
-
-MOVED = ["endpoint.FromSGLang", "mixing.MeasureMixing", "optimizers.AdamW8bit", "perturbations.NEFTune"]
-MOVED += ["places.CutMix", "reweighting.IRDRO", "selection.S2L", "tokens.Rho1"]
-MOVED += ["confidence.IFD", "pairing.LevelPairs", "pairing.AnyPairs", "schedules.Linear", "selection.Random"]
-
-
-@pytest.mark.parametrize("path", MOVED)
-def test_a_component_that_moved_is_found_where_older_configurations_have_it(path):
-    name = path.rpartition(".")[2]
-    with trusting():
-        assert import_class(f"sftmix.components.{path}") is getattr(sftmix.components, name)
-        with pytest.raises(ForeignClassError):
-            import_class(f"of_someone.sftmix.components.{path}")
-
-
-@pytest.mark.parametrize("path", MOVED)
-def test_a_stage_of_a_component_that_moved_is_continued(path, tmp_path):
-    """Its record has the path of before, wherever a component can be."""
-    name = path.rpartition(".")[2]
-    now = getattr(sftmix.components, name)
-    recorded, made = (
-        {"class_path": f"{module}.{name}", "init_args": {"k": 1}}
-        for module in (f"sftmix.components.{path.partition('.')[0]}", now.__module__)
-    )
-    write_json(tmp_path / "inputs.json", {"pairing": recorded, "online": [recorded], "seed": None})
-    old, new = read_inputs(tmp_path), {"pairing": made, "online": [made], "seed": None}
-    assert differences(old, new) == []
-    assert differences(old, new | {"pairing": made | {"init_args": {"k": 2}}}) == ["pairing.k: 1 -> 2"]
-    (other,) = differences(old, new | {"pairing": made | {"class_path": "of_mine.Pairs"}})
-    assert other == f"pairing: {now.__module__}.{name} -> of_mine.Pairs"

@@ -102,7 +102,7 @@ PASSES = {
     "evaluation": (RaisesIn("sftmix.training.scoring", "_scores_of", 1), "--splitter RandomSplit"),
     "losses of the batch": (RaisesIn("sftmix.training.step", "with_batch_nll", 2), "--objective IRDRO"),
     "probe": (RaisesIn("sftmix.training.parallel", "packing_problem", 1), "--training.padding_free true"),
-    "export": (RaisesIn("sftmix.pipeline.recipe", "full_weights", 1), "--splitter RandomSplit"),
+    "export": (RaisesIn("sftmix.pipeline.arm", "full_weights", 1), "--splitter RandomSplit"),
 }
 """What ranks do together besides steps, and options with which a run does it."""
 

@@ -12,6 +12,7 @@ import pytest
 from sftmix.disk.files import read_json
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.lock import Hold
+from sftmix.pipeline.stages import SPLIT
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError, DataError, DifferenceError
 from tests.faults.mines import syncs
@@ -47,7 +48,7 @@ def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
     other = {"model": "1a", "data": {"fingerprint": "4d", "roles": [1, 3]}, "new": 2}
     other["splitter"] = {"class_path": "RandomSplit", "init_args": {}}
     with pytest.raises(ConfigError) as refused:
-        directory.begin("split", other)
+        directory.begin("split", other, words=SPLIT.words)
     assert str(refused.value).partition("other inputs: ")[2] == (
         "the training rows are others, as the model sees them (data.train, selector, template); data.roles: "
         "[1, 2] -> [1, 3]; gone: 1 -> None; splitter: Median -> RandomSplit; new: None -> 2. "

@@ -31,11 +31,12 @@ from sftmix.components import (
 )
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
+from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
-from sftmix.pipeline.stages import differences
+from sftmix.pipeline.stages import BASELINE, SPLIT, STAGES, TRAIN
 from sftmix.pipeline.start import refuse_other_inputs
+from sftmix.pipeline.validity import differences
 from sftmix.ranks.world import World
 from sftmix.text import ChatTemplate
 from sftmix.text.formats import Messages
@@ -143,12 +144,12 @@ def test_the_classes_that_read_and_render_rows_decide_what_was_made_of_them(fini
 
     def differ(now: RunConfig) -> list[str]:
         with pytest.raises(ConfigError, match="Use another --out") as caught:
-            refuse_other_inputs(Known(now), ["split"], tmp_path / "run")
+            refuse_other_inputs(Known(now), [SPLIT], tmp_path / "run")
         return re.findall(r"[:;] ([\w.]+): ", str(caught.value))
 
     first = own("first")
     run(first, until="split")
-    refuse_other_inputs(Known(own("moved")), ["split"], tmp_path / "run")
+    refuse_other_inputs(Known(own("moved")), [SPLIT], tmp_path / "run")
     assert differ(own("option", style=2)) == ["row_format.style"]
     assert differ(own("rows", OWN_ROWS.replace("if self.note", "if bool(self.note)"))) == ["row_files.own_rows.Rows"]
     assert differ(own("turns", OWN_ROWS.replace("pass", "mended = True"))) == ["row_files.own_rows.Turns"]
@@ -214,7 +215,11 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
 
 def others(old: RunConfig, new: RunConfig) -> set[str]:
     """The stages whose inputs differ, by the configurations alone."""
-    return {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(Known(old)), inputs(Known(new)))}
+    return changed_in(Known(old), Known(new))
+
+
+def changed_in(then: Known, now: Known) -> set[str]:
+    return {stage.name for stage in STAGES if differences(stage.inputs(then), stage.inputs(now))}
 
 
 ARMS = {"train", "baseline"}
@@ -270,13 +275,12 @@ def test_the_stages_that_are_others_with_other_held_out_rows(tiny, tmp_path):
     write_jsonl(tiny.eval, [{"instruction": "Say a.", "output": "a"}])
     _, now = read_rows(made, World())
     then, today = (Known(made, rows=read) for read in (rows, now))
-    changed = {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(then), inputs(today))}
-    assert changed == {"base", *ARMS}
+    assert changed_in(then, today) == {"base", *ARMS}
 
 
 def test_a_baseline_is_of_the_order_of_its_target(tiny, tmp_path):
     """Its inputs name the split, or it would be read back, or adopted, beside a target of another one."""
-    train, baseline = (arm_inputs(Known(config(tiny, tmp_path)), name) for name in ("train", "baseline"))
+    train, baseline = (stage.inputs(Known(config(tiny, tmp_path))) for stage in (TRAIN, BASELINE))
     order = ("split", "confidence", "pairing")
     assert all(train[name] is not None for name in order)
     assert [baseline[name] for name in order] == [train[name] for name in order]
@@ -287,7 +291,7 @@ def test_callbacks_are_inputs_where_one_may_stop_a_training(tiny, tmp_path):
     """With those whose evaluations they may see; others may be added to a run that is done."""
 
     def deciding(*callbacks: Callback) -> list[dict]:
-        inputs = arm_inputs(Known(config(tiny, tmp_path, callbacks=list(callbacks))), "train")
+        inputs = TRAIN.inputs(Known(config(tiny, tmp_path, callbacks=list(callbacks))))
         return inputs["callbacks"]
 
     watches, evaluate = MeasureMixing(every=2), Evaluate(every=2)

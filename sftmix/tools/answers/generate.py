@@ -13,7 +13,7 @@ from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.files import write_json
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import unwritable
-from sftmix.pipeline.stages import differences
+from sftmix.pipeline.validity import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.tools.runs.read import Trust, read_finished, read_json_if_there

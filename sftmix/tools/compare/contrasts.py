@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.pipeline.stages import differences, read_inputs
+from sftmix.disk.files import read_json
+from sftmix.pipeline.validity import differences
 from sftmix.tools.compare.plan import Comparison
 from sftmix.tools.compare.statistics import interval, mean_sd, per_example, sign_flip
 from sftmix.types import Float64
@@ -57,7 +58,7 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
 
 def _differing(stages: Sequence[Path]) -> set[str]:
     """Return the names of the inputs in which two trainings differ, or each of two pairs of them."""
-    inputs = [read_inputs(stage) for stage in stages]
+    inputs = [read_json(stage / "inputs.json") for stage in stages]
     # ["objective.mu: 0.2 -> 0.4"], of which the name before ": " is shown.
     lines = [differences(*pair) for pair in zip(inputs[::2], inputs[1::2], strict=True)]
     return {line.partition(": ")[0] for of_pair in lines for line in of_pair}

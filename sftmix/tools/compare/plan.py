@@ -13,6 +13,7 @@ from sftmix.components.component import Need
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.values import EXAMPLES
+from sftmix.config.wants import Wants
 from sftmix.disk.files import MANIFEST
 from sftmix.tools.compare.statistics import MAX_SEEDS
 from sftmix.words.errors import ConfigError, refuse
@@ -172,7 +173,9 @@ class Comparison:
             yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
         own = config.reference
         # A class of one's own that trains, without the option `training`, by which its seed would be kept.
-        alone = config.uses_dynamics() and Need.TRAINING in own.needs and "training" not in own.spec()["init_args"]
+        wants = Wants(config)
+        trains = wants.by_confidence and wants.by_dynamics and Need.TRAINING in own.needs
+        alone = trains and "training" not in own.spec()["init_args"]
         if alone and len(options.seeds) > 1 and not options.fresh_reference:
             yield (
                 f"variant {name}: reference {type(own).__name__} would be trained at each seed, as it has no option "

@@ -19,8 +19,8 @@ from sftmix.cli.say import say
 from sftmix.config.read import STARTED, TABLE, from_plain
 from sftmix.disk.files import read_json, write_json, write_text
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.stages import origin
 from sftmix.pipeline.start import is_ours
+from sftmix.pipeline.validity import origin
 from sftmix.tools.compare.contrasts import contrast_of
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over
 from sftmix.tools.compare.statistics import (

@@ -17,6 +17,7 @@ from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
+from sftmix.config.wants import Wants
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
@@ -173,15 +174,15 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     path = config.model.path
     lora = config.model.lora
     n = len(data)
-    pairing = config.resolved_pairing()
+    wants = Wants(config)
     stages = []
     # FromFile needs neither: it reads what another run has scored.
-    if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & config.reference.needs:
+    if wants.dynamics and {Need.TRAINING, Need.SCORING} & config.reference.needs:
         stages.append(_reference(config, rows, machine))
 
     def pairs(epoch: int) -> Rows | None:
         shuffled = generator(config.seed, "estimate", epoch).permutation(n)
-        return shuffled[: n // 2 * 2].reshape(-1, 2) if pairing else None
+        return shuffled[: n // 2 * 2].reshape(-1, 2) if wants.pairs else None
 
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     # Each model reads a sample of the training rows and the held-out ones; evaluations while it is trained are added.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sftmix.disk.files import BEST, CHECKPOINTS, steps_in
 from sftmix.disk.places import is_there
-from sftmix.pipeline.stages import is_finished, origin
+from sftmix.pipeline.validity import is_finished, origin
 from sftmix.tools.runs.models import FinishedModel
 from sftmix.tools.runs.read import as_started, made_from, read_finished
 from sftmix.words.errors import ConfigError

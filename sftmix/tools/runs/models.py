@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from sftmix.disk.files import refuse_links
 from sftmix.model.paths import model_place, named
-from sftmix.pipeline.stages import is_finished
+from sftmix.pipeline.validity import is_finished
 from sftmix.tools.runs.read import as_started, is_run, read_finished
 from sftmix.words.errors import ConfigError
 

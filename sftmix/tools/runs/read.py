@@ -14,7 +14,8 @@ from sftmix.config.read import STARTED, TABLE, read_yaml
 from sftmix.config.schema import ForeignClassError, component_bases, trusting
 from sftmix.disk.files import read_json, refuse_links
 from sftmix.disk.places import PathLike, is_there, started
-from sftmix.pipeline.stages import is_finished
+from sftmix.pipeline.stages import by_name
+from sftmix.pipeline.validity import is_finished
 from sftmix.words.errors import ConfigError
 
 
@@ -34,6 +35,12 @@ def refuse_no_run(place: Path) -> None:
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """Return what `read_json` does; {} without the file."""
     return read_json(path) if is_there(path) else {}
+
+
+def stages_in(run: Path) -> list[str]:
+    """Return the names of stages: those of every run, in their order, then others that this run has."""
+    others = sorted(file.parent.name for file in run.glob("*/inputs.json"))
+    return list(dict.fromkeys([*by_name(), *others]))
 
 
 def check_finished(run: Path) -> None:

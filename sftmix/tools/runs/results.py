@@ -8,10 +8,9 @@ from typing import Any
 
 from sftmix.config.merge import merge
 from sftmix.config.schema import ForeignClassError, trusting
+from sftmix.pipeline.stages import by_name
 from sftmix.tools.runs.shown import rendered
 from sftmix.words.shown import short
-
-STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: bool = False) -> list[str]:
@@ -20,9 +19,8 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
     own  whether the configuration names classes that are not of this package
     """
     out = Path(out)
-    seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in STAGES}
-    # until=split: split/split.parquet.
-    made = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
+    seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in by_name()}
+    made = by_name()[until].result
     return rendered(
         "runs/results.txt",
         summary={"remarks": (), **dict.fromkeys(("stages", "mu_effective", "confidence")), **summary},

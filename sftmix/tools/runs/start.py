@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sftmix.config import RunConfig
 from sftmix.config.checks import confidence_problems
+from sftmix.config.wants import Wants
 from sftmix.data.sources import check_names
 from sftmix.disk.files import MANIFEST
 from sftmix.disk.places import PathLike
@@ -14,7 +15,8 @@ from sftmix.model.paths import named, refuse_files
 from sftmix.options.training import SHARDED
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.lock import Hold
-from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
+from sftmix.pipeline.stages import REFERENCE
+from sftmix.pipeline.start import check_directory, entered, refuse_other_inputs
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.text.templates import template_source
 from sftmix.tools.runs.models import model_at_hand
@@ -22,7 +24,7 @@ from sftmix.words.errors import ConfigError, SFTMixError, refuse
 from sftmix.words.plain import as_list
 
 
-def check_start(config: RunConfig, until: StageName) -> None:
+def check_start(config: RunConfig, until: str) -> None:
     """Raise what `run` would raise anyway, as far as it is certain without torch: what `check_run` and `Hold` raise."""
     check_directory(config)
     with holding(config.out or ""):
@@ -40,22 +42,23 @@ def holding(directory: PathLike) -> Iterator[None]:
             raise
 
 
-def check_run(config: RunConfig, until: StageName) -> None:
+def check_run(config: RunConfig, until: str) -> None:
     """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
 
     Also raise ConfigError for a confidence that its reference cannot serve, also where nothing is mixed.
     """
-    directory, stages, own = Path(config.out or ""), stages_entered(config, until), config_of_reference(config)
+    directory, stages, own = Path(config.out or ""), entered(config, until), config_of_reference(config)
+    wants = Wants(config, until)
     check_names_given(config)
-    if "reference" in stages and own.model.path != config.model.path:  # a look at the hub for each
+    if wants.dynamics and own.model.path != config.model.path:  # a look at the hub for each
         with named("reference.model.path"):
             model_at_hand(own.model.path)
     refuse_other_inputs(Known(config), stages, directory)
-    if "confidence" in stages and config.confidence_needs_dynamics():
+    if wants.confidence and wants.by_dynamics:
         refuse(list(confidence_problems(config)), "the configuration")
-    # Selection, confidence and split are made by one process, as is a reference that only reads a file.
-    by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
-    missing = [stage for stage in stages if stage in by_ranks and not (directory / stage / MANIFEST).exists()]
+    missing = [stage for stage in stages if stage.by_ranks and not (directory / stage.name / MANIFEST).exists()]
+    if not config.reference.needs:  # it only reads a file
+        missing = [stage for stage in missing if stage is not REFERENCE]
     for options in (config.training, own.training) if missing else ():
         refuse_one_rank(options.parallel)
 

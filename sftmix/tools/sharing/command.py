@@ -43,7 +43,7 @@ class Options(Trust):
 def main(args: Options) -> None:
     """Write the model with its card, and print the place."""
     from sftmix.disk.files import read_steps
-    from sftmix.pipeline.stages import is_finished
+    from sftmix.pipeline.validity import is_finished
     from sftmix.tools.runs.export import export_run
     from sftmix.tools.runs.read import check_finished
 
@@ -76,10 +76,11 @@ def write_run_cards(*runs: Path) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
+    from sftmix.pipeline.stages import TRAINED
     from sftmix.tools.sharing.cards import CARD, model_card, write_card
 
     for run in runs:
-        for stage in ("train", "baseline"):
+        for stage in TRAINED:
             file = run / stage / "model" / CARD
             remove_leftovers(file.parent, CARD)  # of a stage that is done nobody else would
             if file.parent.is_dir():

@@ -12,8 +12,8 @@ from sftmix.cli.say import say
 from sftmix.config.read import TABLE, read_yaml
 from sftmix.disk.files import MANIFEST, naming_damage, read_steps
 from sftmix.disk.places import is_there
-from sftmix.tools.runs.read import read_json_if_there
-from sftmix.tools.runs.results import STAGES, at, held_out
+from sftmix.tools.runs.read import read_json_if_there, stages_in
+from sftmix.tools.runs.results import at, held_out
 from sftmix.tools.runs.shown import markdown_table
 from sftmix.words.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
 
@@ -65,7 +65,7 @@ def report(run: Path) -> str:
                     rows.append([variant, str(seed), _state(of_cell), steps, _number(at(summary, plan["metric"]))])
             notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
         elif status or is_there(run / "config.yaml"):
-            rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
+            rows = [_COLUMNS, *(row for stage in stages_in(run) if (row := _stage(run, stage, status)))]
             notes = held_out(read_json_if_there(run / "summary.json"))
         else:
             raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")

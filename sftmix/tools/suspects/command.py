@@ -15,7 +15,7 @@ from sftmix.config.schema import find_component
 from sftmix.disk.files import placing
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
-from sftmix.pipeline.stages import write_manifest
+from sftmix.pipeline.validity import write_manifest
 from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics

@@ -20,15 +20,13 @@ from sftmix.components.component import missing_package
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json, read_object, write_text
 from sftmix.pipeline.lock import Hold
+from sftmix.pipeline.stages import TRAINED
 from sftmix.tools.runs.read import refuse_no_run
 from sftmix.tools.runs.shown import flatten
 from sftmix.words.errors import ConfigError
 
 _NOT_PLOTTED = ("step", "time", "rows")
 """Keys of metrics.jsonl: rows is a hash."""
-
-STAGES = ("reference", "train", "baseline")
-"""The stages with a metrics.jsonl, in their order in a run."""
 
 
 class Row(NamedTuple):
@@ -116,14 +114,14 @@ class Tracker(Callback):
         self._closing.callback(_OPEN.pop, self.client)
         self._known = self.open()
         self._closing.callback(self.close)
-        self._read = dict.fromkeys(STAGES, 0)
+        self._read = dict.fromkeys(TRAINED, 0)
         self.rows = 0
         atexit.register(self.end)  # no hook says that a run is over
 
     def send(self) -> int:
         """Send the rows that the client lacks; return how many these were."""
         sent = 0
-        for stage in STAGES:
+        for stage in TRAINED:
             path = self.run / stage / "metrics.jsonl"
             if not path.exists():
                 continue
@@ -216,7 +214,7 @@ class WandB(Tracker):
             config=self.config,
             settings=wandb.Settings(console="off"),  # it would wrap stderr, and with it the live line
         )
-        for stage in STAGES:  # a step of W&B is a row; charts go by the step of the stage
+        for stage in TRAINED:  # a step of W&B is a row; charts go by the step of the stage
             self._client.define_metric(f"{stage}/step", hidden=True)
             self._client.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         # Online this is what the server has. Offline it is 0: every process begins a new directory, which gets all
@@ -244,7 +242,7 @@ class Trackio(Tracker):
         self._client = trackio.init(project=self.project, name=name, resume="allow", config=self.config, embed=False)
         logs = SQLiteStorage.get_logs(self.project, name)
         # Its log also has the row summary/..., which is none of metrics.jsonl.
-        return sum(any(key.partition("/")[0] in STAGES for key in log) for log in logs)
+        return sum(any(key.partition("/")[0] in TRAINED for key in log) for log in logs)
 
 
 class SwanLab(Tracker):

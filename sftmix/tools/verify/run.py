@@ -4,7 +4,7 @@ import contextlib
 import sys
 import tempfile
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,20 @@ from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_pat
 from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
 from sftmix.options.training import CheckpointOptions
-from sftmix.pipeline.context import Made, RunContext
+from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known
+from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.machines import check_same_directory
-from sftmix.pipeline.recipe import enter_base, make_stages
+from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.pipeline.stages import differences, is_finished, read_inputs
-from sftmix.pipeline.start import stages_entered
+from sftmix.pipeline.stages import BASE, LAST_SPLIT, STAGES
+from sftmix.pipeline.start import entered
+from sftmix.pipeline.validity import differences, is_finished
 from sftmix.ranks.world import start_world
-from sftmix.tools.runs.read import as_started
+from sftmix.tools.runs.read import as_started, stages_in
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
-from sftmix.tools.verify.window import TRAINED, Window, machines_between, same_bits
+from sftmix.tools.verify.window import Window, machines_between, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import adding_in_order, machine_of
@@ -52,12 +53,13 @@ OF_PROCESS |= {"peak_memory_bytes", "machines", "made_by", "stopped_by"}
 """Figures of a stage that do not follow from its weights and rows."""
 
 
-def verify(window: Window) -> dict[str, Any]:
+def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, Any]:
     """Replay the steps of a window, compare them with what the run wrote, and return the certificate.
 
     If files or inputs differ, nothing is replayed, and the certificate says so. Notes and progress go to stderr. Under
     torchrun every rank calls it and returns the same.
 
+    stages  those that the run was given
     Raises ConfigError if this machine cannot compute as the run did,
     and the errors of files and rows that cannot be read.
     """
@@ -78,19 +80,19 @@ def verify(window: Window) -> dict[str, Any]:
                 # with_baseline: other windows do not enter the baseline.
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
                 config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
-                entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
-                stages = [stage for stage in entered if stage != "base"]
-                findings += check_inputs(window, Known(config, world, rows, window.run), stages)
+                until = "reference" if window.stage == "reference" else "train"
+                again = [stage for stage in entered(config, until, stages) if stage not in (LAST_SPLIT, BASE)]
+                findings += check_inputs(window, Known(config, world, rows, window.run), again)
                 replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
                 if all(finding.same for finding in findings):
-                    make_stages(replay, stages)
+                    make_stages(replay, again)
                     if (
                         replay.exact
                         and window.stage == "train"
                         and not window.start
                         and (window.run / "base" / "figures.json").exists()
                     ):
-                        enter_base(replay)
+                        BASE.enter(replay, {})
                 return world.share(replay.certificate())
 
 
@@ -100,7 +102,7 @@ def verify(window: Window) -> dict[str, Any]:
 def check_files(window: Window) -> list[Finding]:
     """Compare the outputs of each finished stage, and each checkpoint of the window's stage, with their hashes."""
     problems = {f"checkpoint {step}": verify_directory(window.checkpoint(step)) for step in window.checkpoints}
-    for stage in STAGE_INPUTS:
+    for stage in stages_in(window.run):
         try:
             is_finished(window.run / stage)
         except DifferenceError as error:
@@ -110,19 +112,20 @@ def check_files(window: Window) -> list[Finding]:
     return differing or [Finding("files", True, same)]
 
 
-def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Finding]:
+def check_inputs(window: Window, known: Known, stages: Sequence[StageSpec]) -> list[Finding]:
     """Compare the inputs that these stages recorded when they began with the current ones."""
     findings = []
     for stage in stages:
-        for line in differences(read_inputs(window.run / stage), STAGE_INPUTS[stage](known)):
+        for line in differences(read_json(window.run / stage.name / "inputs.json"), stage.inputs(known)):
             # The line is "computed.precision: 'bf16' -> 'fp32'".
             if known.config.training.precision == "auto" and "precision: " in line:
                 raise ConfigError(
-                    f"training.precision auto is another one here than where {stage} was made ({line}), so numbers "
-                    "cannot be compared; verify it on a device of the same kind"
+                    f"training.precision auto is another one here than where {stage.name} was made ({line}), so "
+                    "numbers cannot be compared; verify it on a device of the same kind"
                 )
-            findings.append(Finding("inputs", False, f"{stage}: {line}", False))
-    return findings or [Finding("inputs", True, f"options, seed, rows and model as {', '.join(stages)} recorded")]
+            findings.append(Finding("inputs", False, f"{stage.name}: {line}", False))
+    names = ", ".join(stage.name for stage in stages)
+    return findings or [Finding("inputs", True, f"options, seed, rows and model as {names} recorded")]
 
 
 def lay_out(window: Window, place: Path) -> None:
@@ -161,28 +164,28 @@ class Replay(RunContext):
     recorded: list[dict[str, Any]]
     machine: dict[str, Any]
 
-    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], Any] = lambda: None) -> Any:
+    def enter(self, stage: StageSpec, values: Values) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
 
         Later stages read the files of the run, so that no difference is carried on. Stages with steps are only read
         back, except the window's, which is the last.
         """
         window, world = self.window, self.world
-        if stage != window.stage:
-            if stage not in TRAINED:
-                made = make()
-                files = [f"{stage}/{file}" for file in made.files]
-                world.on_main(lambda: self._compare_made(stage, files, made.figures, stage))
-            return read()
+        if stage.name != window.stage:
+            if not stage.has_steps:
+                made = stage.made(self, values)
+                files = [f"{stage.name}/{file}" for file in made.files]
+                world.on_main(lambda: self._compare_made(stage.name, files, made.figures, stage.name))
+            return stage.read(self, values)
         newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
-        file = window.run / stage / "figures.json" if window.finished else newest
+        file = window.run / stage.name / "figures.json" if window.finished else newest
         # Steps after the last checkpoint of an unfinished run are taken as made by the machine that wrote it.
         machines = read_json(file).get("machines", []) if file.exists() else []
         self.recorded = machines_between(machines, window.start, window.last)
         if self.recorded:  # as many threads as the run had: they decide how sums are rounded
             torch.set_num_threads(self.recorded[0]["threads"])
-        made = make()
-        files = [f"{stage}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
+        made = stage.made(self, values)
+        files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
             report, path = self.rows.data.report, self.config.model.path
             summarise(window.run, world, report, model=path, seed=self.config.seed, to=self.directory.path)
@@ -230,7 +233,7 @@ class Replay(RunContext):
 
     def _compare_made(self, stage: str, files: Sequence[str], figures: Mapping[str, Any], where: str) -> None:
         """Compare files and figures that were made again; later stages read the run's files."""
-        run, here, trained = self.window.run, self.directory.path, stage in TRAINED
+        run, here, trained = self.window.run, self.directory.path, stage == self.window.stage
         relative = 0.0 if trained else ROUNDING
         recorded = read_json(run / stage / "figures.json")
         # A training that was made in part has fewer figures than the run; other stages must have all of them.

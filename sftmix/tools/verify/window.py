@@ -4,18 +4,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftmix.config.read import read_config
 from sftmix.disk.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
 from sftmix.pipeline.inputs import config_of_reference
-from sftmix.pipeline.stages import origin
+from sftmix.pipeline.stages import TRAINED
+from sftmix.pipeline.validity import origin
 from sftmix.tools.runs.read import as_started, refuse_no_run
 from sftmix.words.errors import ConfigError
 
-Trained = Literal["train", "reference", "baseline"]
-"""Stages that have steps."""
-TRAINED = get_args(Trained)
+if TYPE_CHECKING:
+    Trained = str
+else:
+    Trained = Literal[TRAINED]
+"""The name of a stage with steps."""
 Machine = dict[str, Any]
 """As in `sftmix.training.machine`, which imports torch."""
 NEAR = 50

@@ -105,7 +105,7 @@ def test_an_export_has_the_generation_prompt_of_the_rows(tiny, tmp_path):
 def test_an_adopted_stage_has_its_model(finished, tmp_path):
     """The run that made it may be gone."""
     from sftmix.pipeline.recipe import run
-    from sftmix.pipeline.stages import ADOPTED
+    from sftmix.pipeline.validity import ADOPTED
 
     first = shutil.copytree(finished.path, tmp_path / "first")
     run(replace(read_config(first / "config.yaml"), out=str(tmp_path / "second")), pool=[first])

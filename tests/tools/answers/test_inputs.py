@@ -10,7 +10,7 @@ import yaml
 from sftmix.components import RowFormat
 from sftmix.config import RunConfig
 from sftmix.options import DataOptions
-from sftmix.pipeline.stages import differences
+from sftmix.pipeline.validity import differences
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import finished_models

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from sftmix.pipeline.lock import Hold
+from sftmix.pipeline.stages import TRAINED
 from sftmix.testing import check_callback
-from sftmix.tools.trackers import STAGES, TRACKERS, Tracker
+from sftmix.tools.trackers import TRACKERS, Tracker
 from sftmix.words.errors import InUseError
 from tests.tiny import in_this_process, metrics
 from tests.tiny import sftmix as command
@@ -62,7 +63,7 @@ READERS = {"tensorboard": of_tensorboard, "trackio": of_trackio}
 def expected(run: Path) -> Rows:
     """The rows of metrics.jsonl: every number but step and time."""
     found = []
-    for stage in (stage for stage in STAGES if (run / stage).exists()):
+    for stage in (stage for stage in TRAINED if (run / stage).exists()):
         for line in metrics(run, stage):
             kept = {k: v for k, v in line.items() if k not in ("step", "time", "rows") and v is not None}
             found.append((line["step"], {f"{stage}/{k}": v for k, v in kept.items()}))

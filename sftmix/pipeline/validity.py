@@ -1,18 +1,15 @@
-"""Stages of a run directory, which are valid for their inputs, or refused.
+"""Whether a stage of a run directory is valid for its inputs, or refused.
 
 A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
 with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
 and refuses both when the inputs differ: nothing is ever recomputed over other work.
 """
 
-import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.config.schema import path_now
 from sftmix.disk.files import MANIFEST, read_json, sync_path, write_json
 from sftmix.disk.hashes import sha256_file
 from sftmix.words.errors import ConfigError, DifferenceError
@@ -66,40 +63,22 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
     return True
 
 
-def refuse_others(directory: Path, inputs: Inputs) -> None:
+def refuse_others(directory: Path, inputs: Inputs, words: Mapping[str, str] = {}) -> None:
     """Raise ConfigError for a stage that was made, or begun, from other inputs.
 
     If it holds no work yet, other inputs may replace a first attempt's. The reference's dynamics are in the
     directory of the confidence.
+
+    words  name of an input whose value is a hash -> what the message says if it differs
     """
     work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
     # An empty file is no work: metrics.jsonl is opened before the first step.
     if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):
         return
-    different = differences(read_inputs(directory), inputs)
+    different = differences(read_json(directory / "inputs.json"), inputs)
     # "model: '1a' -> '2b'" is said in words, "training.epochs: 3 -> 2" as it is
-    if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different):
-        raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
-
-
-CONTENTS = {
-    "model": "the model's files are others (model.path)",
-    "data": "the training rows are others (data.train)",
-    "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
-    "rounding": "the exported weights are rounded in another way (checkpoint.rounding)",
-    "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
-}
-"""Inputs that are hashes, in words that name the options behind them."""
-
-
-# "sftmix.components.pairing.AnyPairs" is now sftmix.components.others.pairings.AnyPairs
-_OURS = re.compile(r'(?<=")sftmix\.components\.[\w.]+(?=")')
-"""An import path of ours as a value, which a run of before may have from before a move."""
-
-
-def read_inputs(stage: Path) -> Any:
-    """Return what a stage was made from, in which components of ours have the import paths that they have now."""
-    return json.loads(_OURS.sub(lambda found: path_now(found[0]), json.dumps(read_json(stage / "inputs.json"))))
+    if said := "; ".join(words.get(line.partition(": ")[0], line) for line in different):
+        raise ConfigError(f"{directory}: was made with other inputs: {said}. Use another --out, or the old settings")
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -1,0 +1,59 @@
+"""What a command wants of a run: the answers of its configuration by which stages are made, or left out."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sftmix.components.component import Need
+from sftmix.config.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a configuration wants, up to the last stage of a command; each answer is found once.
+
+    until  the name of the last stage
+    """
+
+    config: RunConfig
+    until: str = "train"
+
+    @cached_property
+    def pairs(self) -> bool:
+        """True if examples are mixed in pairs."""
+        return self.config.resolved_pairing() is not None
+
+    @cached_property
+    def by_confidence(self) -> bool:
+        """True if the split is by the confidence, and not by something else such as a label."""
+        return Need.CONFIDENCE in self.config.splitter.needs
+
+    @cached_property
+    def by_dynamics(self) -> bool:
+        """True if the confidence is computed from training dynamics, and has no scores of its own."""
+        return Need.CONFIDENCE not in self.config.confidence.gives
+
+    @cached_property
+    def single_run(self) -> bool:
+        """True if the target's own losses give the confidence: it and the split are made while the target trains."""
+        online = Need.TARGET_LOSSES in self.config.reference.needs
+        return online and self.pairs and self.by_confidence and self.by_dynamics
+
+    @cached_property
+    def training(self) -> bool:
+        """True if the target is trained."""
+        return self.until == "train"
+
+    @cached_property
+    def split(self) -> bool:
+        """True if a split is made before the target is trained."""
+        return self.until == "split" or (self.training and self.pairs and not self.single_run)
+
+    @cached_property
+    def confidence(self) -> bool:
+        """True if a confidence is made before the target is trained."""
+        return self.until == "confidence" or (self.split and self.by_confidence)
+
+    @cached_property
+    def dynamics(self) -> bool:
+        """True if a reference gives training dynamics before the target is trained."""
+        return self.until == "reference" or (self.confidence and self.by_dynamics)

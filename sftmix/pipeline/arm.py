@@ -1,0 +1,64 @@
+"""The training of an arm, the target or its NTP baseline; its model is measured and exported."""
+
+import time
+
+from sftmix.config.wants import Wants
+from sftmix.disk.files import check_room, read_steps
+from sftmix.measure.model import best_evaluation, measure, mixed_share
+from sftmix.measure.summary import made_by
+from sftmix.model.rounding import refuse_overflow
+from sftmix.pipeline.context import Made, RunContext
+from sftmix.pipeline.inputs import config_of_arm
+from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
+from sftmix.pipeline.order import losses_of, order_of_arm
+from sftmix.training.checkpoint import full_weights
+from sftmix.training.scoring import held_out_metrics
+from sftmix.types import Scores, Split
+
+
+def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> Made:
+    """Train the target, or the NTP baseline in the same order, and measure and export it, rounded as it is exported.
+
+    name           train or baseline
+    scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
+    """
+    config = config_of_arm(run.config, name)
+    rows = run.rows
+    directory = run.path / name
+    order, split_of = order_of_arm(run, name, scores, split)
+    stage = run.training_stage(name, config, rows.encoder, data=rows.data.train, order=order, packed=rows.packed)
+    stage.split_of = split_of
+    if name == "train" and Wants(run.config).single_run:
+        stage.online = losses_of(run)
+    stage.eval_data = rows.data.eval
+    dtype = export_dtype(config.model)
+    refuse_overflow(stage.model, dtype)  # before the training: 1e5 has no room in float16
+    if not config.checkpoint.every:  # an export that finds no room would leave nothing of the training
+        size = dtype.itemsize * sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
+        run.world.on_main(lambda: check_room(directory, size))
+    result = run.train(stage)
+    run.directory.tell(doing="measuring the trained model")
+    began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
+    lines = run.world.from_main(lambda: read_steps(directory))
+    as_trained = None
+    if dtype.itemsize < 4 and rows.data.eval is not None:
+        as_trained = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
+        if as_trained is None:
+            as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
+    round_weights(config, module, dtype)  # before `measure`: figures are of the weights that are delivered
+    files, measured = measure(directory, rows.data, stage.scorer, module, step=steps)
+    figures = {
+        **result.figures,
+        **measured,
+        "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
+        "eval_nll_as_trained": as_trained,
+        **best_evaluation(lines, as_trained or measured.get("eval_nll")),  # not rounded: delivered as trained
+        "calibration_seconds": time.perf_counter() - began,
+        "made_by": made_by(run.world.size),
+    }
+    run.directory.tell(doing="writing the model")
+    weights, to = full_weights(module), directory / "model"
+    run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
+    files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+    nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
+    return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")

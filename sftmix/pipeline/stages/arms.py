@@ -1,0 +1,82 @@
+"""What is trained in the end: the target, and the NTP baseline beside it."""
+
+from dataclasses import replace
+from functools import partial
+
+from sftmix.components.component import plain
+from sftmix.config import RunConfig
+from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
+from sftmix.pipeline.inputs import (
+    Known,
+    config_of_arm,
+    deciding_callbacks,
+    deciding_options,
+    files_read,
+    hash_of,
+    rows_and_model,
+)
+from sftmix.pipeline.validity import Inputs
+
+
+def inputs(name: str, known: Known) -> Inputs:
+    """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
+    config, lora = config_of_arm(known.config, name), known.config.model.lora
+    pairing, wants = known.config.resolved_pairing(), known.wants  # both arms have one order
+    deciding, paired = deciding_callbacks(config.callbacks), wants.pairs and not wants.single_run
+    scored = paired and wants.by_confidence  # pair samplers see the confidence as well
+    found = {
+        **rows_and_model(known),
+        "eval": known.rows.eval_fingerprint,  # decides figures, and where EarlyStopping stops
+        "dtype": config.model.dtype,  # of the export, as is the rounding
+        "rounding": known.world.from_main(lambda: _rounding(config)),
+        "lora": plain(lora) if lora.r else None,
+        "split": hash_of(known, "split/split.parquet", paired),  # the groups themselves, whichever splitter made them
+        "confidence": hash_of(known, "confidence/confidence.parquet", scored),
+        "pairing": plain(pairing),
+        "objective": config.objective.spec(),
+        "optimizer": config.optimizer.spec(),
+        "perturbation": plain(config.perturbation),
+        "seed": config.seed,
+        "files": files_read(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),
+        "training": deciding_options(known, config.training),
+        "callbacks": plain(deciding),
+    }
+    if wants.single_run:
+        chosen = (config.reference, config.confidence, config.splitter)
+        # A split for each epoch is no file: what makes it counts itself.
+        found["online"] = [{**component.spec(), "files": files_read(known, component)} for component in chosen]
+    return found
+
+
+def _rounding(config: RunConfig) -> str:
+    """Return how the weights of the export are rounded; nearest if they are not."""
+    from sftmix.pipeline.loaded import export_dtype
+
+    return config.checkpoint.rounding if export_dtype(config.model).itemsize < 4 else "nearest"
+
+
+def make(name: str, run: RunContext, values: Values) -> Made:
+    """Train an arm, and measure and export its model; a single run takes no split, but makes one for each epoch."""
+    from sftmix.pipeline.arm import make_arm
+
+    return make_arm(run, name, values["confidence"], values.get("split"))
+
+
+TRAIN = StageSpec(
+    name="train",
+    entered=lambda wants: wants.training,
+    inputs=partial(inputs, "train"),
+    make=partial(make, "train"),
+    result="train/model",
+    by_ranks=True,
+    has_steps=True,
+)
+
+BASELINE = replace(
+    TRAIN,
+    name="baseline",
+    entered=lambda wants: wants.training and wants.config.with_baseline,
+    inputs=partial(inputs, "baseline"),
+    make=partial(make, "baseline"),
+    result="",
+)

@@ -1,0 +1,59 @@
+"""The confidence: one number per example, made from the training dynamics."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sftmix.components.confidence import variability
+from sftmix.components.contracts import check_confidence, read_only
+from sftmix.disk.tables import write_table
+from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
+from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
+from sftmix.pipeline.validity import Inputs
+from sftmix.types import NOT_COUNTED, Scores, TrainingDynamics
+
+FILE = "confidence/confidence.parquet"
+
+
+def inputs(known: Known) -> Inputs:
+    estimator, by_dynamics = known.config.confidence, known.wants.by_dynamics
+    return {
+        # Dynamics are of these rows already; a confidence with scores of its own reads none.
+        **({} if by_dynamics else row_inputs(known)),
+        "dynamics": hash_of(known, "confidence/dynamics.parquet", by_dynamics),
+        "confidence": estimator.spec(),
+        "confidence_files": files_read(known, estimator),
+    }
+
+
+def make(run: RunContext, values: Values) -> Made:
+    estimator, given = run.config.confidence, _dynamics(run, values)
+    confidence = check_confidence(estimator, estimator.estimate(read_only(given)), given)
+    write_table(run.path / FILE, given.ids, confidence=confidence, variability=variability(given))
+    return Made(["confidence.parquet"])
+
+
+def read(run: RunContext, values: Values) -> Scores:
+    """Return the table that splitters and pair samplers see."""
+    from sftmix.pipeline.rows import table_of
+
+    return replace(table_of(run.rows.data.train, run.path / FILE), states=_dynamics(run, values).states)
+
+
+def _dynamics(run: RunContext, values: Values) -> TrainingDynamics:
+    """Return the reference's dynamics; without a reference, for a confidence with scores of its own, empty ones."""
+    train = run.rows.data.train
+    nothing = np.full((len(train), 1), np.nan)  # [N, 1]: one checkpoint, at step 0, that knows no loss
+    uncounted = np.full(nothing.shape, NOT_COUNTED)
+    empty = TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, uncounted)
+    return values.get("reference") or empty
+
+
+CONFIDENCE = StageSpec(
+    name="confidence",
+    entered=lambda wants: wants.confidence,
+    inputs=inputs,
+    make=make,
+    read=read,
+    result=FILE,
+)

@@ -1,0 +1,68 @@
+"""The split of the training examples into groups; that of a single run is there for people to look at."""
+
+from dataclasses import dataclass
+
+from sftmix.components.contracts import check_split, read_only
+from sftmix.disk.tables import read_split, write_dynamics, write_split
+from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
+from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
+from sftmix.pipeline.stages.confidence import CONFIDENCE
+from sftmix.pipeline.validity import Inputs
+from sftmix.types import Split
+
+FILE = "split/split.parquet"
+
+
+def inputs(known: Known) -> Inputs:
+    splitter = known.config.splitter
+    return {
+        **row_inputs(known),
+        "confidence": hash_of(known, "confidence/confidence.parquet", known.wants.by_confidence),
+        "splitter": splitter.spec(),
+        "seed": known.config.seed,
+        "splitter_files": files_read(known, splitter),
+    }
+
+
+def make(run: RunContext, values: Values) -> Made:
+    from sftmix.measure.split import describe_split
+
+    scores, splitter = values["confidence"], run.config.splitter
+    split = check_split(splitter, splitter.split(read_only(scores), seed=run.config.seed), scores)
+    write_split(run.path / FILE, scores.id, split)
+    return Made(["split.parquet", "confounds.json"], describe_split(run.path, scores, split))  # which writes the second
+
+
+def read(run: RunContext, values: Values) -> Split:
+    return read_split(run.path / FILE)[1]
+
+
+SPLIT = StageSpec(
+    name="split",
+    entered=lambda wants: wants.split,
+    inputs=inputs,
+    make=make,
+    read=read,
+    result=FILE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LastSplit(StageSpec):
+    """The same directory after the training of a single run: what divided its last epoch, with its confidence."""
+
+    def enter(self, run: RunContext, values: Values) -> None:
+        """Write the dynamics, then make confidence and split of them; later stages see neither."""
+        from sftmix.pipeline.order import dynamics_before, epochs_begun
+
+        if (begun := epochs_begun(run)) == 1:
+            run.say("train: stopped in the first epoch, before there was a split")
+            return
+        last = dynamics_before(run, begun - 1)  # the last epoch begun: epochs count from 0
+        run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
+        own: Values = {"reference": last}
+        own["confidence"] = CONFIDENCE.enter(run, own)
+        SPLIT.enter(run, own)
+
+
+LAST_SPLIT = _LastSplit(**vars(SPLIT) | {"entered": lambda wants: wants.single_run and wants.training})
