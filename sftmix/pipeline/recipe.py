@@ -42,6 +42,7 @@ from sftmix.training.parallel import check_compiler, resolve_precision
 from sftmix.training.scoring import held_out_metrics
 from sftmix.training.signals import StopAtOnce, StopLater
 from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
+from sftmix.words.errors import ConfigError
 
 
 def run(
@@ -104,7 +105,13 @@ def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
     layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)
     # Before there are pairs, these are the least steps: groups of unequal size repeat examples.
-    steps = TrainingOrder(len(train), options=config.training, seed=0).total_steps
+    order = TrainingOrder(len(train), options=config.training, seed=0)
+    if config.is_single_run() and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {config.reference} needs a second epoch, whose pairs are made from the "
+            "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
+        )
+    steps = order.total_steps
     world.on_main(lambda: config.objective.check(sizes, packed=train.packed, layers=layers, total_steps=steps))
 
 
