@@ -84,18 +84,23 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> dict[str, Any]:
+def read_columns(
+    path: PathLike, *names: str, optional: Sequence[str] = (), of: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return columns of a Parquet file by their names: text as list[str], integers as i64[N], other numbers as f64[N].
 
     The fields of OF_TOKENS are arrays of arrays, f32, and the state f16; `metadata` are the file's own texts, as bytes.
 
     optional  columns that are None if the file has none
-    Raises DataError as `read_table`, for empty cells or other values in a column, and for an id that is there twice in
-    a file without checkpoints.
+    of        the ids of the lines to return, in this order; None: the lines are returned in the order of the file
+    Raises DataError as `read_table`, for empty cells or other values in a column, for an id that is there twice in a
+    file without checkpoints, and for ids that are not those of `of`.
     """
     import pyarrow as pa
 
     table = read_table(path, names)
+    if of is not None:
+        table = table.take(_places(path, table["id"].cast("string").to_pylist(), of))
     columns: dict[str, Any] = {"metadata": table.schema.metadata or {}, **dict.fromkeys(optional)}
     for name in {*names, *optional} & {*table.column_names}:
         _require(path, not table[name].null_count, f"column {name} has empty cells")
@@ -106,6 +111,19 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> d
         columns[name] = column.to_pylist() if _TYPES.get(name) == "string" else column.to_numpy()
     _require(path, "checkpoint" in names or len({*columns["id"]}) == len(table), "an example id is there twice")
     return columns
+
+
+def _places(path: PathLike, ids: Sequence[str], of: Sequence[str]) -> list[int]:
+    """Return the place of each id of `of` among the ids of a file; DataError if one of both has an id alone."""
+    place = dict(zip(ids, range(len(ids)), strict=True))
+    alone = sorted(map(str, place.keys() ^ set(of)))  # a null may be among them
+    _require(
+        path,
+        not alone,
+        f"it is of other examples: {len(alone):,} are among its {len(ids):,} or among the {len(of):,} of the rows, and "
+        f"not in both (first: {alone[:1]}); make it from the same rows, selection and data.max_length",
+    )
+    return [place[example] for example in of]
 
 
 def _type_of(name: str) -> pa.DataType:
@@ -129,9 +147,12 @@ def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
     write_table(path, ids, {_NAMES_KEY: json.dumps(split.names)}, group=split.labels)
 
 
-def read_split(path: PathLike) -> tuple[list[str], Split]:
-    """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired."""
-    table = read_columns(path, "id", "group")
+def read_split(path: PathLike, *, of: Sequence[str] | None = None) -> tuple[list[str], Split]:
+    """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired.
+
+    of  as in `read_columns`
+    """
+    table = read_columns(path, "id", "group", of=of)
     stored = table["metadata"].get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES  # without them: of another program
     _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
@@ -186,9 +207,10 @@ def _lines(token_nll: Sequence[Float32] | None) -> list[Any] | None:
     return None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float16)]
 
 
-def read_dynamics(path: PathLike) -> TrainingDynamics:
+def read_dynamics(path: PathLike, *, of: Sequence[str] | None = None) -> TrainingDynamics:
     """Read a dynamics file, in whatever order its lines are.
 
+    of  the ids that the file must have, in the order of the result; None: those of the file
     Raises DataError if the file is missing, unreadable or not well formed: every example must have exactly one
     line for each checkpoint, with finite numbers that agree between the lines.
     """
@@ -230,7 +252,11 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
         states = list(grid["state"][:, -1])  # of the last checkpoint, the others are empty
         _require(path, len({*map(len, states)}) == 1, "the states of its examples have several sizes")
         joined["states"] = np.stack(states).astype(np.float16)
-    return replace(dynamics, **joined)
+    dynamics = replace(dynamics, **joined)
+    if of is None:
+        return dynamics
+    _places(path, ids, of)  # which refuses other ids
+    return dynamics.of(of)
 
 
 def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:

@@ -181,7 +181,7 @@ def enter_split(run: RunContext, scores: Scores) -> Split:
         write_split(path, scores.id, split)
         return Made([path.name, "confounds.json"], describe_split(run.path, scores, split))  # which writes the second
 
-    return run.enter("split", lambda: run.world.from_main(make), lambda: read_split(path)[1])
+    return run.enter("split", lambda: run.world.from_main(make), lambda: read_split(path, of=scores.id)[1])
 
 
 # ------------------------------------------------------------------------- the target, its baseline, the base model
