@@ -253,10 +253,7 @@ def read_dynamics(path: PathLike, *, of: Sequence[str] | None = None) -> Trainin
         _require(path, len({*map(len, states)}) == 1, "the states of its examples have several sizes")
         joined["states"] = np.stack(states).astype(np.float16)
     dynamics = replace(dynamics, **joined)
-    if of is None:
-        return dynamics
-    _places(path, ids, of)  # which refuses other ids
-    return dynamics.of(of)
+    return dynamics if of is None else dynamics.of([ids[place] for place in _places(path, ids, of)])
 
 
 def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:

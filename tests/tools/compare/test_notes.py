@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sftmix.components import Quantile, RandomPairs
 from sftmix.disk.files import write_json
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown
@@ -32,6 +33,22 @@ def test_the_inputs_in_which_trainings_differ_are_named(tmp_path, changed, named
     table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
     assert [c["inputs_that_differ"] for c in table["contrasts"]] == [named, []]
     assert re.search(rf"^\| B − A .* \| {', '.join(named) or 'none'} *\|$", markdown(table), re.M)
+
+
+def test_options_of_two_names_that_the_stages_recorded_alike_do_not_differ(tmp_path):
+    """`auto` and the pairing that it is, a length and null, files of the same rows, a splitter that is not used."""
+    comparison = table_of(tmp_path, "AB", 2)
+    one = comparison.variants["A"]
+    data = replace(one.data, max_length=128, cache_dir="elsewhere", train=["same.json"])
+    training = replace(one.training, precision="fp32")
+    other = replace(one, pairing="auto", data=data, training=training, splitter=Quantile(levels=3))
+    comparison.variants = {"A": replace(one, pairing=RandomPairs()), "B": other}
+    recorded = {"pairing": {"class_path": "RandomPairs"}, "split": None, "data": {"max_length": 128}}
+    for cell in comparison.cells:
+        write_json(cell.path / "train" / "inputs.json", recorded)
+    table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
+    assert table["contrasts"][0]["inputs_that_differ"] == []
+    assert table["variants"]["B"]["options"]["pairing"] == "auto"
 
 
 def test_options_that_decide_no_weights_are_named(tmp_path):
