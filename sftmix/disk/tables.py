@@ -97,10 +97,14 @@ def read_columns(
     file without checkpoints, and for ids that are not those of `of`.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     table = read_table(path, names)
     if of is not None:
-        table = table.take(_places(path, table["id"].cast("string").to_pylist(), of))
+        places = pc.index_in(pa.array(of), table["id"].cast("string"))
+        same = len(of) == len(table) and not places.null_count  # ids of rows are there once
+        _require(path, same, f"it is of other examples than the {len(of):,} rows, their selection and data.max_length")
+        table = table.take(places)
     columns: dict[str, Any] = {"metadata": table.schema.metadata or {}, **dict.fromkeys(optional)}
     for name in {*names, *optional} & {*table.column_names}:
         _require(path, not table[name].null_count, f"column {name} has empty cells")
@@ -111,19 +115,6 @@ def read_columns(
         columns[name] = column.to_pylist() if _TYPES.get(name) == "string" else column.to_numpy()
     _require(path, "checkpoint" in names or len({*columns["id"]}) == len(table), "an example id is there twice")
     return columns
-
-
-def _places(path: PathLike, ids: Sequence[str], of: Sequence[str]) -> list[int]:
-    """Return the place of each id of `of` among the ids of a file; DataError if one of both has an id alone."""
-    place = dict(zip(ids, range(len(ids)), strict=True))
-    alone = sorted(map(str, place.keys() ^ set(of)))  # a null may be among them
-    _require(
-        path,
-        not alone,
-        f"it is of other examples: {len(alone):,} are among its {len(ids):,} or among the {len(of):,} of the rows, and "
-        f"not in both (first: {alone[:1]}); make it from the same rows, selection and data.max_length",
-    )
-    return [place[example] for example in of]
 
 
 def _type_of(name: str) -> pa.DataType:
@@ -207,10 +198,9 @@ def _lines(token_nll: Sequence[Float32] | None) -> list[Any] | None:
     return None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float16)]
 
 
-def read_dynamics(path: PathLike, *, of: Sequence[str] | None = None) -> TrainingDynamics:
+def read_dynamics(path: PathLike) -> TrainingDynamics:
     """Read a dynamics file, in whatever order its lines are.
 
-    of  the ids that the file must have, in the order of the result; None: those of the file
     Raises DataError if the file is missing, unreadable or not well formed: every example must have exactly one
     line for each checkpoint, with finite numbers that agree between the lines.
     """
@@ -252,8 +242,7 @@ def read_dynamics(path: PathLike, *, of: Sequence[str] | None = None) -> Trainin
         states = list(grid["state"][:, -1])  # of the last checkpoint, the others are empty
         _require(path, len({*map(len, states)}) == 1, "the states of its examples have several sizes")
         joined["states"] = np.stack(states).astype(np.float16)
-    dynamics = replace(dynamics, **joined)
-    return dynamics if of is None else dynamics.of([ids[place] for place in _places(path, ids, of)])
+    return replace(dynamics, **joined)
 
 
 def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:

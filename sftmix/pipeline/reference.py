@@ -72,7 +72,7 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
         kept = [file.name for name in KEPT for file in sorted((run.path / "reference").glob(name))]
         return Made(["../confidence/dynamics.parquet", *kept], figures, line)
 
-    return run.enter("reference", make, lambda: read_dynamics(path, of=ids))
+    return run.enter("reference", make, lambda: read_dynamics(path).of(ids))
 
 
 def rows_of_reference(

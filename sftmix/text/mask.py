@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sftmix.text.chat_template import APART, LOST, ChatTemplate
 from sftmix.text.encoder import Encoder
+from sftmix.text.turns import MOST_WEIGHT
 from sftmix.types import Example, RenderedTurn
 from sftmix.words.errors import ContractError, TemplateRefusal
 from sftmix.words.shown import quoted
@@ -61,14 +62,15 @@ def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
             ids = turn.ids  # which are put together anew each time
             kinds = {type(token) for token in ids}
             fits = fits and all(issubclass(kind, Integral) and kind is not bool for kind in kinds)
-            fits = fits and min(ids) >= 0 and min(weight for _, weight in turn.parts) >= 0
+            fits = fits and min(ids) >= 0 and all(0 <= weight <= MOST_WEIGHT**3 for _, weight in turn.parts)
             fits = fits and (len(ids) > len(turn.prompt) or bool(set(turn.reasons) & {*LOST}))
     except (TypeError, ValueError, AttributeError):  # no turns, or parts that are no pairs of ids and a number
         fits = False
     if not fits:
         raise ContractError(
             f"data.renderer {encoder.name} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
-            "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0"
+            "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0 to "
+            f"{MOST_WEIGHT**3:g}"
         )
 
 

@@ -116,5 +116,5 @@ def read_run(path: Path) -> RunView:
         rows,
         table_of(rows.data.train, confidence if confidence.exists() else None),
         read_split(split, of=ids)[1] if split.exists() else None,
-        read_dynamics(dynamics, of=ids) if dynamics.exists() else None,
+        read_dynamics(dynamics).of(ids) if dynamics.exists() else None,
     )

@@ -155,7 +155,7 @@ def _of_run(run: Path) -> tuple[list[Any], TrainingDynamics | None, Sequence[str
     check_finished(run)
     _, rows = rows_of_run(run, progress=True)
     train, path = rows.data.train, run / "confidence" / "dynamics.parquet"
-    dynamics = read_dynamics(path, of=train.ids) if path.exists() else None
+    dynamics = read_dynamics(path).of(train.ids) if path.exists() else None
     return list(train.examples()), dynamics, _hard_tokens(rows, dynamics)
 
 
