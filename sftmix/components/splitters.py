@@ -118,15 +118,7 @@ class FromFile(Splitter):
         return [existing_file("splitter.path", self.path)]
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        ids, stored = read_split(place_of(self.path))
-        group = dict(zip(ids, stored.group.tolist(), strict=True))
-        if strange := sorted(group.keys() ^ set(scores.id)):  # in one of both alone
-            raise DataError(
-                f"splitter.path: {self.path} is a split of other examples: {len(strange):,} are among its {len(ids):,} "
-                f"or among the {len(scores):,} that are trained on, but not in both (first: {strange[0]}); make it "
-                "from the same rows, selection and data.max_length"
-            )
-        return Split(group=np.asarray([group[i] for i in scores.id], dtype=np.int8), names=stored.names)
+        return read_split(place_of(self.path), of=scores.id)[1]
 
 
 def _equal_groups(ranked: list[int] | Rows, scores: Scores, names: tuple[str, ...]) -> Split:

@@ -102,7 +102,7 @@ class RowReader:
             raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))
         if unread:
             most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in unread.most_common(SHOWN_FIELDS))
-            self.report.notes.append(f"{self.option}: {counted(len(unread), 'field')} not read: {most}")
+            self.report.notes.append(f"{self.option}: {counted(len(unread), 'field')} not in the text: {most}")
         return self.report.to_dict()
 
     def _records(self, bar: Any) -> Iterator[Record]:

@@ -84,18 +84,27 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> dict[str, Any]:
+def read_columns(
+    path: PathLike, *names: str, optional: Sequence[str] = (), of: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return columns of a Parquet file by their names: text as list[str], integers as i64[N], other numbers as f64[N].
 
     The fields of OF_TOKENS are arrays of arrays, f32, and the state f16; `metadata` are the file's own texts, as bytes.
 
     optional  columns that are None if the file has none
-    Raises DataError as `read_table`, for empty cells or other values in a column, and for an id that is there twice in
-    a file without checkpoints.
+    of        the ids of the lines to return, in this order; None: the lines are returned in the order of the file
+    Raises DataError as `read_table`, for empty cells or other values in a column, for an id that is there twice in a
+    file without checkpoints, and for ids that are not those of `of`.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     table = read_table(path, names)
+    if of is not None:
+        places = pc.index_in(pa.array(of), table["id"].cast("string"))
+        same = len(of) == len(table) and not places.null_count  # ids of rows are there once
+        _require(path, same, f"it is of other examples than the {len(of):,} rows, their selection and data.max_length")
+        table = table.take(places)
     columns: dict[str, Any] = {"metadata": table.schema.metadata or {}, **dict.fromkeys(optional)}
     for name in {*names, *optional} & {*table.column_names}:
         _require(path, not table[name].null_count, f"column {name} has empty cells")
@@ -129,9 +138,12 @@ def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
     write_table(path, ids, {_NAMES_KEY: json.dumps(split.names)}, group=split.labels)
 
 
-def read_split(path: PathLike) -> tuple[list[str], Split]:
-    """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired."""
-    table = read_columns(path, "id", "group")
+def read_split(path: PathLike, *, of: Sequence[str] | None = None) -> tuple[list[str], Split]:
+    """Return (ids, split). A file of other origin may use only confident, unconfident and unpaired.
+
+    of  as in `read_columns`
+    """
+    table = read_columns(path, "id", "group", of=of)
     stored = table["metadata"].get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES  # without them: of another program
     _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")

@@ -26,6 +26,8 @@ class Hold:
     """
 
     def __init__(self, path: PathLike) -> None:
+        import psutil
+
         self.path, self._main = Path(path), os.environ.get("RANK", "0") == "0"
         self._lock: FileLock | SoftFileLock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {
@@ -35,6 +37,7 @@ class Hold:
             "exit_code": None,
             "started": time.time(),
             "pid": os.getpid(),
+            "created": psutil.Process().create_time(),  # another process may have the number later
             "host": socket.gethostname(),
         }
         self._told = -math.inf
@@ -88,10 +91,12 @@ class Hold:
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
         """Update STATUS.json; with `throttle`, at most once in so many seconds.
 
-        Raises DifferenceError if the directory was moved or removed: what is written would make a new one in its place.
+        Raises DifferenceError if the directory was moved or removed: what is written would make a new one in its place;
+        or if its lock was, without which another command would begin to write here.
         """
         if self._lock.is_locked and not (self.path / ".lock").exists():  # other ranks hold none
-            raise DifferenceError(f"{self.path} was moved or removed while it was used; continue it where it is now")
+            gone = self.path / ".lock" if self.path.exists() else self.path
+            raise DifferenceError(f"{gone} was moved or removed while it was used; continue the run where it is now")
         self._status |= fields
         now = time.monotonic()
         if self._main and not self._earlier and now - self._told >= throttle:

@@ -14,7 +14,7 @@ from sftmix.disk.files import read_steps
 from sftmix.pipeline.context import RunContext
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
-from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.errors import DataError
 
 
 def pairs_by(
@@ -63,11 +63,6 @@ def order_of_arm(
     order = TrainingOrder(
         len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, pairs_known=not single
     )
-    if single and len(order.ends) < 2:
-        raise ConfigError(
-            f"--reference {config.reference} needs a second epoch, whose pairs are made from the "
-            "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
-        )
     return order, lambda epoch: divided(epoch)[0]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from sftmix.batches.order import TrainingOrder
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
+from sftmix.config.wants import Wants
 from sftmix.disk.files import refuse_links
 from sftmix.measure.summary import summarise
 from sftmix.model.load import model_config
@@ -28,6 +29,7 @@ from sftmix.ranks.world import World, start_world
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
 from sftmix.training.signals import StopAtOnce, StopLater
+from sftmix.words.errors import ConfigError
 
 
 def run(
@@ -92,7 +94,13 @@ def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
     layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)
     # Before there are pairs, these are the least steps: groups of unequal size repeat examples.
-    steps = TrainingOrder(len(train), options=config.training, seed=0).total_steps
+    order = TrainingOrder(len(train), options=config.training, seed=0)
+    if Wants(config).single_run and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {config.reference} needs a second epoch, whose pairs are made from the "
+            "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
+        )
+    steps = order.total_steps
     world.on_main(lambda: config.objective.check(sizes, packed=train.packed, layers=layers, total_steps=steps))
 
 

@@ -141,7 +141,7 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
     """
     values = spread = np.full(len(rows), np.nan)
     if confidence is not None:
-        table = read_columns(confidence, "id", "confidence", "variability")
+        table = read_columns(confidence, "id", "confidence", "variability", of=rows.ids)
         values, spread = table["confidence"], table["variability"]
     return Scores(
         id=rows.ids,

@@ -36,9 +36,10 @@ _watched: list[int] = []
 """The process id of the torchrun whose end is watched for."""
 
 
-def needs_torchrun(parallel: str) -> str:
+def needs_torchrun(parallel: str, ranks: int | str = "N") -> str:
     """Return the sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
-    return f"training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N -m sftmix ... (or your script)"
+    command = f"torchrun --nproc_per_node {ranks} -m sftmix ..."
+    return f"training.parallel {parallel} needs torchrun: {command} (or your script)"
 
 
 def launch_problem() -> str | None:

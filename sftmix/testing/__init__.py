@@ -230,7 +230,7 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
     The loss makes as many passes of the decoder in each micro-batch, also in one without pairs: under FSDP all ranks
     join each pass. `Objective.check` is not called.
 
-    finite_differences  False for a loss with detached parts, which have none
+    finite_differences  False for a loss with detached parts, which have none: its gradient is not checked
     """
     rows, counts = torch.arange(8), torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
     nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
@@ -250,7 +250,10 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
         # along sign(gradient) the slope is the sum of |gradient|, in which nothing cancels
         ahead, behind = (_loss(objective, whole, STEPS - 1, way * np.sign(gradient))[0] for way in (1e-6, -1e-6))
         slope, measured = np.abs(gradient).sum(), (ahead - behind) / 2e-6
-        assert math.isclose(measured, slope, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
+        assert math.isclose(measured, slope, rel_tol=1e-5, abs_tol=1e-8), (
+            "the gradient is not the loss's by finite differences. If the loss detaches a factor on purpose, as DFT's "
+            "does, that is so: give finite_differences=False (`components --check --finite_differences false`)"
+        )
 
 
 def check_perturbation(perturbation: base.Perturbation) -> None:

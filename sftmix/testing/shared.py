@@ -42,7 +42,7 @@ def on_examples(strategy: st.SearchStrategy[Any], holds: Callable[[Any], Any]) -
             refusals.append(refusal)
 
     check()
-    assert answers, f"every input was refused, the last one with: {refusals[-1]}"
+    assert answers, f"every input was refused (options, or the check's scores, may fit), last: {refusals[-1]}"
     return answers
 
 

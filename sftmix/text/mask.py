@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sftmix.components.renderer import Renderer
 from sftmix.text.chat_template import ChatTemplate
 from sftmix.text.examples import examples_of
+from sftmix.text.turns import MOST_WEIGHT
 from sftmix.types import Example, RenderedTurn
 from sftmix.words.errors import ContractError, TemplateRefusal
 from sftmix.words.shown import quoted
@@ -104,14 +105,15 @@ def _check_turns(renderer: Renderer, example: Example, turns: Any) -> None:
             ids = turn.ids  # which are put together anew each time
             kinds = {type(token) for token in ids}
             fits = fits and all(issubclass(kind, Integral) and kind is not bool for kind in kinds)
-            fits = fits and min(ids) >= 0 and min(weight for _, weight in turn.parts) >= 0
+            fits = fits and min(ids) >= 0 and all(0 <= weight <= MOST_WEIGHT**3 for _, weight in turn.parts)
             fits = fits and (len(ids) > len(turn.prompt) or bool(set(turn.reasons) & {*LOST}))
     except (TypeError, ValueError, AttributeError):  # no turns, or parts that are no pairs of ids and a number
         fits = False
     if not fits:
         raise ContractError(
             f"renderer {renderer} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
-            "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0"
+            "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0 to "
+            f"{MOST_WEIGHT**3:g}"
         )
 
 

@@ -179,6 +179,10 @@ def _weight(fields: Fields, where: str, role: str) -> float:
     return 0.0 if False in said else weight
 
 
+MOST_WEIGHT = 1e6
+"""Most of a row, of a turn and of a part, which are multiplied: float32, in which losses are added, ends at 3.4e38."""
+
+
 def weight_of(row: Fields, where: str = "") -> float:
     """Return the weight of a row, a turn or a part; 1 if it has none."""
     value = row.get("weight", row.get("loss_weight", 1))  # OpenAI: "weight": 0, or 1
@@ -188,6 +192,6 @@ def weight_of(row: Fields, where: str = "") -> float:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise BadRow(f"{where}weight is {quoted(value)}; allowed: a number from 0")
+    if not 0 <= weight <= MOST_WEIGHT:
+        raise BadRow(f"{where}weight is {quoted(value)}; allowed: a number from 0 to {MOST_WEIGHT:g}")
     return weight

@@ -28,13 +28,15 @@ class BestWeights:
     def go_on(self, evaluations: Mapping[int, float]) -> None:
         """Take the evaluations so far of a resumed stage as beaten only by better ones, also without their weights.
 
-        Weights of a worse one, kept before a part of the stage that kept none, are removed.
+        Weights of a worse one, kept before a part of the stage that kept none, are removed. NaN and infinity are no
+        evaluations, as in `offer`.
         """
-        self._nll = best = min(evaluations.values(), default=math.inf)
+        # min() of {2: nan, 4: 1.5} is nan, which no other is below.
+        self._nll = best = min((nll for nll in evaluations.values() if nll < math.inf), default=math.inf)
         # A step that has no evaluation yet is after the checkpoint, and will be made again.
         # {2: 1.5, 4: 1.4} with the weights of step 2 alone: step 4 was made while keep_best was off.
         kept = any(evaluations.get(step, best) <= best for step in self.store.steps())
-        if evaluations and not kept and self.store.world.is_main:
+        if best < math.inf and not kept and self.store.world.is_main:
             shutil.rmtree(self.store.directory, ignore_errors=True)
             print(f"checkpoint.keep_best: the best evaluation so far, {best:.4f}, has no weights kept")
 

@@ -143,9 +143,12 @@ def test_a_split_from_a_file_is_joined_by_id(tmp_path):
 def test_a_split_of_other_examples_is_refused(tmp_path):
     path = tmp_path / "split.parquet"
     write_split(path, ["a", "b", "c"], Split(np.asarray([0, 1, -1], dtype=np.int8), ("confident", "unconfident")))
-    message = r"4 are among its 3 or among the 3 that are trained on, but not in both \(first: a\)"
+    message = r"split\.parquet: it is of other examples than the 3 rows"
     with pytest.raises(DataError, match=message):
         FromFile(path=path).split(table_of([np.nan] * 3, ids=["y", "b", "z"]), seed=0)
+    pq.write_table(pa.table({"id": [7, None], "group": ["confident", "unconfident"]}), path)
+    with pytest.raises(DataError, match="it is of other examples than the 2 rows"):
+        FromFile(path=path).split(table_of([np.nan] * 2, ids=["7", "8"]), seed=0)
     with pytest.raises(DataError, match=r"splitter\.path: .*nowhere\.parquet: there is no such file"):
         FromFile(path=tmp_path / "nowhere.parquet").files()
 

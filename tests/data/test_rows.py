@@ -75,7 +75,9 @@ BAD_LINES = {
     "deeper": (b'{"messages": ' + b"[" * 200000, "recursion"),
     "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
     "weight below 0": (said(b'"Yo", "weight": -1'), "messages[1].weight is -1; allowed"),
-    "weight beyond all floats": (said(b'"Yo", "weight": 1' + b"0" * 400), "allowed: a number from 0"),
+    "weight beyond all floats": (said(b'"Yo", "weight": 1' + b"0" * 400), "allowed: a number from 0 to 1e+06"),
+    "weight beyond float32": (more(b'"weight": 1e39'), "weight is 1e+39; allowed: a number from 0 to 1e+06"),
+    "weight of a turn beyond float32": (said(b'"Yo", "weight": 1e39'), "weight is 1e+39; allowed: a number from 0"),
     "tools within tools": (
         more(b'"tools": "[{\\"name\\": \\"f\\", \\"a\\": ' + b"[" * 450 + b"]" * 450 + b'}]"'),
         "it has more than 100 levels",
@@ -241,7 +243,7 @@ def test_a_side_is_not_read_back_as_the_other(write, read):
     """What is checked and said of training rows is not of held-out ones."""
     one, other = (write(name, [{**row, "date": "x"} for row in dialogues(3)]) for name in ("a.jsonl", "b.jsonl"))
     read(one, eval=[other])
-    assert read(other).report.notes == ["data.train: 1 field not read: 'date' (3 rows)"]
+    assert read(other).report.notes == ["data.train: 1 field not in the text: 'date' (3 rows)"]
     with pytest.raises(DataError, match=r"no row of data\.train has the field 'nope'"):
         read(other, columns={"id": "nope"})
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import time
 
+import psutil
 import pytest
 
 from sftmix.disk.files import read_json
@@ -84,7 +85,8 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
         assert status(tmp_path)["step"] == 3
     assert started <= running.pop("started") <= running.pop("updated")
     told = {"stage": "reference", "step": 3, "total_steps": 7, "doing": "", "exit_code": None}
-    assert running == told | {"pid": os.getpid(), "host": socket.gethostname()}
+    created = psutil.Process().create_time()
+    assert running == told | {"pid": os.getpid(), "created": created, "host": socket.gethostname()}
     assert status(tmp_path).items() >= {"exit_code": 0, "message": "", "step": 4}.items()
 
 
@@ -115,6 +117,19 @@ def test_a_directory_that_is_moved_or_removed_meanwhile_is_not_made_again(tmp_pa
         goes_on()
     assert not run.exists()
     assert not moved or status(tmp_path / "elsewhere")["exit_code"] is None
+
+
+def test_a_lock_that_is_removed_meanwhile_is_no_move(tmp_path):
+    def goes_on() -> None:
+        with RunDirectory(tmp_path / "run", ALONE) as directory:
+            directory.begin("train", {})
+            (tmp_path / "run" / ".lock").unlink()
+            directory.status(step=1, throttle=60.0)
+
+    with pytest.raises(DifferenceError, match=r"run/\.lock was moved or removed while"):
+        goes_on()
+    with RunDirectory(tmp_path / "run", ALONE) as directory:
+        directory.begin("train", {})
 
 
 @pytest.mark.parametrize("made", [True, False])

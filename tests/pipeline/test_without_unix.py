@@ -5,8 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-import time
 
+import psutil
 import pytest
 
 from sftmix.text import trial
@@ -71,7 +71,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
     run = " ".join(["run", *tiny.options, "--checkpoint.every", "3", "--out", "run"])
     (tmp_path / "other").mkdir()
     other = {"stage": "train", "exit_code": None, "pid": os.getpid(), "host": socket.gethostname()}
-    other["updated"] = time.time()
+    other["created"] = psutil.Process().create_time()
     (tmp_path / "other" / "STATUS.json").write_text(json.dumps(other))
     program = [sys.executable, "-c", AS_ON_WINDOWS]
     done = subprocess.run([*program, run, "status run other", run], cwd=tmp_path, capture_output=True, text=True)

@@ -142,15 +142,15 @@ def test_fields_that_are_not_read_are_counted_by_name(write, read):
     path = write("rows.jsonl", rows)
     (note,) = read(path, skip_bad=True).report.notes
     assert note == (
-        "data.train: 6 fields not read: 'source' (2 rows), 'messages[].date' (1 row), 'messages[].rank' (1 row), "
-        "'tags' (1 row), 'text' (1 row), 'none' (1 row)"
+        "data.train: 6 fields not in the text: 'source' (2 rows), 'messages[].date' (1 row), "
+        "'messages[].rank' (1 row), 'tags' (1 row), 'text' (1 row), 'none' (1 row)"
     )
     own = write("own.jsonl", [{"prompt": "p", "completion": "c", "k\x1b": 1}])
     lines = read(path, eval=[own], skip_bad=True).report.lines()
-    assert r"data.eval: 1 field not read: 'k\x1b' (1 row)" in lines
+    assert r"data.eval: 1 field not in the text: 'k\x1b' (1 row)" in lines
     many = [{"instruction": "u", "output": "a", **{f"k{i}": 1 for i in range(40)}}]
     (note,) = read(write("many.jsonl", many)).report.notes
-    assert note.startswith("data.train: 40 fields not read: ")
+    assert note.startswith("data.train: 40 fields not in the text: ")
     assert note.count("(1 row)") == 30
 
 
@@ -158,7 +158,7 @@ def test_a_single_turn_is_read_as_closely_as_a_list_of_one(write, read, refused)
     turn = {**TURNS[0], "date": "x"}
     rows = [{"prompt": turn, "completion": "a", "loss_weight": 0.5}]
     (note,) = read(write("rows.jsonl", rows)).report.notes
-    assert note == "data.train: 1 field not read: 'prompt[].date' (1 row)"
+    assert note == "data.train: 1 field not in the text: 'prompt[].date' (1 row)"
     path = write("seen.jsonl", [{"prompt": {**turn, "images": ["a.png"]}, "completion": "a"}])
     assert refused(path)[1].startswith(f"{path}:1: prompt[].images is ['a.png']: images, videos")
 
@@ -167,7 +167,7 @@ def test_documents_may_list_tools_and_no_images(write, read, refused):
     """What plain text does not read is named, too: it has no system message and no weight."""
     row = {"text": "def f(): ...", "functions": ["f"], "system": "S", "weight": 2, "images": None}
     (note,) = read(write("rows.jsonl", [row]), format="text").report.notes
-    assert note == "data.train: 3 fields not read: 'functions' (1 row), 'system' (1 row), 'weight' (1 row)"
+    assert note == "data.train: 3 fields not in the text: 'functions' (1 row), 'system' (1 row), 'weight' (1 row)"
     path = write("seen.jsonl", [{"text": "<image> A page.", "image": "a.png"}])
     assert refused(path, format="text")[1].startswith(f"{path}:1: image is 'a.png': images, videos")
 
@@ -188,7 +188,7 @@ def test_a_field_by_another_name_is_what_it_is_named(write, read):
 
 def test_deep_fields_that_are_not_read(write, read):
     row = b'{"instruction": "u", "output": "a", "meta": ' + b"[" * 900 + b"1" + b"]" * 900 + b"}"
-    assert read(write("rows.jsonl", row)).report.notes == ["data.train: 1 field not read: 'meta' (1 row)"]
+    assert read(write("rows.jsonl", row)).report.notes == ["data.train: 1 field not in the text: 'meta' (1 row)"]
 
 
 def contents(side) -> list[list[str]]:

@@ -132,7 +132,7 @@ def test_what_its_template_refuses_is_counted(write, options, load, small):
 
 def test_a_weight_below_0_ends_the_run(write, options, load, small):
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    with pytest.raises(ConfigError, match=r"renderer Negative returned .*weights are from 0"):
+    with pytest.raises(ConfigError, match=r"renderer Negative returned .*weights are from 0 to 1e\+18"):
         load(encoder_for(small["bos"], options(path), Negative()), path, max_length=200)
 
 

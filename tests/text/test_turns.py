@@ -347,7 +347,7 @@ def test_preferences_are_read_under_another_name_and_labels_are_kept(write, read
     prepared = read(write("dpo.jsonl", rows), columns={"messages": "chosen"})
     (row,) = prepared.train.examples(whole=True)
     assert row.messages == (U("u"), A("a"))
-    assert prepared.report.notes == ["data.train: 2 fields not read: 'prompt' (1 row), 'rejected' (1 row)"]
+    assert prepared.report.notes == ["data.train: 2 fields not in the text: 'prompt' (1 row), 'rejected' (1 row)"]
     liked = write("kto.jsonl", [turns(answer(content=str(i)), label=bool(i % 2)) for i in range(4)])
     assert "2 bad rows" in refused(liked)[0]
     assert read(liked, skip_bad=True).report.counts["bad_row"] == 2

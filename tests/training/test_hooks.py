@@ -141,6 +141,44 @@ def test_weights_that_a_part_without_keep_best_has_bettered_are_no_longer_the_be
     assert "the best evaluation so far, 0.0000, has no weights kept" in capsys.readouterr().out
 
 
+class OfAList(Callback):
+    """Tells the NLL that a list has for each step."""
+
+    gives = frozenset({Need.EVALUATIONS})
+
+    def __init__(self, *, nll: list[float]):
+        self.nll = nll
+
+    def on_step_end(self, state):
+        return CallbackResult({"eval_nll": self.nll[state.step - 1]})
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("nll", "kept"),
+    [
+        ([NAN, 2.0, 3.0, 3.0, 3.0, 3.0], [2]),
+        ([NAN, 2.0, NAN, 3.0, 1.0, 3.0], [5]),
+        ([2.0, NAN, INF, 3.0, NAN, 3.0], [1]),
+        ([INF, 2.0, 3.0, 3.0, 3.0, NAN], [2]),
+        ([NAN, INF, NAN, NAN, 4.0, NAN], [5]),
+        ([NAN] * 6, []),
+        ([INF] * 6, []),
+    ],
+)
+def test_an_evaluation_that_is_no_number_counts_as_none(tmp_path, capsys, nll, kept):
+    """Without an end and with one, the same weights are the best."""
+    trained(tmp_path / "whole", [OfAList(nll=nll)], best=True)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "parts", [OfAList(nll=nll), Interrupt(step=4)], best=True)
+    trained(tmp_path / "parts", [OfAList(nll=nll)], best=True)
+    for place in ("whole", "parts"):
+        assert [path.name for path in (tmp_path / place / "best").glob("step-*")] == [f"step-{n:08d}" for n in kept]
+    assert "no weights kept" not in capsys.readouterr().out
+
+
 class Telling(Callback):
     gives = frozenset()
 

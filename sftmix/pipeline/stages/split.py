@@ -34,7 +34,7 @@ def make(run: RunContext, values: Values) -> Made:
 
 
 def read(run: RunContext, values: Values) -> Split:
-    return read_split(run.path / FILE)[1]
+    return read_split(run.path / FILE, of=run.rows.data.train.ids)[1]
 
 
 SPLIT = StageSpec(

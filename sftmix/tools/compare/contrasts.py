@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.disk.files import read_json
+from sftmix.options.training import LAYOUT
 from sftmix.pipeline.validity import differences
 from sftmix.tools.compare.plan import Comparison
 from sftmix.tools.compare.statistics import interval, mean_sd, per_example, sign_flip
@@ -14,6 +15,8 @@ from sftmix.types import Float64
 
 SIGNS = (1, -1, -1, 1)
 """The signs of the arms of a contrast: A - B, or (A - B) - (C - D), which holds two controls beside each other."""
+UNRECORDED = ("callbacks", "checkpoint.every", "checkpoint.keep", *(f"training.{name}" for name in LAYOUT))
+"""Options that decide no training, and may decide a figure: the best of twice as many evaluations is lower."""
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 
@@ -26,16 +29,12 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
     """
     metric, signs = comparison.options.metric, SIGNS[: len(arms)]  # [A, B]: (1, -1)
     by_seed = {}
-    # Options that decide no training may decide a figure: the best of twice as many evaluations is lower.
-    changed = {name for pair in zip(arms[::2], arms[1::2], strict=True) for name in comparison.changed(*pair)}
     files = []
     for runs in zip(*(variants[name]["runs"] for name in arms), strict=True):
-        trained = [Path(comparison.out) / run["run"] / "train" for run in runs]
-        changed |= _differing(trained)
         figures = [run["metrics"].get(metric) for run in runs]  # [A, B, C, D] at this seed
         if None not in figures:
             by_seed[runs[0]["seed"]] = float(np.dot(signs, figures))
-            files += [stage / "eval.parquet" for stage in trained]
+            files += [Path(comparison.out) / run["run"] / "train/eval.parquet" for run in runs]
     values = list(by_seed.values())
     mean, sd = mean_sd(values) if values else (None, None)
     by_example = _by_example(metric, files, signs)
@@ -46,7 +45,7 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
         "ours": names[0],
         "theirs": names[1],
         "seeds": list(by_seed),
-        "inputs_that_differ": sorted(changed),
+        "inputs_that_differ": sorted(_differing(comparison, variants, arms)),
         "differences": values,
         "mean": mean,
         "sd": sd,
@@ -56,12 +55,19 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
     }
 
 
-def _differing(stages: Sequence[Path]) -> set[str]:
-    """Return the names of the inputs in which two trainings differ, or each of two pairs of them."""
-    inputs = [read_json(stage / "inputs.json") for stage in stages]
-    # ["objective.mu: 0.2 -> 0.4"], of which the name before ": " is shown.
-    lines = [differences(*pair) for pair in zip(inputs[::2], inputs[1::2], strict=True)]
-    return {line.partition(": ")[0] for of_pair in lines for line in of_pair}
+def _differing(comparison: Comparison, variants: Mapping[str, Any], arms: Sequence[str]) -> set[str]:
+    """Return the names of the inputs in which the trainings of two arms differ, or of each of two pairs of them.
+
+    Inputs are compared as the stages recorded them: `auto`, and the pairing that it is, are one value.
+    """
+    names = set[str]()
+    for pair in zip(arms[::2], arms[1::2], strict=True):
+        for runs in zip(*(variants[name]["runs"] for name in pair), strict=True):
+            inputs = [read_json(Path(comparison.out) / run["run"] / "train" / "inputs.json") for run in runs]
+            # ["objective.mu: 0.2 -> 0.4"], of which the name before ": " is shown.
+            names |= {line.partition(": ")[0] for line in differences(*inputs)}
+        names |= {name for name in comparison.changed(*pair) if name.startswith(UNRECORDED)}
+    return names
 
 
 def _by_example(metric: str, files: Sequence[Path], signs: Sequence[int]) -> Float64 | None:

@@ -40,9 +40,10 @@ SETTINGS = ("seed", "world_size", "data.max_length")
 def compare(comparison: Comparison) -> Table:
     """Run the missing cells of a table and return it in the form of table.json.
 
-    Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
-    interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
-    goes on; it is not tried again. Raises the errors of `sftmix.words.errors`; an error of a run names its cell.
+    Call it in every process of a torchrun. Before the first run, each variant is checked as at the start of a run. The
+    same call continues an interrupted table, or one with more variants or seeds than before. A run that diverges has no
+    figures, and the table goes on; it is not tried again. Raises the errors of `sftmix.words.errors`; an error of a run
+    names its cell.
     """
     from sftmix.tools.runs.start import holding
 
@@ -65,6 +66,7 @@ def compare(comparison: Comparison) -> Table:
     # One process group serves all cells.
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, StopLater(), RunDirectory(out, world) as directory:
+        _check_starts(cells[: len(comparison.variants)], world)  # each variant, at the first seed
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
         world.on_main(lambda: write_text(out / TABLE, plan))
         for done, cell in enumerate(cells):
@@ -96,6 +98,15 @@ def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:
         refused["remedy"] = f"To make the runs of these variants anew, move {', '.join(made)} away: the others stay."
     if refused:
         raise ConfigError("\n".join(refused.values()))
+
+
+def _check_starts(cells: Sequence[Cell], world: Any) -> None:
+    """Raise what ends a run at its start, by its rows and its model's config.json; the rows are in the cache then."""
+    from sftmix.pipeline.recipe import check_target, read_rows
+
+    for cell in cells:
+        with _named(cell):
+            check_target(*read_rows(from_plain(cell.plain), world, run=cell.path), world)
 
 
 def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dict[str, Any]:

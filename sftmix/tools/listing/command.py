@@ -6,7 +6,7 @@ import re
 from dataclasses import KW_ONLY, dataclass
 
 from sftmix.cli.help import formatted, option_rows
-from sftmix.components.base import Schedule
+from sftmix.components.base import Objective, Schedule
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
 from sftmix.components.renderer import Renderer
@@ -34,6 +34,8 @@ class Options:
     _: KW_ONLY
     check: bool = False
     """run the checks of sftmix.testing on it, with its defaults"""
+    finite_differences: bool | None = None
+    """with --check of an objective: false if its loss has detached parts, whose gradient they would not find"""
 
 
 def main(args: Options) -> None:
@@ -48,19 +50,25 @@ def main(args: Options) -> None:
         print(rendered("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
         return
     named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
+    more = {} if args.finite_differences is None else {"finite_differences": args.finite_differences}
     for cls in named or [find_component(Component, args.name)]:  # FromFile is three, my.Pairs one
         for option, base in places.items():
             if issubclass(cls, base):  # a class may be of several kinds
+                if more and not (args.check and base is Objective):
+                    raise ConfigError("--finite_differences is for --check of an objective; leave it out")
                 title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"
                 about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
                 rows = option_rows(cls, f"{option}.")
                 print(formatted("options", rows, usage=argparse.SUPPRESS, description=about))
                 if args.check:
-                    print(check_component(cls, base))
+                    print(check_component(cls, base, **more))
 
 
-def check_component(cls: type[Component], base: type[Component]) -> str:
-    """Run the check of a base class on a component with its defaults; raise ContractError for what it does not keep."""
+def check_component(cls: type[Component], base: type[Component], **more: bool) -> str:
+    """Run the check of a base class on a component with its defaults; raise ContractError for what it does not keep.
+
+    more  what the check takes beside the component
+    """
     from sftmix import testing
 
     kind = re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower()  # PairSampler -> pair_sampler
@@ -73,7 +81,7 @@ def check_component(cls: type[Component], base: type[Component]) -> str:
             f"--check makes {cls.__name__} with its defaults, and not all options have one: {error}"
         ) from error
     try:
-        getattr(testing, f"check_{kind}")(component)
+        getattr(testing, f"check_{kind}")(component, **more)
     except AssertionError as error:
         raise ContractError(f"{cls.__name__}: {error}") from error
     return f"{cls.__name__} keeps the contract of {base.__name__} (sftmix.testing.check_{kind})"

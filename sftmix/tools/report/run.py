@@ -106,6 +106,7 @@ def read_run(path: Path) -> RunView:
     if summary["stages"].keys().isdisjoint(("confidence", "split", "train")):
         raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
     config, rows = rows_of_run(path, progress=True)
+    ids = rows.data.train.ids
     split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"
     confidence = path / "confidence" / "confidence.parquet"
     return RunView(
@@ -114,6 +115,6 @@ def read_run(path: Path) -> RunView:
         summary,
         rows,
         table_of(rows.data.train, confidence if confidence.exists() else None),
-        read_split(split)[1] if split.exists() else None,
-        read_dynamics(dynamics).of(rows.data.train.ids) if dynamics.exists() else None,
+        read_split(split, of=ids)[1] if split.exists() else None,
+        read_dynamics(dynamics).of(ids) if dynamics.exists() else None,
     )

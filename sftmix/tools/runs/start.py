@@ -63,10 +63,10 @@ def check_run(config: RunConfig, until: str) -> None:
         refuse_one_rank(options.parallel)
 
 
-def refuse_one_rank(parallel: str) -> None:
+def refuse_one_rank(parallel: str, ranks: int | str = "N") -> None:
     """Raise ConfigError if ranks share the weights, and torchrun did not start this process."""
     if parallel in SHARDED and "RANK" not in os.environ:
-        raise ConfigError(needs_torchrun(parallel))
+        raise ConfigError(needs_torchrun(parallel, ranks))
 
 
 def check_names_given(config: RunConfig) -> None:

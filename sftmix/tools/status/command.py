@@ -90,16 +90,18 @@ def _state(status: Mapping[str, Any]) -> str:
 def _may_run(status: Mapping[str, Any]) -> bool:
     """Return False if the run has ended, or its process is gone; one of another machine cannot be looked up."""
     return status["exit_code"] is None and (
-        status["host"] != socket.gethostname() or _is_alive(status["pid"], status["updated"])
+        status["host"] != socket.gethostname() or _is_alive(status["pid"], status["created"])
     )
 
 
-def _is_alive(pid: int, at: float) -> bool:
-    """Return False if no process of this machine has this number, or had it at a time (time.time())."""
+def _is_alive(pid: int, created: float) -> bool:
+    """Return False if no process of this machine has this number, or it is another one, or one that was killed."""
     import psutil  # which --help does without
 
     try:
-        return psutil.Process(pid).create_time() <= at  # one that began later has the number of a dead one
+        process = psutil.Process(pid)
+        # The clock may have been set since. A zombie has ended, and nobody has asked how.
+        return abs(process.create_time() - created) < 5 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.AccessDenied:  # a process of somebody else
         return True
     except (psutil.NoSuchProcess, ValueError):  # ValueError: a negative pid, of a damaged file

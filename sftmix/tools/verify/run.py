@@ -35,7 +35,7 @@ from sftmix.ranks.world import start_world
 from sftmix.tools.runs.read import as_started, stages_in
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
-from sftmix.tools.verify.window import Window, machines_between, same_bits
+from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import adding_in_order, machine_of
@@ -177,11 +177,7 @@ class Replay(RunContext):
                 files = [f"{stage.name}/{file}" for file in made.files]
                 world.on_main(lambda: self._compare_made(stage.name, files, made.figures, stage.name))
             return stage.read(self, values)
-        newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
-        file = window.run / stage.name / "figures.json" if window.finished else newest
-        # Steps after the last checkpoint of an unfinished run are taken as made by the machine that wrote it.
-        machines = read_json(file).get("machines", []) if file.exists() else []
-        self.recorded = machines_between(machines, window.start, window.last)
+        self.recorded = window.machines
         if self.recorded:  # as many threads as the run had: they decide how sums are rounded
             torch.set_num_threads(self.recorded[0]["threads"])
         made = stage.made(self, values)

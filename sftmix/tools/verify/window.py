@@ -47,6 +47,15 @@ class Window:
     def checkpoint(self, step: int) -> Path:
         return step_path(self.run / self.stage / CHECKPOINTS, step)
 
+    @property
+    def machines(self) -> list[Machine]:
+        """Those that made the steps, as the run recorded them; none if one is unknown."""
+        newest = self.checkpoint(max(self.checkpoints, default=0)) / "state.json"
+        file = self.run / self.stage / "figures.json" if self.finished else newest
+        # Steps after the last checkpoint of an unfinished run are taken as made by the machine that wrote it.
+        recorded = read_json(file).get("machines", []) if file.exists() else []
+        return machines_between(recorded, self.start, self.last)
+
 
 def window_of(run: Path, stage: str = "train", start: int | None = None, steps: int | None = None) -> Window:
     """Choose the steps of a stage.
@@ -96,7 +105,8 @@ def refuse_too_few_ranks(window: Window) -> None:
         config = read_config(window.run / "config.yaml")
     from sftmix.tools.runs.start import refuse_one_rank  # with what reads rows, which no help waits for
 
-    refuse_one_rank((config_of_reference(config) if window.stage == "reference" else config).training.parallel)
+    own = config_of_reference(config) if window.stage == "reference" else config
+    refuse_one_rank(own.training.parallel, *[machine["ranks"] for machine in window.machines[-1:]])
 
 
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:

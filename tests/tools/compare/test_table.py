@@ -8,10 +8,8 @@ import io
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,31 +17,19 @@ import yaml
 from scipy import stats
 
 from sftmix.cli import main
-from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
-from sftmix.config import RunConfig
 from sftmix.disk.files import read_json, write_json
 from sftmix.disk.tables import read_columns, write_eval
-from sftmix.options import ModelOptions
-from sftmix.tools.compare import Comparison, TableOptions
 from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown, write_result
 from sftmix.types import RowScores
+from sftmix.words.errors import DataError
 from tests.components.examples import EXAMPLES
 from tests.conftest import Finished
 from tests.forked import done as on_ranks
 from tests.tiny import metrics, status
-
-
-def table_of(directory: Path, names: str, seeds: int, **options: Any) -> Comparison:
-    """Variants of these names, whose runs have begun to train."""
-    variants = {name: RunConfig(model=ModelOptions(path="m"), objective=NTP()) for name in names}
-    table = TableOptions(**{"seeds": list(range(1, seeds + 1)), "metric": "x", **options})
-    comparison = Comparison(out=str(directory), variants=variants, options=table)
-    for cell in comparison.cells:
-        write_json(cell.path / "train" / "inputs.json", {})
-    return comparison
+from tests.tools.compare.tables import table_of
 
 
 def test_numbers_of_a_summary_get_dotted_names(tmp_path):
@@ -99,64 +85,6 @@ def test_a_part_of_the_seeds_gives_no_contrast(tmp_path):
     (contrast,) = whole["contrasts"]
     assert (contrast["verdict"], contrast["p"], contrast["interval_over"]) == ("different", 2 / 2**8, "seeds")
     assert contrast["interval"] == pytest.approx(tuple(stats.ttest_1samp(range(2, 10), 0).confidence_interval()))
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({}, []),
-        ({"objective": {"class_path": "SFTMix", "init_args": {"mu": 2}}}, ["objective.mu"]),
-        ({"pairing": {"class_path": "AnyPairs"}, "split": "another"}, ["pairing", "split"]),
-    ],
-)
-def test_the_inputs_in_which_trainings_differ_are_named(tmp_path, changed, named):
-    """At any seed, on either side; none: one training, which the other adopts."""
-    objective = {"class_path": "SFTMix", "init_args": {"mu": 1}}
-    inputs = {"split": "s", "pairing": {"class_path": "RandomPairs"}, "objective": objective}
-    comparison = table_of(tmp_path, "ABC", 2)
-    for cell in comparison.cells:
-        own = {**inputs, "seed": cell.seed, "training": {"epochs": 3.0, "learning_rate": 1}}
-        write_json(cell.path / "train" / "inputs.json", {**own, **(changed if cell.name == "B/seed-2" else {})})
-    table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
-    assert [c["inputs_that_differ"] for c in table["contrasts"]] == [named, []]
-    assert re.search(rf"^\| B − A .* \| {', '.join(named) or 'none'} *\|$", markdown(table), re.M)
-
-
-def test_options_that_decide_no_weights_are_named(tmp_path):
-    """The best of more evaluations is lower; and a run that is read back says nothing of its own layout's speed."""
-    comparison = table_of(tmp_path, "AB", 2)
-    often = replace(comparison.variants["B"].training, micro_batch_size=2)
-    comparison.variants = {**comparison.variants, "B": replace(comparison.variants["B"], training=often)}
-    write_json(tmp_path / "B" / "seed-2" / "train" / "adopted.json", {"from": "../../../A/seed-2/train"})
-    table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
-    assert table["contrasts"][0]["inputs_that_differ"] == ["training.micro_batch_size"]
-    assert [run["trained_in"] for run in table["variants"]["B"]["runs"]] == ["B/seed-1", "A/seed-2"]
-    assert re.search(r"^\*\*B: .* A/seed-2, .* seconds and memory", markdown(table), re.M)
-
-
-@pytest.mark.parametrize("value", [None, float("inf")])
-def test_a_run_that_diverged_is_counted_and_named(tmp_path, value):
-    comparison = table_of(tmp_path, "AB", 3, metrics=["y"])
-    figures: dict[str, Any] = {c.name: {"x": float(c.seed), "y": {"z": 2.0}} for c in comparison.cells}
-    figures["B/seed-2"] = {"x": value, "y": {"z": value}}
-    table = build_table(comparison, figures)
-    assert (table["variants"]["B"]["no_value"], table["contrasts"][0]["seeds"]) == ([2], [1, 3])
-    assert table["variants"]["B"]["metrics"]["x"] == {"seeds": 2, "mean": 2.0, "sd": pytest.approx(np.sqrt(2))}
-    text = markdown(table)
-    assert re.search(r"^\| B − A +\| 2 of 3 ", text, re.M)
-    assert "B: no finite x at seeds 2." in text
-    assert re.search(r"^\| y\.z +\| 2 ± 0 +\| 2 ± 0 \(2 of 3 seeds\) +\|$", text, re.M)
-
-
-def test_a_name_of_metrics_that_no_run_has_is_said(tmp_path):
-    comparison = table_of(tmp_path, "AB", 3, metrics=["eval_acuracy", "y", "other"])
-    figures = {cell.name: {"x": 1.0, "y": {"z": 2.0}, "eval_accuracy": 0.5} for cell in comparison.cells}
-    text = markdown(build_table(comparison, figures))
-    assert "**metrics: no run has 'eval_acuracy'. Did you mean eval_accuracy? The names are those" in text
-    assert "**metrics: no run has 'other'; the names are those of summary.json.**" in text
-    assert text.count("metrics: no run has") == 2
-    without = table_of(tmp_path, "AB", 3)
-    assert "no run has" not in markdown(build_table(without, figures))
 
 
 def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
@@ -351,11 +279,18 @@ def test_a_directory_of_others_is_left_alone(finished, sftmix, tmp_path):
     assert [p.name for p in (tmp_path / "table").iterdir()] == ["table.md"]
 
 
+class Failing(RandomPairs):
+    """A class of one's own that fails when it is used."""
+
+    def pairs(self, split, scores, *, epoch, seed):
+        raise DataError("no pairs today")
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(finished, sftmix, tmp_path):
-    beyond_the_context = {"data.label_field": None, "data.max_length": 100_000}
-    done = sftmix(*words(finished, tmp_path, {"NTP": {"objective": "NTP"}, "late": beyond_the_context}))
-    assert done.code in (2, 3)
+    variants = {"NTP": {"objective": "NTP"}, "late": {"pairing": f"{__name__}.Failing"}}
+    done = sftmix(*words(finished, tmp_path, variants))
+    assert done.code == 3
     assert "error: variant late, seed 1: " in done.err
     state = status(tmp_path / "table")
     assert (state["stage"], state["exit_code"], state["step"]) == ("late/seed-1", done.code, 1)

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sftmix.tools.status.command import report
 from sftmix.words.errors import ConfigError
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train", "updated": time.time()}
+HERE["created"] = psutil.Process().create_time()
 
 
 def lay(run: Path, *, done: tuple[str, ...] = (), steps: dict[str, int] | None = None, **status: Any) -> Path:
@@ -80,13 +82,26 @@ def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
     [
         ({"doing": "writing the model"}, "running train (writing the model), pid "),
         ({"pid": dead_pid(), "host": "elsewhere"}, "running train, pid "),
-        ({"updated": time.time() - 1e6}, "died in train"),  # the process of this number is another one
+        # The process of this number is another one: it began later, or, as in a container, before.
+        ({"created": time.time() - 1e6, "updated": time.time() - 1e6}, "died in train"),
+        ({"created": time.time() - 1e6}, "died in train"),
+        ({"pid": 1}, "died in train"),
         ({"exit_code": 3, "message": "rows.json:4: no response"}, "exit code 3 in train: rows.json:4: no response"),
         ({"exit_code": 130, "message": "Stop"}, "exit code 130 in train; the same command continues it: Stop"),
     ],
 )
 def test_the_first_line_says_how_a_run_is(tmp_path, status, words):
     assert report(lay(tmp_path / "r", **status)).startswith(f"{tmp_path / 'r'}: {words}")
+
+
+def test_a_killed_run_that_nobody_has_waited_for_is_not_running(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    status = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
+    assert " running train, pid " in report(lay(tmp_path / "a", **status))
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number
+    assert " died in train" in report(lay(tmp_path / "b", **status))
+    child.communicate()
 
 
 def test_a_directory_that_is_no_run_does_not_hide_the_others(tmp_path, sftmix):

@@ -134,6 +134,20 @@ def test_a_precision_that_this_device_has_not_is_refused(copy_of_ntp, sftmix):
     assert "training.precision auto is another one here" in refused.err
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_the_ranks_that_a_run_had_are_named_before_anything_is_made(copy_of_ntp, sftmix, done):
+    """In figures.json of a stage that is done, else in the newest checkpoint."""
+    run = copy_of_ntp.run
+    if not done:
+        unfinished(run, after=4)
+    recorded = "figures.json" if done else "checkpoints/step-00000004/state.json"
+    file = run / "train" / recorded
+    file.write_text(file.read_text().replace('"ranks": 1', '"ranks": 3'))
+    replaced("parallel: auto", "parallel: fsdp")(run / "config.yaml")
+    refused = sftmix("verify", str(run), "--from", "0")
+    assert (refused.code, "torchrun --nproc_per_node 3 -m sftmix" in refused.err) == (2, True), refused.err
+
+
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_run_of_two_ranks_is_verified_by_two_and_by_one(ntp, tmp_path, sftmix):

@@ -51,7 +51,7 @@ def test_a_run_whose_ranks_shared_the_weights_wants_torchrun_before_anything_els
     replaced("parallel: auto", f"parallel: {parallel}")(copy.run / "config.yaml")
     done = sftmix("verify", str(copy.run))
     assert done.code == 2
-    assert done.err.startswith(f"error: training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N ")
+    assert done.err.startswith(f"error: training.parallel {parallel} needs torchrun: torchrun --nproc_per_node 1 ")
 
 
 SPLIT = [
