@@ -40,7 +40,7 @@ from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.signals import StopAtOnce
-from sftmix.words.errors import ConfigError, DifferenceError
+from sftmix.words.errors import ConfigError, DataError, DifferenceError
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
@@ -85,14 +85,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
                 findings += check_inputs(window, Known(config, world, rows, window.run), again)
                 replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
                 if all(finding.same for finding in findings):
-                    make_stages(replay, again)
-                    if (
-                        replay.exact
-                        and window.stage == "train"
-                        and not window.start
-                        and (window.run / "base" / "figures.json").exists()
-                    ):
-                        BASE.enter(replay, {})
+                    replay.make(again)
                 return world.share(replay.certificate())
 
 
@@ -163,6 +156,18 @@ class Replay(RunContext):
     findings: list[Finding]
     recorded: list[dict[str, Any]]
     machine: dict[str, Any]
+
+    def make(self, stages: Sequence[StageSpec]) -> None:
+        """Make the stages again, and what is measured of the base model, if the window has all of the training."""
+        window = self.window
+        try:
+            make_stages(self, stages)
+        except DataError as error:  # a table of the run has other examples than the rows
+            self.findings.append(Finding("split", False, str(error), False))
+            return
+        made = window.stage == "train" and not window.start and (window.run / "base" / "figures.json").exists()
+        if self.exact and made:
+            BASE.enter(self, {})
 
     def enter(self, stage: StageSpec, values: Values) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
