@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from sftmix.disk.files import (
 )
 from sftmix.model.adapters import adapter_config
 from sftmix.ranks.world import World
-from sftmix.training.optimizer_state import as_built, empty, lost_state, put_state, state_of
+from sftmix.training.optimizer_state import comes_back, empty, entries, put_state, state_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
 from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, SFTMixError
@@ -271,23 +272,34 @@ class CheckpointStore:
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
 
 
-class Rehearsal:
-    """What a resume of a stage asks for, noted before its first step, and compared with what is there after it."""
+def kept(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return by name what a resume asks for, shapes and dtypes of weights, and all that the optimizer keeps.
 
-    def __init__(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._asked = _shapes(wrapped)
-        self._built = as_built(optimizer)
+    Its own numbers, as a rank, are never stored; so they may not change.
+    """
+    module = unwrap(wrapped)
+    found = {name: (x.shape, x.dtype) for name, x in _tensors(module, None)[0].items()}
+    own = {f"self.{name}": (value,) for name, value in vars(optimizer).items() if type(value) in (int, float)}
+    return entries(_trained(module), optimizer) | found | own
 
-    def check(self, wrapped: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
-        """Raise ConfigError on every rank for the first thing that no checkpoint of any rank would bring back."""
-        lost = [name for name, *_ in _shapes(wrapped) ^ self._asked]
-        lost += lost_state(_trained(unwrap(wrapped)), optimizer, self._built)
-        if name := next(iter(filter(None, world.gather(next(iter(lost), None)))), None):
-            raise ConfigError(
-                f"no checkpoint would bring back {name}, so a resumed run would be another one. What an optimizer "
-                "keeps are tensors and numbers of a parameter or a group; if ranks share the weights, tensors that are "
-                "divided like their parameter, or on every rank in whole. A model makes its buffers as it is built"
-            )
+
+def rehearse(wrapped: nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, Any], world: World) -> list[str]:
+    """Compare what a resume would ask for and bring back with what is there now; the optimizer is not written.
+
+    before  what was `kept` before the first update, and will be at a resume
+    Returns the trained parameters of which the optimizer keeps nothing. Raises ConfigError on every rank for the first
+    thing that would not come back on any.
+    """
+    trained, now = _trained(unwrap(wrapped)), kept(wrapped, optimizer)
+    lost = [f"state[{owner!r}]" for owner in optimizer.state.keys() - {*trained.values()}]
+    lost += [name for name in before | now if not comes_back(trained, name, now.get(name), before.get(name))]
+    if name := next(chain.from_iterable(world.gather(lost[:1])), None):
+        raise ConfigError(
+            f"no checkpoint would bring back {name}, so a resumed run would be another one. An optimizer may keep "
+            "tensors and numbers of a parameter or a group; if ranks share the weights, tensors that are divided like "
+            "their parameter, or on every rank in whole. A model makes its buffers as it is built"
+        )
+    return [name for name, parameter in trained.items() if optimizer.state and parameter not in optimizer.state]
 
 
 def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torch.Tensor]:
@@ -307,11 +319,6 @@ def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torc
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-def _shapes(wrapped: nn.Module) -> set[tuple[Any, ...]]:
-    weights, _ = _tensors(unwrap(wrapped), None)
-    return {(name, x.shape, x.dtype) for name, x in weights.items()}
 
 
 def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,12 +19,12 @@ from sftmix.components.contracts import check_callback_result
 from sftmix.disk.files import CHECKPOINTS, check_room
 from sftmix.ranks.world import World
 from sftmix.training.best import BestWeights
-from sftmix.training.checkpoint import CheckpointStore, Rehearsal
+from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
 from sftmix.training.choices import compiled, decide
 from sftmix.training.machine import adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
-from sftmix.training.parallel import few_plans, resolve_precision, training_module, unreached
+from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
@@ -74,7 +74,7 @@ class TrainingLoop:
             trains=True,
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
-        self.rehearsal = Rehearsal(self.module, self.optimizer)
+        self.built = kept(self.module, self.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
@@ -90,8 +90,6 @@ class TrainingLoop:
         """The last step that has a checkpoint, or needs none: the start."""
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
-        self.unreached: list[str] = []
-        """The trained parameters without gradient in the first step."""
         self.machines: list[dict[str, Any]] = []
         """The machines that made the steps so far, this one last."""
 
@@ -233,13 +231,7 @@ class TrainingLoop:
         prepared = self.ahead or self._prepare(self.step)
         self.ahead = None
         following = self.step + 1  # of the same epoch, whose losses may decide on the split of the next one
-
-        def meanwhile() -> None:
-            if not self.totals.updates:
-                self.unreached = unreached(self.module)
-            if following not in order.ends:
-                self._prepare(following)
-
+        meanwhile = None if following in order.ends else lambda: self._prepare(following)
         done = self.done = train_step(self.setup, prepared, meanwhile)
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]  # of all ranks
         self.step += 1
@@ -257,7 +249,11 @@ class TrainingLoop:
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
                 )
         if done.updates and self.totals.updates == 1:
-            self._rehearse()
+            left = rehearse(self.module, self.optimizer, self.built, self.world)
+            if left:
+                self._say(
+                    f"{len(left)} trained parameters have no gradient in the first step, as {', '.join(left[:3])}"
+                )
         if stage.online:
             stage.online.record(done.batches, done.nll)
         metrics |= self.pending
@@ -268,15 +264,6 @@ class TrainingLoop:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
         return metrics
-
-    def _rehearse(self) -> None:
-        """Raise ConfigError if a resume would not bring back what the first update has made; name what it left out."""
-        self.rehearsal.check(self.module, self.optimizer, self.world)
-        if self.unreached:
-            self._say(
-                f"{len(self.unreached)} trained parameters have no gradient in the first step, as "
-                f"{', '.join(self.unreached[:3])}: until a batch reaches them they stay as they are"
-            )
 
     def _prepare(self, step: int) -> PreparedStep:
         order = self.stage.order

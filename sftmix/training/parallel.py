@@ -9,7 +9,6 @@ import math
 import socket
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
-from sftmix.model.load import probe_ids
 from sftmix.model.meta import fill
 from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
 from sftmix.model.varlen import VARLEN
@@ -29,6 +27,7 @@ from sftmix.options import TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
+from sftmix.training.replicated import replicated
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError
 
@@ -234,19 +233,7 @@ def wrap(
     if parallel == "none":
         return module.to(world.device)
     if parallel == "ddp":
-        # After the first backward of each process torch fills its buckets anew, in the order in which that one gave
-        # gradients; and where a gradient lies in its bucket decides the order in which three ranks or more are summed.
-        # So it is a backward whose order nothing but the model decides.
-        some = _reached_by_some(module.to(world.device), precision, world)
-        wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=some)
-        # After the first backward of each process torch fills its buckets anew, in the order in which that one gave
-        # gradients; and where a gradient lies in its bucket decides the order in which three ranks or more are summed.
-        # So it is a backward whose order nothing but the model decides. If some have no gradient, buckets are kept.
-        if not some:
-            trained = [p for p in module.parameters() if p.requires_grad]
-            wrapped(None, None, loss=lambda *_: sum(map(torch.sum, trained))).backward()
-            wrapped.zero_grad()
-        return wrapped
+        return replicated(module.to(world.device), precision=precision, world=world)
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":
@@ -270,36 +257,6 @@ def wrap(
         module.head = module.read(lambda it: check(it.model))
         reshard(module)
     return module
-
-
-def unreached(wrapped: nn.Module) -> list[str]:
-    """Return the names of the trained parameters that have no gradient."""
-    return [name for name, p in unwrap(wrapped).model.named_parameters() if p.requires_grad and p.grad is None]
-
-
-def _reached_by_some(module: TrainingModule, precision: str, world: World) -> bool:
-    """Return True, on every rank, if the backward of some token leaves a trained parameter without gradient; say so.
-
-    Each rank tries a token of its own: a single one, because more would reach more experts.
-    """
-    model = module.model
-    ids = probe_ids(model, world.size, 1)[world.rank :][:1]
-    with autocast(module, precision, world.device):
-        states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        model.get_output_embeddings()(states).sum().backward()
-    found = world.gather(unreached(module))
-    module.zero_grad()
-    names = sorted({*chain.from_iterable(found)})
-    if names and world.is_main:
-        differ = any(one != found[0] for one in found)
-        print(
-            f"training.parallel ddp looks for parameters without gradient in each backward: a token reaches all but "
-            f"{len(names)}, as {', '.join(names[:3])}"
-            + "; tokens differ in this, and fsdp cannot train a model whose ranks reach different ones"
-            * differ,
-            flush=True,
-        )
-    return bool(names)
 
 
 @cache
