@@ -36,11 +36,13 @@ def unreached(module: TrainingModule, *, precision: str, world: World) -> list[s
 
     Each rank has a token of its own: one alone, because more would reach more experts.
     """
-    model = module.model
+    model, training = module.model, module.training
+    module.eval()  # no dropout is drawn
     ids = probe_ids(model, world.size, 1)[world.rank :][:1]
     with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         states = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         model.get_output_embeddings()(states).sum().backward()
     missed = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     model.zero_grad()
+    module.train(training)
     return sorted({*chain.from_iterable(world.gather(missed))})
