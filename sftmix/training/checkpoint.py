@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 
 from sftmix.disk.files import (
@@ -47,14 +46,14 @@ from sftmix.disk.files import (
 )
 from sftmix.model.head import adapter_config
 from sftmix.ranks.world import World
+from sftmix.training.optimizer_state import comes_back, empty, entries, put_state, state_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
-from sftmix.words.errors import CheckpointError, NonFiniteError, SFTMixError
+from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, SFTMixError
 
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
-_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _MARGIN = 1.2
 """Bytes for each byte of an estimate: a checkpoint holds more than weights and the state of the optimizer."""
 
@@ -113,14 +112,12 @@ class CheckpointStore:
         self.finish()
         started, module, path = time.perf_counter(), unwrap(wrapped), self.path(step)
         self._refuse_not_finite(module, step)  # before a good checkpoint could be pruned for it
-        tensors, optimizer_state = _tensors(module, optimizer)
+        tensors, others = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
         staging, beside = self.world.from_main(lambda: self._begin(step, needed))  # hashes of the log now: it grows
         with self._explained(step, needed):
             part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)  # on the host, not written
-        # Counters of single parameters, and values that an optimizer adapts in its groups: "param_groups.NAME.lr".
-        numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
 
         def write() -> dict[str, Any]:
             files = part.write()
@@ -133,7 +130,7 @@ class CheckpointStore:
                     if isinstance(problem, Exception):
                         raise problem
                 (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
-                (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
+                (staging / _NUMBERS).write_text(json.dumps(others, indent=1))
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 about = {"step": step, "world_size": self.world.size}
@@ -256,26 +253,53 @@ class CheckpointStore:
         # Files may be gone since they were hashed, if a run saves beside an export.
         if problem := self.world.from_main(lambda: verify_directory(path, hashes=step != self._verified)):
             raise CheckpointError(f"{path}: {problem}")
-        (tensors, fresh), reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
-        stored = reader.read_metadata().state_dict_metadata
+        (tensors, _), reader = _tensors(module, None), dcp.HuggingFaceStorageReader(str(path))
+        stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")
         try:
+            if optimizer is not None:
+                trained = _trained(module)
+                state = {name: empty(trained, name, x.size, x.properties.dtype) for name, x in stored.items()}
+                put_state(trained, optimizer, state, json.loads((path / _NUMBERS).read_bytes()))
+                tensors |= {f"optimizer/{name}": x for name, x in state.items()}
             with warnings.catch_warnings(action="ignore"):
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
+        except KeyError as unknown:
+            raise CheckpointError(f"{path} holds the state of {unknown}, which is not trained here") from unknown
         except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
-        if optimizer is not None:
-            state = json.loads((path / _NUMBERS).read_bytes())
-            state |= _of(stored, "optimizer/") | _of(tensors, "optimizer/")
-            # `stored` also has names without a tensor of now, as "state.model.transformer.wte.weight.exp_avg".
-            if late := sorted(state.keys() - fresh.keys()):
-                raise CheckpointError(
-                    f"{path} holds optimizer/{late[0]}, for which the optimizer has no place; only a state that begins "
-                    "with its first step can be resumed"
-                )
-            set_optimizer_state_dict(module, optimizer, fresh | state, options=_FLAT)
+
+
+def kept(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return by name what a resume asks for, shapes and dtypes of weights, and all that the optimizer keeps.
+
+    Its own numbers, as a rank, are never stored; so they may not change.
+    """
+    module = unwrap(wrapped)
+    found = {name: (x.shape, x.dtype) for name, x in _tensors(module, None)[0].items()}
+    own = {f"self.{name}": (value,) for name, value in vars(optimizer).items() if type(value) in (int, float)}
+    return entries(_trained(module), optimizer) | found | own
+
+
+def rehearse(wrapped: nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, Any], world: World) -> list[str]:
+    """Compare what a resume would ask for and bring back with what is there now; the optimizer is not written.
+
+    before  what was `kept` before the first update, and will be at a resume
+    Returns the trained parameters of which the optimizer keeps nothing. Raises ConfigError on every rank for the first
+    thing that would not come back on any.
+    """
+    trained, now = _trained(unwrap(wrapped)), kept(wrapped, optimizer)
+    lost = [f"state[{owner!r}]" for owner in optimizer.state.keys() - {*trained.values()}]
+    lost += [name for name in before | now if not comes_back(trained, name, now.get(name), before.get(name))]
+    if name := next(chain.from_iterable(world.gather(lost[:1])), None):
+        raise ConfigError(
+            f"no checkpoint would bring back {name}, so a resumed run would be another one. An optimizer may keep "
+            "tensors and numbers of a parameter or a group; if ranks share the weights, tensors that are divided like "
+            "their parameter, or on every rank in whole. A model makes its buffers as it is built"
+        )
+    return [name for name, parameter in trained.items() if optimizer.state and parameter not in optimizer.state]
 
 
 def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torch.Tensor]:
@@ -300,15 +324,15 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return model and optimizer tensors by name, each storage once (a tied head is the embedding).
 
-    The second part of the result is the whole state of the optimizer, with its numbers.
+    The second part of the result is what JSON holds of the optimizer.
     """
     unique = set(_trained(module))
     if all(p.requires_grad for p in module.parameters()):  # of a frozen base the buffers are its own
         unique |= {name for name, _ in module.named_buffers()}
     # First the weights: torch reshards what a forward has left gathered, which the optimizer does not know.
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
-    state = {} if optimizer is None else get_optimizer_state_dict(module, optimizer, options=_FLAT)
-    return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}, state
+    state, others = ({}, {}) if optimizer is None else state_of(_trained(module), optimizer)
+    return tensors | {f"optimizer/{name}": x for name, x in state.items()}, others
 
 
 def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

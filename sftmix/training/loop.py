@@ -19,7 +19,7 @@ from sftmix.components.contracts import check_callback_result
 from sftmix.disk.files import CHECKPOINTS, check_room
 from sftmix.ranks.world import World
 from sftmix.training.best import BestWeights
-from sftmix.training.checkpoint import CheckpointStore
+from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
 from sftmix.training.choices import compiled, decide
 from sftmix.training.machine import adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
@@ -74,6 +74,7 @@ class TrainingLoop:
             trains=True,
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
+        self.built = kept(self.module, self.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
@@ -165,7 +166,7 @@ class TrainingLoop:
         decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
         stage = self.stage = self.setup.stage
         if newest is not None:
-            store.load(newest, self.module, self.optimizer if self.totals.updates else None)
+            store.load(newest, self.module, self.optimizer)
             self.evaluations = dict(state["evaluations"])
             if stage.online:
                 stage.online.restore(store.arrays(newest))  # the epoch is under way
@@ -216,9 +217,7 @@ class TrainingLoop:
         state = {name: getattr(self, name) for name in SAVED}
         state |= {"identity": self.stage.identity, "totals": asdict(self.totals)}
         state["evaluations"] = list(self.evaluations.items())  # JSON has no numbers as keys
-        # Before its first step an optimizer has no state, and to look for it torch would make a step.
-        optimizer = self.optimizer if self.totals.updates else None
-        self.store.save(self.step, self.module, optimizer, state, online.gathered() if online else {})
+        self.store.save(self.step, self.module, self.optimizer, state, online.gathered() if online else {})
         self.saved = self.step
         self.spacing.since = time.monotonic()
 
@@ -248,6 +247,12 @@ class TrainingLoop:
                 raise NonFiniteError(
                     f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
+                )
+        if done.updates and self.totals.updates == 1:
+            left = rehearse(self.module, self.optimizer, self.built, self.world)
+            if left:
+                self._say(
+                    f"{len(left)} trained parameters have no gradient in the first step, as {', '.join(left[:3])}"
                 )
         if stage.online:
             stage.online.record(done.batches, done.nll)

@@ -27,6 +27,7 @@ from sftmix.options.training import TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
+from sftmix.training.replicated import replicated
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError
 
@@ -232,14 +233,7 @@ def wrap(
     if parallel == "none":
         return module.to(world.device)
     if parallel == "ddp":
-        # After the first backward of each process torch fills its buckets anew, in the order in which that one gave
-        # gradients; and where a gradient lies in its bucket decides the order in which three ranks or more are summed.
-        # So it is a backward whose order nothing but the model decides.
-        wrapped = nn.parallel.DistributedDataParallel(module.to(world.device), gradient_as_bucket_view=True)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        wrapped(None, None, loss=lambda *_: sum(map(torch.sum, trained))).backward()
-        wrapped.zero_grad()
-        return wrapped
+        return replicated(module.to(world.device), precision=precision, world=world)
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":

@@ -9,7 +9,7 @@ from sftmix.types import Tensor, TorchOptimizer
 
 
 class AdamW8bit(Optimizer):
-    """AdamW with blockwise 8-bit state by bitsandbytes (arXiv 2110.02861): two bytes per trained parameter, on a GPU.
+    """AdamW with blockwise 8-bit state by bitsandbytes (arXiv 2110.02861): two bytes per trained parameter.
 
     Parameters of fewer than 4,096 numbers keep float32 state. Ranks cannot share the weights, because
     blocks of the state do not follow the shards.

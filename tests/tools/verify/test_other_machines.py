@@ -160,4 +160,5 @@ def test_a_run_of_two_ranks_is_verified_by_two_and_by_one(ntp, tmp_path, sftmix)
     assert (found["same"], found["exact"], found["machine"]["different"]) == (True, True, [])
     assert found["sentence"] == ("steps 3 to 4 of train replayed: examples, losses, weights are the same, bit for bit")
     by_one = certified(sftmix, str(tmp_path / "run"))
-    assert (by_one.code, by_one.same, by_one.machine["different"]) == (0, True, ["ranks is 2 in the run and 1 here"])
+    different = ["ranks is 2 in the run and 1 here", "parallel is ddp in the run and none here"]
+    assert (by_one.code, by_one.same, by_one.machine["different"]) == (0, True, different)

@@ -1,0 +1,156 @@
+"""Trained parameters that get no gradient, as the indexer of DeepSeek-V3.2: trained, saved, continued, on any ranks."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto import CONFIG_MAPPING
+
+from sftmix.batches.order import Slot
+from sftmix.components import Callback
+from sftmix.model.adapters import add_adapters
+from sftmix.options import LoraOptions
+from sftmix.ranks.world import World
+from sftmix.training.checkpoint import full_weights
+from sftmix.training.loop import train
+from sftmix.words.errors import Stopped
+from tests.forked import on_ranks
+from tests.toy import Interrupt, toy_model, toy_stage
+from tests.trained import DATA, assert_exact, assert_near
+
+BATCHES = [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]] * 2
+SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 4, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}
+INDEXED = {"num_hidden_layers": 2, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+INDEXED |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 8, "q_lora_rank": 16}
+INDEXED |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "index_n_heads": 2, "index_head_dim": 16}
+HYBRID = {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "mamba_d_state": 8}
+HYBRID |= {"mamba_headdim": 16, "n_mamba_heads": 4, "mamba_ngroups": 1, "chunk_size": 8, "adapter_rank": 4}
+REAL = {"deepseek_v32": SMALL | INDEXED, "glm_moe_dsa": SMALL | INDEXED, "zamba2": SMALL | HYBRID}
+"""Without gradient are the indexer, whose choice of keys has none, and adapters of the adapters that Zamba2 has itself:
+its layers share their weights, and each uses others."""
+ADAPTERS = {"lora": ["c_attn", "index"], "zamba2": "all-linear"}
+
+
+class Indexed(nn.Module):
+    """An MLP beside which a choice is made that has no gradient."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.index = nn.Linear(16, 2)
+
+    def forward(self, states):
+        with torch.no_grad():
+            self.index(states)
+        return self.mlp(states)
+
+
+class Experts(nn.Module):
+    """Two MLPs, modules of their own, of which a row goes through one."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([mlp, nn.Linear(16, 16)])
+
+    def forward(self, states):
+        return self.experts[int(states[0, -1, 1] > 0)](states)
+
+
+def model_of(kind: str):
+    torch.manual_seed(0)
+    if kind in REAL:
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**REAL[kind]))
+    else:
+        model = toy_model(dtype=torch.float32, tied=True)
+        for block in model.transformer.h:
+            block.mlp = (Experts if kind == "experts" else Indexed)(block.mlp)
+    if kind in ADAPTERS:
+        add_adapters(model, LoraOptions(r=2, target_modules=ADAPTERS[kind]), seed=0)
+    return model.eval()
+
+
+def weights_of(place: Path, kind: str, *, world: World | None = None, parallel: str = "auto", stop: int = -1, **more):
+    world = world or World()
+    options = {"learning_rate": 0.01, "weight_decay": 0.1, "parallel": parallel, "micro_batch_size": 1}
+    callbacks: list[Callback] = [Interrupt(step=stop)]
+    stage = toy_stage(place, BATCHES, data=DATA, model=model_of(kind), options=options, callbacks=callbacks, **more)
+    return full_weights(train(stage, world).module)
+
+
+def unreached(kind: str, rows=DATA) -> set[str]:
+    """The names of those that no row gives a gradient."""
+    model = model_of(kind)
+    for row in rows:
+        model(input_ids=torch.from_numpy(row.input_ids).long()[None], use_cache=False).logits.sum().backward()
+    return {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+
+
+def assert_left(found: dict[str, torch.Tensor], kind: str) -> None:
+    """Those without gradient are as they were, without decay; all others have moved."""
+    left, start = unreached(kind), dict(model_of(kind).named_parameters())
+    assert left
+    assert {name for name in found if name in start and torch.equal(found[name], start[name])} == left
+
+
+KINDS = ["indexed", "lora", *REAL]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_with_parameters_without_gradient_goes_on_with_the_same_bits(tmp_path, capsys, kind):
+    if kind in REAL and kind not in CONFIG_MAPPING:
+        pytest.skip(f"this version of transformers has no {kind}")
+    whole = weights_of(tmp_path / "whole", kind)
+    said = capsys.readouterr().out
+    assert_left(whole, kind)
+    with pytest.raises(Stopped):
+        weights_of(tmp_path / "parts", kind, stop=2)
+    assert_exact(weights_of(tmp_path / "parts", kind), whole)
+    assert f"train: {len(unreached(kind))} trained parameters have no gradient in the first step, as " in said
+
+
+def on_two(world: World, path: str, parallel: str, kind: str) -> None:
+    """Train whole and in two parts on ranks that share or copy the weights."""
+    about = {"world": world, "parallel": parallel}
+    with redirect_stdout(io.StringIO()) as said:
+        whole = weights_of(Path(path) / "whole", kind, **about)
+    try:
+        weights_of(Path(path) / "parts", kind, stop=2, **about)
+        raise AssertionError("it was to be stopped")
+    except Stopped:
+        parts = weights_of(Path(path) / "parts", kind, **about)
+    if world.is_main:
+        assert_exact(parts, whole)
+        (Path(path) / "said").write_text(said.getvalue())
+        save_file({name: x.clone() for name, x in whole.items()}, Path(path) / "whole.st")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["indexed", "lora", "deepseek_v32"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_train_what_one_trains_and_go_on_with_the_same_bits(tmp_path, parallel, kind):
+    on_ranks(on_two, str(tmp_path), parallel, kind)
+    two = load_file(tmp_path / "whole.st")
+    one = weights_of(tmp_path / "one", kind)
+    assert_near({name: one[name] for name in two}, two, atol=1e-5)
+    assert_left(two, kind)
+
+
+@pytest.mark.slow
+def test_under_ddp_ranks_may_reach_different_ones(tmp_path):
+    """In each step, of two rows, an expert that no rank reaches has no gradient: neither decay nor momentum."""
+    reached = [unreached("experts", [row]) for row in DATA]
+    assert reached[0] != reached[1]
+    on_ranks(on_two, str(tmp_path), "ddp", "experts")
+    said = (tmp_path / "said").read_text()
+    assert (
+        "training.parallel ddp looks for parameters without gradient in each backward: a token misses 12, as " in said
+    )
+    assert "fsdp cannot train a model whose ranks reach different ones" in said
+    two, one = load_file(tmp_path / "whole.st"), weights_of(tmp_path / "one", "experts")
+    assert_near({name: one[name] for name in two}, two, atol=1e-5)
