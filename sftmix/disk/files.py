@@ -96,10 +96,17 @@ def check_room(path: Path, needed: int) -> None:
 
 
 def refuse_links(directory: Path) -> None:
-    """Raise ConfigError for a link in a run directory: what is written below it would be written elsewhere."""
+    """Raise ConfigError for a link in a run directory: what is written below it would be written elsewhere.
+
+    Links of trackers are their own: in their folder those to what is in trackers/ as well, and all in folders within
+    it, where nothing of ours is. W&B makes trackers/wandb/latest-run, and trackers/wandb/run-1/logs/debug-core.log.
+    """
+    trackers = directory.resolve() / "trackers"
     for folder, folders, files in os.walk(directory):
         for path in (Path(folder, name) for name in (*folders, *files)):
-            if path.is_symlink():
+            room, *below = path.relative_to(directory).parts
+            own = room == "trackers" and (len(below) > 2 or path.resolve().is_relative_to(trackers))
+            if path.is_symlink() and not own:
                 raise ConfigError(
                     f"{path} is a link, and a run is written and read within its own directory; put what it leads to "
                     f"in its place (cp -rL {path} ...), or take it away"

@@ -40,3 +40,23 @@ def test_no_link_of_a_run_is_followed(name, run, finished, sftmix, tmp_path):
         assert f"{name} is a link" in ended.err
     assert (outside.read_bytes() if outside.is_file() else contents(outside)) == before
     assert not (tmp_path / "to").exists()
+
+
+def test_links_of_a_tracker_within_its_folder_are_its_own(run, sftmix, tmp_path):
+    """As W&B leaves them (0.31): to a directory and a file in it, and from there to its logs. Others are refused."""
+    made = run / "trackers" / "wandb" / "offline-run-1"
+    made.mkdir(parents=True)
+    (made / "debug.log").write_text("log")
+    (made.parent / "latest-run").symlink_to("offline-run-1")
+    (made.parent / "debug.log").symlink_to("offline-run-1/debug.log")
+    (made / "debug-core.log").symlink_to(tmp_path / "core.log")
+    ended = sftmix("export", str(run), "--to", str(tmp_path / "to"))
+    assert ended.code == 0, ended.err
+    (made.parent / "id").symlink_to("../../train/metrics.jsonl")
+    ended = sftmix("export", str(run), "--to", str(tmp_path / "again"))
+    assert (ended.code, "trackers/wandb/id is a link" in ended.err) == (2, True)
+    shutil.rmtree(run / "trackers")
+    shutil.copytree(run / "train", tmp_path / "trackers")
+    (run / "trackers").symlink_to(tmp_path / "trackers")
+    ended = sftmix("export", str(run), "--to", str(tmp_path / "again"))
+    assert (ended.code, "trackers is a link" in ended.err) == (2, True)
