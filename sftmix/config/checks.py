@@ -16,9 +16,10 @@ from sftmix.options.model import LoraOptions
 from sftmix.options.ranges import Check, at_least_1, out_of_range
 from sftmix.options.reference import inherit, reference_lora
 from sftmix.options.training import OF_SHARDS, SHARDED, TrainingOptions
+from sftmix.words.differing import differing
 from sftmix.words.errors import refuse
 from sftmix.words.fields import column_problems
-from sftmix.words.plain import differing, spelling
+from sftmix.words.plain import spelling
 from sftmix.words.shown import counted
 
 

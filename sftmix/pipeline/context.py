@@ -52,6 +52,7 @@ class StageSpec:
     result     the file that a command which ends with this stage names; "": no command ends with it
     by_ranks   True: every rank calls `make`, as they share its work; False: rank 0 calls it
     has_steps  True if it trains, and so has a metrics.jsonl
+    version    raised by a release that makes other files of the same inputs, whose earlier directories it refuses
     """
 
     name: str
@@ -63,6 +64,11 @@ class StageSpec:
     result: str = ""
     by_ranks: bool = False
     has_steps: bool = False
+    version: int = 1
+
+    def identity(self, known: Known) -> Inputs:
+        """Return what decides whether the stage is read back: its inputs, and its version."""
+        return {"version": self.version, **self.inputs(known)}
 
     def enter(self, run: RunContext, values: Values) -> Any:
         """Make the stage, or read it back, and return its value."""
@@ -109,7 +115,7 @@ class RunContext:
 
         self.stop.check(self.world)
         # Not sooner: it hashes files that the stages before have made.
-        inputs = stage.inputs(Known(self.config, self.world, self.rows, self.path))
+        inputs = stage.identity(Known(self.config, self.world, self.rows, self.path))
         memory, began = PeakMemory(self.world.device), time.time()
         if self.directory.begin(stage.name, inputs, self.config.yaml(), words=stage.words):
             if not self.directory.pool:  # the runs of a table read most stages from each other

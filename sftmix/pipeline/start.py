@@ -42,7 +42,7 @@ def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Pa
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
     for stage in stages:
-        refuse_others(directory / stage.name, stage.inputs(known), stage.words)
+        refuse_others(directory / stage.name, stage.identity(known), stage.words)
 
 
 _KEYS = {"STATUS.json": "stage", STARTED: "directory"}

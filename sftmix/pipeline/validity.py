@@ -12,8 +12,9 @@ from typing import Any
 
 from sftmix.disk.files import MANIFEST, read_json, sync_path, write_json
 from sftmix.disk.hashes import sha256_file
+from sftmix.pipeline.releases import completed
+from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError, DifferenceError
-from sftmix.words.plain import differing
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
@@ -82,8 +83,12 @@ def refuse_others(directory: Path, inputs: Inputs, words: Mapping[str, str] = {}
 
 
 def differences(old: Any, new: Any) -> list[str]:
-    """List the differences of two JSON-able values as `key: old -> new`; `new` may hold UNKNOWN."""
-    return [f"{key}: {_shown(was)} -> {_shown(now)}" for key, was, now in differing(old, new)]
+    """List the differences of the inputs of two stages as `key: old -> new`; `new` may hold UNKNOWN.
+
+    Two releases may have recorded them: an option that one of them did not have yet is there at its default.
+    """
+    pair = completed(old, new), completed(new, old)
+    return [f"{key}: {_shown(was)} -> {_shown(now)}" for key, was, now in differing(*pair)]
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -27,20 +26,6 @@ def path_text(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(item, os.PathLike) for item in value):
         return [path_text(item) for item in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (option, old, new) of each value in which two plain forms differ; components of two classes are one value.
-
-    key  the option's name, with dots; constructor arguments of a component are below its own
-    """
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("class_path") == new.get("class_path"):
-        for name in dict.fromkeys([*old, *new]):
-            # objective: {init_args: {mu: 1}} is objective.mu
-            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
-            yield from differing(old.get(name), new.get(name), inner)
-    elif [old] != [new]:  # in lists, since nan is itself there
-        yield key, old, new
 
 
 def not_utf8(name: str) -> str:

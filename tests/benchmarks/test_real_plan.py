@@ -11,7 +11,7 @@ from benchmarks.evidence.real.rows import PROMPTS, SIZES
 from sftmix.cli.parsing import read_arguments
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import CompareOptions, comparison_of
-from sftmix.words.plain import differing
+from sftmix.words.differing import differing
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence" / "real"

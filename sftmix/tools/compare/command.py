@@ -15,8 +15,8 @@ from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.shown import rendered
+from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import differing
 from sftmix.words.shown import counted
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.

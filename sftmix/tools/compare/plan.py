@@ -16,8 +16,9 @@ from sftmix.config.values import EXAMPLES
 from sftmix.config.wants import Wants
 from sftmix.disk.files import MANIFEST
 from sftmix.tools.compare.statistics import MAX_SEEDS
+from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError, refuse
-from sftmix.words.plain import PlainFields, differing
+from sftmix.words.plain import PlainFields
 
 OF_THE_TABLE = {"out", "seed", "with_baseline"}
 """Options of a run that the table sets, so that a variant cannot."""

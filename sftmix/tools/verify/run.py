@@ -109,7 +109,7 @@ def check_inputs(window: Window, known: Known, stages: Sequence[StageSpec]) -> l
     """Compare the inputs that these stages recorded when they began with the current ones."""
     findings = []
     for stage in stages:
-        for line in differences(read_json(window.run / stage.name / "inputs.json"), stage.inputs(known)):
+        for line in differences(read_json(window.run / stage.name / "inputs.json"), stage.identity(known)):
             # The line is "computed.precision: 'bf16' -> 'fp32'".
             if known.config.training.precision == "auto" and "precision: " in line:
                 raise ConfigError(
