@@ -39,7 +39,7 @@ imports when it runs are counted, too. A new room is given a level here, and a s
 
 ENGINE = ("types", "functional", "batches", "training", "model", "ranks")
 PACKAGES = {
-    "engine": 31_930,
+    "engine": 32_200,
     "text": 10_730,
     "run": 39_100,
     "methods": 5_610,

@@ -101,20 +101,27 @@ def read_columns(
 
     table = read_table(path, names)
     if of is not None:
-        places = pc.index_in(pa.array(of), table["id"].cast("string"))
+        places = pc.index_in(pa.array(of), _cast(path, table, "id"))
         same = len(of) == len(table) and not places.null_count  # ids of rows are there once
         _require(path, same, f"it is of other examples than the {len(of):,} rows, their selection and data.max_length")
         table = table.take(places)
     columns: dict[str, Any] = {"metadata": table.schema.metadata or {}, **dict.fromkeys(optional)}
     for name in {*names, *optional} & {*table.column_names}:
         _require(path, not table[name].null_count, f"column {name} has empty cells")
-        try:
-            column = table[name].cast(_type_of(name))  # which refuses 2.5 for an integer
-        except pa.ArrowException as error:
-            raise DataError(f"{path}: column {name} does not hold {_type_of(name)}: {error}") from error
+        column = _cast(path, table, name)
         columns[name] = column.to_pylist() if _TYPES.get(name) == "string" else column.to_numpy()
     _require(path, "checkpoint" in names or len({*columns["id"]}) == len(table), "an example id is there twice")
     return columns
+
+
+def _cast(path: PathLike, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column of its type; DataError if it holds other values, as 2.5 in a column of integers."""
+    import pyarrow as pa
+
+    try:
+        return table[name].cast(_type_of(name))
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: column {name} does not hold {_type_of(name)}: {error}") from error
 
 
 def _type_of(name: str) -> pa.DataType:

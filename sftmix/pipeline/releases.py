@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sftmix.components.component import Component, plain
-from sftmix.config.schema import options_of
+from sftmix.config.schema import group_in, options_of
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
 from sftmix.options.training import TrainingOptions
@@ -21,26 +21,34 @@ GROUPS = {"data": DataOptions, "lora": LoraOptions, "training": TrainingOptions}
 def completed(recorded: Any, other: Any) -> Any:
     """Return the recorded inputs of a stage with each option that they lack and the other ones have, at its default.
 
-    Options are those of GROUPS and of components. An input that is no option has no default: if one side lacks it, the
-    inputs differ. A recorded option that no class here has differs as well.
+    Options are those of GROUPS and of components, with the groups in them. An input that is no option has no default:
+    if one side lacks it, the inputs differ. A recorded option that no class here has differs as well.
     """
-    return _filled(recorded, other, {}, {name: _defaults_of(group) for name, group in GROUPS.items()})
+    return _filled(recorded, other, {}, GROUPS)
 
 
-def _filled(recorded: Any, other: Any, defaults: Mapping[str, Any], groups: Mapping[str, Any]) -> Any:
+def _filled(recorded: Any, other: Any, defaults: Mapping[str, Any], groups: Mapping[str, type]) -> Any:
     """Return a recorded value with the options that it lacks.
 
     defaults  option -> its default, of this value
-    groups    name in this value -> the defaults of that group
+    groups    name in this value -> the group, or the component class, whose options are there
     """
     if isinstance(recorded, list) and isinstance(other, list) and len(recorded) == len(other):
         return [_filled(*pair, {}, {}) for pair in zip(recorded, other, strict=True)]
     if not (isinstance(recorded, Mapping) and isinstance(other, Mapping)):
         return recorded
     if "class_path" in recorded:
-        groups = {"init_args": _defaults_of(_class_at(recorded["class_path"]))}
+        groups = {"init_args": _class_at(recorded["class_path"])}
     later = {name: defaults[name] for name in other if name in defaults and name not in recorded}
-    return later | {name: _filled(x, other.get(name), groups.get(name, {}), {}) for name, x in recorded.items()}
+    return later | {name: _of_owner(x, other.get(name), groups.get(name)) for name, x in recorded.items()}
+
+
+def _of_owner(recorded: Any, other: Any, owner: type | None) -> Any:
+    """Return a recorded value with the options of its owner that it lacks; None: it is no owner's."""
+    if owner is None:
+        return _filled(recorded, other, {}, {})
+    inner = {name: group for name, option in options_of(owner).items() if (group := group_in(option.annotation))}
+    return _filled(recorded, other, _defaults_of(owner), inner)
 
 
 def _class_at(path: str) -> type[Component]:

@@ -46,7 +46,7 @@ from sftmix.disk.files import (
 )
 from sftmix.model.head import adapter_config
 from sftmix.ranks.world import World
-from sftmix.training.optimizer_state import comes_back, empty, entries, put_state, state_of
+from sftmix.training.optimizer_state import comes_back, empty, kept_values, put_state, sharing, state_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
 from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, SFTMixError
@@ -273,14 +273,10 @@ class CheckpointStore:
 
 
 def kept(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return by name what a resume asks for, shapes and dtypes of weights, and all that the optimizer keeps.
-
-    Its own numbers, as a rank, are never stored; so they may not change.
-    """
+    """Return by name what a resume asks for, shapes and dtypes of weights, and all that the optimizer keeps."""
     module = unwrap(wrapped)
     found = {name: (x.shape, x.dtype) for name, x in _tensors(module, None)[0].items()}
-    own = {f"self.{name}": (value,) for name, value in vars(optimizer).items() if type(value) in (int, float)}
-    return entries(_trained(module), optimizer) | found | own
+    return kept_values(_trained(module), optimizer) | found
 
 
 def rehearse(wrapped: nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, Any], world: World) -> list[str]:
@@ -293,6 +289,7 @@ def rehearse(wrapped: nn.Module, optimizer: torch.optim.Optimizer, before: dict[
     trained, now = _trained(unwrap(wrapped)), kept(wrapped, optimizer)
     lost = [f"state[{owner!r}]" for owner in optimizer.state.keys() - {*trained.values()}]
     lost += [name for name in before | now if not comes_back(trained, name, now.get(name), before.get(name))]
+    lost = lost or sharing({name: x for name, x in now.items() if isinstance(x, torch.Tensor)})
     if name := next(chain.from_iterable(world.gather(lost[:1])), None):
         raise ConfigError(
             f"no checkpoint would bring back {name}, so a resumed run would be another one. An optimizer may keep "

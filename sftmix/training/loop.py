@@ -252,7 +252,8 @@ class TrainingLoop:
             left = rehearse(self.module, self.optimizer, self.built, self.world)
             if left:
                 self._say(
-                    f"{len(left)} trained parameters have no gradient in the first step, as {', '.join(left[:3])}"
+                    f"after the first update the optimizer keeps no state of {len(left)} trained parameters, as "
+                    f"{', '.join(left[:3])}: they had no gradient, or it needs none for them"
                 )
         if stage.online:
             stage.online.record(done.batches, done.nll)

@@ -24,12 +24,43 @@ def entries(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[st
     names = {parameter: name for name, parameter in parameters.items()}
     found = dict[str, Any]()
     for group in optimizer.param_groups:
-        found |= {f"param_groups.{names[group['params'][0]]}.{key}": value for key, value in group.items()}
+        owner = names[group["params"][0]]
+        found |= {_name("param_groups", owner, key): value for key, value in group.items() if key != "params"}
     for owner, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             kind = "state" if getattr(value, "device", parameter.device) == parameter.device else "host"
-            found[f"{kind}.{owner}.{key}"] = value
+            found[_name(kind, owner, key)] = value
     return found
+
+
+def kept_values(parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return by name all that an optimizer keeps, for `comes_back`: a list, which may be written in place, as text.
+
+    Also what it keeps for itself, which is never stored, so that it may not change: numbers, as a rank, and lists of
+    them; tensors, with how often they were written; and the state of another optimizer in it.
+    """
+    found = {name: _as_it_is(value) for name, value in entries(parameters, optimizer).items()}
+    for name, value in vars(optimizer).items():
+        if isinstance(value, torch.optim.Optimizer):
+            found[f"self.{name}.state"] = repr(bool(value.state) and value.state is not optimizer.state)
+        elif isinstance(value, torch.Tensor):
+            found[f"self.{name}"] = f"{id(value)} written {value._version} times"
+        elif not name.startswith("_") and name not in ("defaults", "state", "param_groups") and _is_plain(value):
+            found[f"self.{name}"] = repr(value)
+    return found
+
+
+def _as_it_is(value: Any) -> Any:
+    return value if isinstance(value, (int, float, torch.Tensor)) else repr(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return True for a number, and for lists and mappings of numbers; a flag may say what each process does once."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(inner, str) or _is_plain(inner) for inner in value)
+    return type(value) in (int, float)
 
 
 def state_of(parameters: Parameters, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,11 +97,28 @@ def put_state(parameters: Parameters, optimizer: Any, tensors: Mapping[str, Any]
 
 
 def comes_back(parameters: Parameters, name: str, value: Any, before: Any) -> bool:
-    """Return True if a resume would give the optimizer this value; `before` is what it had as it was built."""
+    """Return True if a resume would give the optimizer this value of `kept_values`; `before` is the one as built."""
+    if name.endswith("]"):
+        return False
     if isinstance(value, torch.Tensor):
         copied = empty(parameters, name, value.shape, value.dtype)
         return type(copied) is type(value) and (copied.device, copied.layout) == (value.device, value.layout)
-    return isinstance(value, (int, float)) or value is before or repr(value) == repr(before)
+    return isinstance(value, (int, float)) or value == before
+
+
+def sharing(tensors: Mapping[str, Any]) -> list[str]:
+    """Return the names of tensors that lie in the memory of an earlier one of another name, and would be parted."""
+    first, found = dict[int, Any](), list[str]()
+    for name, tensor in tensors.items():
+        part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if part.numel() and first.setdefault(part.untyped_storage().data_ptr(), tensor) is not tensor:
+            found.append(name)
+    return found
+
+
+def _name(kind: str, owner: str, key: Any) -> str:
+    """Return the name of an entry; "state.wte.weight[0]" if no `_parts` would find its key again."""
+    return f"{kind}.{owner}.{key}" if isinstance(key, str) and "." not in key else f"{kind}.{owner}[{key!r}]"
 
 
 def _parts(name: str) -> list[str]:

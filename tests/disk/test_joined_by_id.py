@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sftmix.disk.tables import read_split
 from sftmix.tools.report.run import read_run
 from sftmix.words.errors import DataError
 from tests.tiny import metrics
@@ -83,3 +84,10 @@ def test_a_run_that_goes_on_takes_each_row_with_its_own_group(copied, finished, 
     assert done.code == 0, done.err
     ours, theirs = ([(line["rows"], line["loss"]) for line in metrics(run)] for run in (copied.run, finished.path))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("ids", [[["a"], ["b"]], [b"\xff", b"b"]], ids=["lists", "bytes"])
+def test_a_column_of_ids_that_are_no_texts_is_named(tmp_path, ids):
+    pq.write_table(pa.table({"id": ids, "group": ["confident", "unconfident"]}), tmp_path / "groups.parquet")
+    with pytest.raises(DataError, match=r"groups\.parquet: column id does not hold string: "):
+        read_split(tmp_path / "groups.parquet", of=["a", "b"])

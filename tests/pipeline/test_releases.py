@@ -5,14 +5,17 @@ A release of before is this one without an option: what it recorded lacks it.
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sftmix.components import NTP, AdamW, Callback, SFTMix
+from sftmix.components import NTP, AdamW, Callback, SFTMix, TrainedReference
 from sftmix.components.component import Component
 from sftmix.disk.files import read_json
+from sftmix.options import LoraOptions
+from sftmix.options.reference import ReferenceModel
 from sftmix.pipeline import inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.releases import GROUPS, completed
@@ -144,6 +147,19 @@ def test_a_value_other_than_the_default_is_refused_by_name():
     one = {"class_path": AdamW().spec()["class_path"], "init_args": {}}
     assert differences({"a": [one]}, {"a": [AdamW().spec()]}) == []
     assert differences({"objective": NTP().spec()}, {"objective": SFTMix().spec()}) != []
+
+
+def test_a_group_among_the_options_of_a_component_has_its_defaults():
+    """As the adapters of a weaker reference model."""
+    now = {"reference": TrainedReference(model=ReferenceModel(path="small", lora=LoraOptions(r=4))).spec()}
+    before = deepcopy(now)
+    del (
+        before["reference"]["init_args"]["model"]["max_length"],
+        before["reference"]["init_args"]["model"]["lora"]["bias"],
+    )
+    assert differences(before, now) == differences(now, before) == []
+    now["reference"]["init_args"]["model"]["lora"]["bias"] = "all"
+    assert differences(before, now) == ["reference.model.lora.bias: 'none' -> 'all'"]
 
 
 def test_the_recorded_inputs_stay_as_they_are():

@@ -112,14 +112,16 @@ def test_eight_bits_go_on_with_the_same_bits(tmp_path, monkeypatch):
 class Keeping(Own):
     """An optimizer whose first step keeps something where no checkpoint looks for it."""
 
-    def __init__(self, *, keep: str = "history"):
+    def __init__(self, *, keep: str | int = "history"):
         super().__init__()
         self.keep = keep
 
     def build(self, parameters, *, training):
         made, keep = super().build(parameters, training=training), self.keep
         made.param_groups[0]["schedule"] = (0, 1)
-        made.count, made.rank = 0, 0
+        made.param_groups[0]["seen"] = []
+        made.count, made.rank, made.counts, made.total = 0, 0, {"steps": 0}, torch.zeros(())
+        made.inner = torch.optim.SGD(made.param_groups[0]["params"], momentum=0.9)
 
         class Step(Descent):
             def step(self, closure=None):
@@ -131,6 +133,19 @@ class Keeping(Own):
                     self.param_groups[0]["schedule"] = (1, 1)
                 elif keep == "own":
                     self.count = 1
+                elif keep == "seen":
+                    self.param_groups[0]["seen"].append(1)
+                elif keep == "counts":
+                    self.counts["steps"] += 1
+                elif keep == "total":
+                    self.total += 1
+                elif keep == "inner":
+                    self.inner.step()
+                elif keep in (0, "exp.avg"):
+                    self.state[first][keep] = 1
+                elif keep == "parts":
+                    self.state[first]["whole"] = torch.zeros(4)
+                    self.state[first]["half"] = self.state[first]["whole"][:2]
                 elif keep == "shared":
                     self.state["shared"] = {"steps": 1}
                 else:
@@ -145,7 +160,14 @@ class Keeping(Own):
     [
         ("history", r"state\.model\.transformer\.wte\.weight\.history"),
         ("schedule", r"param_groups\.model\.transformer\.wte\.weight\.schedule"),
+        ("seen", r"param_groups\.model\.transformer\.wte\.weight\.seen"),
         ("own", r"self\.count"),
+        ("counts", r"self\.counts"),
+        ("total", r"self\.total"),
+        ("inner", r"self\.inner\.state"),
+        (0, r"state\.model\.transformer\.wte\.weight\[0\]"),
+        ("exp.avg", r"state\.model\.transformer\.wte\.weight\['exp\.avg'\]"),
+        ("parts", r"state\.model\.transformer\.wte\.weight\.half"),
         ("shared", r"state\['shared'\]"),
         ("sparse", r"state\.model\.transformer\.wte\.weight\.sparse"),
     ],

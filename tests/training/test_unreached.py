@@ -111,7 +111,8 @@ def test_a_run_with_parameters_without_gradient_goes_on_with_the_same_bits(tmp_p
     with pytest.raises(Stopped):
         weights_of(tmp_path / "parts", kind, stop=2)
     assert_exact(weights_of(tmp_path / "parts", kind), whole)
-    assert f"train: {len(unreached(kind))} trained parameters have no gradient in the first step, as " in said
+    left = len(unreached(kind))
+    assert f"train: after the first update the optimizer keeps no state of {left} trained parameters, as " in said
 
 
 def on_two(world: World, path: str, parallel: str, kind: str) -> None:
