@@ -70,6 +70,10 @@ class StageSpec:
         """Return what decides whether the stage is read back: its inputs, and its version."""
         return {"version": self.version, **self.inputs(known)}
 
+    def among(self, stages: Sequence[StageSpec]) -> StageSpec:
+        """Return the stage as it is among all stages of a run."""
+        return self
+
     def enter(self, run: RunContext, values: Values) -> Any:
         """Make the stage, or read it back, and return its value."""
         return run.enter(self, values)

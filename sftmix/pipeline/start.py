@@ -33,7 +33,7 @@ def entered(config: RunConfig, until: str, stages: Sequence[StageSpec] = STAGES)
             f"--reference {config.reference} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    return [stage for stage in stages if stage.entered(wants)]
+    return [stage.among(stages) for stage in stages if stage.entered(wants)]
 
 
 def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Path) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sftmix.components import RandomSplit
+from sftmix.components import Online, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.config.read import read_config
 from sftmix.disk.files import read_json
+from sftmix.options import TrainingOptions
 from sftmix.pipeline.context import StageSpec
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.stages import SPLIT, STAGES
@@ -145,3 +146,17 @@ def test_a_stage_of_ones_own_is_verified(clusters, asked, tmp_path, sftmix):
     file.write_bytes(file.read_bytes() + b"x")
     done = sftmix("verify", str(tmp_path / "run"))
     assert (done.code, "clusters.parquet is not the file this stage wrote" in done.out) == (4, True)
+
+
+def test_a_single_run_makes_its_last_split_by_the_stages_it_was_given(finished, tmp_path):
+    """A changed record in the place of the split is the one that is made after the training."""
+    seen = []
+    own = replace(
+        SPLIT, make=lambda run, values: seen.append(values["confidence"]) or SPLIT.make(run, values), version=2
+    )
+    stages = [own if stage is SPLIT else stage for stage in STAGES]
+    training = TrainingOptions(global_batch_size=8, micro_batch_size=4, epochs=2)
+    asked = replace(config(finished.tiny, tmp_path / "run"), reference=Online(), training=training)
+    run(asked, stages=stages)
+    assert len(seen) == 1
+    assert read_json(tmp_path / "run" / "split" / "inputs.json")["version"] == 2

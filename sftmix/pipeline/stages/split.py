@@ -1,6 +1,7 @@
 """The split of the training examples into groups; that of a single run is there for people to look at."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sftmix.components.contracts import check_split, read_only
 from sftmix.disk.tables import read_split, write_dynamics, write_split
@@ -48,8 +49,18 @@ SPLIT = StageSpec(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LastSplit(StageSpec):
-    """The same directory after the training of a single run: what divided its last epoch, with its confidence."""
+class LastSplit(StageSpec):
+    """The same directory after the training of a single run: what divided its last epoch, with its confidence.
+
+    before  the stages that would make them before a training
+    """
+
+    before: Sequence[StageSpec] = (CONFIDENCE, SPLIT)
+
+    def among(self, stages: Sequence[StageSpec]) -> StageSpec:
+        """Take confidence and split from these stages."""
+        own = {stage.name: stage for stage in stages if stage is not self}
+        return replace(self, before=[own.get(stage.name, stage) for stage in self.before])
 
     def enter(self, run: RunContext, values: Values) -> None:
         """Write the dynamics, then make confidence and split of them; later stages see neither."""
@@ -61,8 +72,9 @@ class _LastSplit(StageSpec):
         last = dynamics_before(run, begun - 1)  # the last epoch begun: epochs count from 0
         run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
         own: Values = {"reference": last}
-        own["confidence"] = CONFIDENCE.enter(run, own)
-        SPLIT.enter(run, own)
+        confidence, split = self.before
+        own["confidence"] = confidence.enter(run, own)
+        split.enter(run, own)
 
 
-LAST_SPLIT = _LastSplit(**vars(SPLIT) | {"entered": lambda wants: wants.single_run and wants.training})
+LAST_SPLIT = LastSplit(**vars(SPLIT) | {"entered": lambda wants: wants.single_run and wants.training})
