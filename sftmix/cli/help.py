@@ -22,7 +22,7 @@ OF_ROWS = """\
   --data.train FILE               rows: files, directories or hub ids
   --data.eval_fraction X          share of these rows to hold out, as 0.05
   --data.eval FILE                or held-out rows from a file of their own
-  --data.limit N                  so many rows, the first ones: for a trial
+  --data.limit N                  training rows at most, after holding out
   --data.max_length N             tokens per example; longer ones are cut
   --data.template TEXT            the model's own, or alpaca, chatml, a file
 """
@@ -42,7 +42,7 @@ OF_TARGET = """\
   --objective CLASS               the loss: SFTMix, NTP ... [SFTMix]
   --objective.mu X                weight of the Mixup term [0.2]
   --with_baseline                 also train plain NTP, to compare with
-  --checkpoint.keep_best          keep the best evaluation's model, too
+  --checkpoint.keep_best          keep the best evaluation's model as well
 """
 """The options that matter most, a line each: of the model and the rows, of all training, and of the target's alone."""
 

@@ -170,7 +170,9 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
 
 def listed_components(base: type[Component], words: Sequence[str] = ()) -> str:
     """List the components of a kind for a message; `words` are what an option takes beside them."""
-    return ", ".join([*known_components(base), *words, "or the import path of your own class (my_module.MyClass)"])
+    own = "the import path of your own class (my_module.MyClass)"
+    names = ", ".join([*known_components(base), *words])
+    return f"{names}, or {own}" if names else own
 
 
 def find_component(base: type[Component], name: str, key: str = "", words: Sequence[str] = ()) -> type[Component]:

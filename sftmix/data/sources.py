@@ -125,7 +125,8 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
     elif not path.exists():
         if place_of(place).exists():  # datasets would read it, and whatever else its README.md names
             raise DataError(
-                f"{option}: {name}: {place} is here, and hub ids alone have subsets and splits; name its files"
+                f"{option}: {name}: {place} is on this disk, and only hub ids take a subset, a split or a part of one; "
+                "name files alone"
             )
         if HUB_ID.match(place) and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
             return {}

@@ -77,7 +77,8 @@ class DataOptions(PlainFields):
     duplicates: Literal["keep", "drop"] = "keep"
     """drop: leave out training rows whose turns and functions an earlier row has, before any are held out."""
     limit: int | None = None
-    """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
+    """Use at most this many training rows, the first ones after the held-out split, which stays as large; for text,
+    windows."""
     cache_dir: str | None = None
     """Directory of the cache of tokenised rows. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 

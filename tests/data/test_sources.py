@@ -263,7 +263,7 @@ def test_a_directory_is_never_given_to_datasets(name, write, tmp_path, monkeypat
     (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
     write("openai/gsm8k/train.jsonl", [{"prompt": "p", "completion": "c"}])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"gsm8k is here, and hub ids alone have subsets and splits; name its files$"):
+    with pytest.raises(DataError, match=r"gsm8k is on this disk, and only hub ids .*; name files alone$"):
         expand([name], "data.train")
     assert len(expand(["openai/gsm8k"], "data.train")[0]) == 1
 

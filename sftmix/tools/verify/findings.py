@@ -63,7 +63,7 @@ def findings_of(
             note = f"{place}; {(~same).sum()} of {same.size} values differ: expected {old}, found {new}"
             findings.append(Finding(kind, False, note, False))
     names, how = list(expected), "bit for bit" if exact else "but for rounding"
-    listed = ", ".join(names) if len(names) <= 20 else f"{len(names)} values"
+    listed = (", ".join(names) or "no values") if len(names) <= 20 else f"{len(names)} values"
     return findings[:MOST] or [Finding(kind, True, f"{where}, {listed}, {how}", exact)]
 
 
