@@ -67,14 +67,15 @@ def build(tree: Tree) -> RunConfig:
 
 
 def _refuse_both(given: Tree) -> None:
-    """Raise ConfigError if one layer says in two ways when a training ends, unless it has all options of the group.
+    """Raise ConfigError if one layer says in two ways when a training ends, unless it has most options of the group.
 
-    No person wrote that, but a run or --print_config: they write `max_steps` beside the default of `epochs`.
+    No person wrote that, but a run, of whichever release, or --print_config: they write all options, and so `max_steps`
+    beside the default of `epochs`.
 
     given  the options of `training` in the layer
     """
     epochs, steps = given.get("epochs"), given.get("max_steps")
-    if None not in (epochs, steps) and len(given) < len(options_of(TrainingOptions)):
+    if None not in (epochs, steps) and 2 * len(given) < len(options_of(TrainingOptions)):
         raise ConfigError(
             f"training.epochs {epochs} and training.max_steps {steps} exclude each other: a run ends after its epochs "
             "or after its steps; leave one out"

@@ -13,6 +13,7 @@ import pytest
 
 from sftmix.components import NTP, AdamW, Callback, SFTMix, TrainedReference
 from sftmix.components.component import Component
+from sftmix.config.read import read_config
 from sftmix.disk.files import read_json
 from sftmix.options import LoraOptions
 from sftmix.options.reference import ReferenceModel
@@ -168,3 +169,15 @@ def test_the_recorded_inputs_stay_as_they_are():
     copied = json.loads(json.dumps(recorded))
     completed(recorded, now)
     assert recorded == copied
+
+
+def test_a_configuration_of_before_is_read(finished, tmp_path):
+    """It has max_steps beside the default of epochs, as a run writes all options, and lacks what came later."""
+    made = config(finished.tiny, tmp_path / "run")
+    assert made.training.max_steps
+    run(made, until="split")
+    file = tmp_path / "run" / "config.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(("  timeout: ", "  warmup_ratio: "))))
+    assert len(file.read_text().splitlines()) == len(lines) - 2
+    assert read_config(file) == made
