@@ -5,7 +5,6 @@ alike: both see the same ids, and there is never a second BOS. Special tokens th
 """
 
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
+from sftmix.text.held import ended, holds, holds_calls, place_behind
 from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles
@@ -21,6 +21,9 @@ from sftmix.text.values import MARK
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.fields import SpecialTokens, Thoughts
+
+_UNCALLED = ("template", "prompt", "answer", "turns")
+"""What `batch` does not ask a ChatTemplate for: all turns are rendered there."""
 
 MARK_IN_ESCAPES = r"\ufdd0"
 """How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
@@ -37,7 +40,10 @@ class Written(NamedTuple):
 
 
 class ChatTemplate(Renderer):
-    """Renders what a chat template writes behind its own prompt; what it does not write there is put together."""
+    """Renders what a chat template writes behind its own prompt; what it does not write there is put together.
+
+    Training calls `batch`, which a subclass overrides; the other ways to a turn go through it.
+    """
 
     def __init__(
         self,
@@ -47,7 +53,17 @@ class ChatTemplate(Renderer):
         special_tokens: SpecialTokens = "text",
         thoughts: Thoughts = "train",
     ) -> None:
-        """template, template_options, special_tokens, thoughts: see `DataOptions`."""
+        """template, template_options, special_tokens, thoughts: see `DataOptions`.
+
+        Raises ConfigError for a subclass with methods of its own that training does not call.
+        """
+        own = [name for name in _UNCALLED if getattr(type(self), name) is not getattr(ChatTemplate, name)]
+        if own and type(self).batch is ChatTemplate.batch:
+            raise ConfigError(
+                f"renderer {type(self).__name__} has its own {', '.join(own)}, but training calls `batch` alone: "
+                "override `batch` (each turn that super().batch returns has its prompt, and parts with weights), "
+                "give the template as an option, or inherit from Renderer"
+            )
         require_one_of("data.special_tokens", special_tokens, SpecialTokens)
         require_one_of("data.thoughts", thoughts, Thoughts)
         self.chosen = template
@@ -190,13 +206,13 @@ class ChatTemplate(Renderer):
         lost = written is None or (thought and (layout.key is None or closing_at_head(written)))
         written = written or ""
         if last.get("tool_calls"):
-            if not _holds(written, thought):  # EXAONE 4 leaves it out there
+            if not holds(written, thought):  # EXAONE 4 leaves it out there
                 written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
-            text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
-            if not (_holds(text, answer) and _holds_calls(text, last)):
+            text = ended(written, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
+            if not (holds(text, answer) and holds_calls(text, last)):
                 reasons.append("calls_lost")  # Command A leaves out an answer beside a call
-        elif not lost and (place := _place_behind(written, thought, answer)) >= 0:  # -1: R1 leaves the thought out
-            text = _ended(written, place, {layout.end}, layout.ending)
+        elif not lost and (place := place_behind(written, thought, answer)) >= 0:  # -1: R1 leaves the thought out
+            text = ended(written, place, {layout.end}, layout.ending)
         else:
             text = self._begun(prompt, thought) + answer + layout.ending
             reasons.append("composed")
@@ -227,9 +243,9 @@ class ChatTemplate(Renderer):
         written = all(tool["function"]["name"] in prompt for tool in example.tools)
         lost = set() if written else {"tools_lost"}
         for other in before:
-            if not _holds_calls(prompt, other):
+            if not holds_calls(prompt, other):
                 lost.add("calls_lost")
-            if other["role"] != "assistant" and not _holds(prompt, other["content"]):
+            if other["role"] != "assistant" and not holds(prompt, other["content"]):
                 lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
         return sorted(lost)
 
@@ -243,7 +259,7 @@ class ChatTemplate(Renderer):
             return [(text, message.weight)]
         said = answer.strip()
         start = text.removesuffix(self.layout.ending).rfind(said)
-        if message.more or start < max(_place_behind(text, message.thought), 0):
+        if message.more or start < max(place_behind(text, message.thought), 0):
             raise TemplateRefusal("it writes the answer in escapes or beside calls, where its parts are not found")
         # Templates trim answers: of " Wrong." and " Right." they write "Wrong. Right.".
         end = start - (len(answer) - len(answer.lstrip()))
@@ -295,43 +311,3 @@ class ChatTemplate(Renderer):
         text = super().text_of(ids[len(lead) :] if list(ids[: len(lead)]) == lead else ids)
         # Mistral's lead ' ' is in the first word's token; '<|END_RESPONSE|>' of Command R7B is in front of the end.
         return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
-
-
-def _ended(text: str, place: int, ends: set[str], ending: str) -> str:
-    """Return a response through the first token that ends a turn from a place on; with `ending`, if there is none."""
-    # Apriel 1.5 ends the last turn twice: 'Blue\n<|end|>\n<|end|>' -> 'Blue\n<|end|>'
-    found = [text.index(end, place) + len(end) for end in ends if end in text[place:]]
-    return text[: min(found)] if found else text.rstrip() + ending
-
-
-def _place_behind(text: str, *parts: Any) -> int:
-    """Return where parts that a text has, each behind the one before it, end; -1 if it has not all of them.
-
-    parts  texts, and values as JSON or Python spells them
-    """
-    place = 0
-    for part in parts:
-        said = str(part).strip()
-        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]  # True -> true
-        found = max(text.find(form, place) for form in (said, spelt))
-        if found < 0:
-            return -1
-        place = found + len(said)
-    return place
-
-
-def _holds(text: str, part: Any) -> bool:
-    return _place_behind(text, part) >= 0
-
-
-def _holds_calls(text: str, turn: Mapping[str, Any]) -> bool:
-    """True if a text has the names in a turn's calls, and the values of their arguments."""
-    return all(_holds(text, part) for call in turn.get("tool_calls") or () for part in _values(call["function"]))
-
-
-def _values(given: Any) -> list[Any]:
-    """Return the texts, numbers, true, false and null in a value."""
-    if isinstance(given, (list, Mapping)):
-        values = given.values() if isinstance(given, Mapping) else given
-        return [inner for value in values for inner in _values(value)]
-    return [given]
