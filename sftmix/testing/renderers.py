@@ -14,19 +14,21 @@ def check_renderer(
 ) -> None:
     """Check that each trained turn follows the prompt that is served, says the row once, and ends where it may end.
 
-    Added tokens that it writes are single ids; the turns of a conversation do not depend on others.
+    Turns are those of `batch`, which training calls; `turns` gives the same. Added tokens that it writes are single
+    ids; the turns of a conversation do not depend on others. Something is trained, unless the row's weights are 0.
 
     examples  conversations, with answers of more than a letter that spell no special token
     """
     used = copy.copy(renderer)
     used.begin(tokenizer, thinks=thinks)
-    turns = {id(example): used.turns(example) for example in examples}
+    found = used.batch(examples)
     backwards = [used.batch([example])[0] for example in reversed(examples)]
-    assert backwards[::-1] == [*turns.values()], "the turns of a conversation depend on those before it: keep no state"
-    for example in examples:
+    assert backwards[::-1] == found, "the turns of a conversation depend on those before it: keep no state"
+    for example, turns in zip(examples, found, strict=True):
+        assert used.turns(example) == turns, f"{example.id}: training calls `batch`, and `turns` returns something else"
         trained = [place for place, message in enumerate(example.messages) if message.trained]
-        assert len(trained) == len(turns[id(example)]), f"{example.id}: allowed: one answer for each trained turn"
-        for place, turn in zip(trained, turns[id(example)], strict=True):
+        assert len(trained) == len(turns), f"{example.id}: allowed: one answer for each trained turn"
+        for place, turn in zip(trained, turns, strict=True):
             _check_turn(used, turn, example, place)
 
 
@@ -41,7 +43,10 @@ def _check_turn(renderer: Renderer, turn: RenderedTurn, example: Example, place:
     assert {*answer[-1:]} & {*renderer.ends}, f"{where}: its last id is none of {renderer.ends}"
     assert not set(answer[:-1]) & {*renderer.ends}, f"{where}: an id that ends a turn is inside it"
     assert all(math.isfinite(weight) and weight >= 0 for _, weight in turn.parts), f"{where}: a weight is below 0"
-    text, said = tokenizer.decode(answer), example.messages[place].content.strip()
+    message = example.messages[place]
+    given = any(weight for _, weight in message.parts) if message.parts else message.weight
+    assert any(weight for _, weight in turn.parts) or not given, f"{where}: all its weights are 0: nothing is trained"
+    text, said = tokenizer.decode(answer), message.content.strip()
     assert text.count(said) == 1, f"{where}: {said!r} is not once in {text!r}"
     for number, token in tokenizer.added_tokens_decoder.items():
         # white space, which some tokenizers have among their added tokens, is in any text

@@ -5,7 +5,6 @@ alike: both see the same ids, and there is never a second BOS. Special tokens th
 """
 
 import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,16 +16,19 @@ from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles
 from sftmix.text.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
-from sftmix.text.values import MARK
+from sftmix.text.values import MARK, ended, holds, holds_calls, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.fields import SpecialTokens, Thoughts
+
+_UNCALLED = ("template", "prompt", "answer", "turns")
+"""What `batch` does not ask a ChatTemplate for: all turns are rendered there."""
 
 MARK_IN_ESCAPES = r"\ufdd0"
 """How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
 
 
-class Written(NamedTuple):
+class TurnText(NamedTuple):
     """A trained turn as text: its prompt, the response behind it, and this through each of its parts with the weight of
     the part; reasons to count."""
 
@@ -36,8 +38,15 @@ class Written(NamedTuple):
     reasons: list[str]
 
 
+Response = tuple[str, list[str]]
+"""The text behind a prompt, and reasons to count."""
+
+
 class ChatTemplate(Renderer):
-    """Renders what a chat template writes behind its own prompt; what it does not write there is put together."""
+    """Renders what a chat template writes behind its own prompt; what it does not write there is put together.
+
+    Training calls `batch`, which a subclass overrides; the other ways to a turn go through it.
+    """
 
     def __init__(
         self,
@@ -47,7 +56,16 @@ class ChatTemplate(Renderer):
         special_tokens: SpecialTokens = "text",
         thoughts: Thoughts = "train",
     ) -> None:
-        """template, template_options, special_tokens, thoughts: see `DataOptions`."""
+        """template, template_options, special_tokens, thoughts: see `DataOptions`.
+
+        Raises ConfigError for a subclass with methods of its own that training does not call.
+        """
+        if own := [name for name in _UNCALLED if getattr(type(self), name) is not getattr(ChatTemplate, name)]:
+            raise ConfigError(
+                f"renderer {type(self).__name__} has its own {', '.join(own)}, but training calls `batch`: override "
+                "that (each turn that super().batch returns has its prompt, and parts with weights), or `render` for "
+                "prompts; give the template as an option; or inherit from Renderer"
+            )
         require_one_of("data.special_tokens", special_tokens, SpecialTokens)
         require_one_of("data.thoughts", thoughts, Thoughts)
         self.chosen = template
@@ -154,28 +172,30 @@ class ChatTemplate(Renderer):
 
     def batch(self, examples: Sequence[Example]) -> list[list[RenderedTurn]]:
         """Return the trained turns of each conversation, all tokenised together."""
-        written = [self._written(example) for example in examples]
+        written = [self._turn_texts(example) for example in examples]
         texts = [text for of_one in written for turn in of_one for text in (turn.prompt, turn.prompt + turn.text)]
         ids = dict(zip(texts, self.spellings.tokenize(texts), strict=True))
         return [[self._tokens(turn, ids) for turn in of_one] for of_one in written]
 
     # ----------------------------------------------------------------------------------------------- responses
 
-    def _written(self, example: Example) -> list[Written]:
+    def _turn_texts(self, example: Example) -> list[TurnText]:
         """Return the trained turns of a conversation as text."""
         example = replace(example, tools=self.spellings.as_text(example.tools))
         chat = [self.turn(message) for message in example.messages]
-        turns = enumerate(example.messages)
-        return [self._response(example, chat[:place], message) for place, message in turns if message.trained]
+        return [
+            self._response(example, chat[:place], message)
+            for place, message in enumerate(example.messages)
+            if message.trained
+        ]
 
-    # Prompt and rendering; what is behind the prompt; a call, or an answer as it is written or else put together.
-    def _response(self, example: Example, before: Chat, message: Message) -> Written:
-        """Put a response behind its prompt: as the template writes it there, or else from its parts.
+    def _response(self, example: Example, before: Chat, message: Message) -> TurnText:
+        """Put a response behind its prompt: a call, or an answer as the template writes it there, or else its parts.
 
         before  the turns in front of it
         """
-        layout, last = self.layout, self.turn(message, last=True)
-        prompt, rendered = texts = self._texts(before, last, example.tools)
+        last = self.turn(message, last=True)
+        prompt, rendered = texts = self._texts(example, before, last)
         thought, answer = map(self.spellings.as_text, self.divided(message))
         reasons = self._left_out(example, before, prompt)
         # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
@@ -183,29 +203,41 @@ class ChatTemplate(Renderer):
             reasons.append("composed")
         question = before[-1]["content"].strip()
         if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
-            question, texts = PLACE, self._texts(placed(before), last, example.tools)
-        written = written_behind(*texts, question, layout.closing, thinks=bool(thought))
+            question, texts = PLACE, self._texts(example, placed(before), last)
+        behind = written_behind(*texts, question, self.layout.closing, thinks=bool(thought))
+        begun = self._begun(prompt, thought)
+        text, more = (
+            self._called(last, behind or "", begun, thought, answer)
+            or self._written(behind, thought, answer)
+            or (begun + answer + self.layout.ending, ["composed"])
+        )
+        if MARK in prompt + text:
+            more.append("spelt_special")
+        return TurnText(prompt, text, self._weights(message, text, answer), reasons + more)
+
+    def _called(self, last: dict[str, Any], behind: str, begun: str, thought: str, answer: str) -> Response | None:
+        """Return a call as the template writes it, with its thought; None for a response without calls."""
+        if not last.get("tool_calls"):
+            return None
+        layout = self.layout
+        if not holds(behind, thought):  # EXAONE 4 leaves it out there
+            behind = begun + behind.removeprefix(closing_at_head(behind))
+        text = ended(behind, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
+        # Command A leaves out an answer beside a call.
+        return text, [] if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
+
+    def _written(self, behind: str | None, thought: str, answer: str) -> Response | None:
+        """Return an answer as the template writes it; None if it leaves out a part, or writes it in other words."""
         # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
         # an empty thought in front of one in the content: '<think></think><think>\nSky'.
-        lost = written is None or (thought and (layout.key is None or closing_at_head(written)))
-        written = written or ""
-        if last.get("tool_calls"):
-            if not _holds(written, thought):  # EXAONE 4 leaves it out there
-                written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
-            text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
-            if not (_holds(text, answer) and _holds_calls(text, last)):
-                reasons.append("calls_lost")  # Command A leaves out an answer beside a call
-        elif not lost and (place := _place_behind(written, thought, answer)) >= 0:  # -1: R1 leaves the thought out
-            text = _ended(written, place, {layout.end}, layout.ending)
-        else:
-            text = self._begun(prompt, thought) + answer + layout.ending
-            reasons.append("composed")
-        if MARK in prompt + text:
-            reasons.append("spelt_special")
-        return Written(prompt, text, self._weights(message, text, answer), reasons)
+        if behind is None or (thought and (self.layout.key is None or closing_at_head(behind))):
+            return None
+        place = place_behind(behind, thought, answer)  # -1: R1 leaves the thought out
+        return None if place < 0 else (ended(behind, place, {self.layout.end}, self.layout.ending), [])
 
-    def _texts(self, before: Chat, last: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    def _texts(self, example: Example, before: Chat, last: Mapping[str, Any]) -> tuple[str, str]:
         """Render turns with the generation prompt, and with the response behind them."""
+        tools = example.tools
         return self.render(before, prompt=True, tools=tools), self.render([*before, last], prompt=False, tools=tools)
 
     def _begun(self, prompt: str, thought: str) -> str:
@@ -215,21 +247,22 @@ class ChatTemplate(Renderer):
         """
         layout, opened = self.layout, opened_by(prompt)
         # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
-        lead = layout.answer_lead if bool(opened) == layout.opens else layout.closing if opened else ""
-        if opened and thought:
-            return thought + layout.closing
-        if thought:  # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
-            return lead.removeprefix(closing_at_head(lead)) + layout.thought_tag + thought + layout.closing
-        return lead
+        as_most = bool(opened) == bool(opened_by(layout.prompt))
+        lead = layout.answer_lead if as_most else layout.closing if opened else ""
+        if not thought:
+            return lead
+        # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
+        tag = "" if opened else lead.removeprefix(closing_at_head(lead)) + layout.thought_tag
+        return tag + thought + layout.closing
 
     def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
         """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""
         written = all(tool["function"]["name"] in prompt for tool in example.tools)
         lost = set() if written else {"tools_lost"}
         for other in before:
-            if not _holds_calls(prompt, other):
+            if not holds_calls(prompt, other):
                 lost.add("calls_lost")
-            if other["role"] != "assistant" and not _holds(prompt, other["content"]):
+            if other["role"] != "assistant" and not holds(prompt, other["content"]):
                 lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
         return sorted(lost)
 
@@ -243,7 +276,7 @@ class ChatTemplate(Renderer):
             return [(text, message.weight)]
         said = answer.strip()
         start = text.removesuffix(self.layout.ending).rfind(said)
-        if message.more or start < max(_place_behind(text, message.thought), 0):
+        if message.more or start < max(place_behind(text, message.thought), 0):
             raise TemplateRefusal("it writes the answer in escapes or beside calls, where its parts are not found")
         # Templates trim answers: of " Wrong." and " Right." they write "Wrong. Right.".
         end = start - (len(answer) - len(answer.lstrip()))
@@ -255,7 +288,7 @@ class ChatTemplate(Renderer):
 
     # -------------------------------------------------------------------------------------------------- tokens
 
-    def _tokens(self, turn: Written, ids_of: Mapping[str, list[int]]) -> RenderedTurn:
+    def _tokens(self, turn: TurnText, ids_of: Mapping[str, list[int]]) -> RenderedTurn:
         """Return the ids of a prompt, and of the response behind it, which is tokenised apart where a token spans both.
 
         ids_of  text -> ids, of the prompt, and of both
@@ -295,43 +328,3 @@ class ChatTemplate(Renderer):
         text = super().text_of(ids[len(lead) :] if list(ids[: len(lead)]) == lead else ids)
         # Mistral's lead ' ' is in the first word's token; '<|END_RESPONSE|>' of Command R7B is in front of the end.
         return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
-
-
-def _ended(text: str, place: int, ends: set[str], ending: str) -> str:
-    """Return a response through the first token that ends a turn from a place on; with `ending`, if there is none."""
-    # Apriel 1.5 ends the last turn twice: 'Blue\n<|end|>\n<|end|>' -> 'Blue\n<|end|>'
-    found = [text.index(end, place) + len(end) for end in ends if end in text[place:]]
-    return text[: min(found)] if found else text.rstrip() + ending
-
-
-def _place_behind(text: str, *parts: Any) -> int:
-    """Return where parts that a text has, each behind the one before it, end; -1 if it has not all of them.
-
-    parts  texts, and values as JSON or Python spells them
-    """
-    place = 0
-    for part in parts:
-        said = str(part).strip()
-        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]  # True -> true
-        found = max(text.find(form, place) for form in (said, spelt))
-        if found < 0:
-            return -1
-        place = found + len(said)
-    return place
-
-
-def _holds(text: str, part: Any) -> bool:
-    return _place_behind(text, part) >= 0
-
-
-def _holds_calls(text: str, turn: Mapping[str, Any]) -> bool:
-    """True if a text has the names in a turn's calls, and the values of their arguments."""
-    return all(_holds(text, part) for call in turn.get("tool_calls") or () for part in _values(call["function"]))
-
-
-def _values(given: Any) -> list[Any]:
-    """Return the texts, numbers, true, false and null in a value."""
-    if isinstance(given, (list, Mapping)):
-        values = given.values() if isinstance(given, Mapping) else given
-        return [inner for value in values for inner in _values(value)]
-    return [given]

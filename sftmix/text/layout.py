@@ -189,11 +189,6 @@ class TemplateLayout:
 
     # ----------------------------------------------------------------------------------------------- thoughts
 
-    @property
-    def opens(self) -> bool:
-        """The generation prompt opens a thought."""
-        return bool(opened_by(self.prompt))
-
     @cached_property
     def _thinking_behind(self) -> str:
         return written_behind(self.prompt, self.thinking, QUESTION, "", thinks=True) or ""

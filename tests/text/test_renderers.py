@@ -6,7 +6,7 @@ import pytest
 
 from sftmix.components import Renderer
 from sftmix.testing import check_renderer
-from sftmix.text import ChatTemplate
+from sftmix.text import ChatTemplate, encode
 from sftmix.text.encoder import encoder_for
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, ContractError
@@ -64,6 +64,19 @@ class Negative(Light):
         return [(ids, -1.0) for ids, _ in super().answer(message)]
 
 
+class Unweighted(Light):
+    def answer(self, message):
+        return [(ids, 0.0) for ids, _ in super().answer(message)]
+
+
+class Unbatched(Light):
+    """It renders other turns one by one than together."""
+
+    def batch(self, examples):
+        halved = replace(TURNS[2], weight=0.5)
+        return [super(Unbatched, self).turns(replace(example, messages=(TURNS[1], halved))) for example in examples]
+
+
 class Counting(Light):
     def answer(self, message):
         self.seen = getattr(self, "seen", 0) + 1
@@ -98,11 +111,51 @@ def test_another_keeps_it(name):
         (Silent, "'The salmon.' is not once in"),
         (Negative, "a weight is below 0"),
         (Counting, "depend on those before it"),
+        (Unweighted, "all its weights are 0"),
+        (Unbatched, "training calls `batch`, and `turns` returns something else"),
     ],
 )
 def test_what_breaks_the_contract_is_caught(cls, words):
     with pytest.raises(AssertionError, match=words):
         check_renderer(cls(), SMALL["bos"](), EXAMPLES)
+
+
+@pytest.mark.parametrize("weights", [{"weight": 0.0}, {"parts": (("The salmon.", 0.0),)}])
+def test_a_turn_that_its_row_gives_no_weight_keeps_the_contract(weights):
+    check_renderer(Light(), SMALL["bos"](), [Example("zero", (TURNS[1], replace(TURNS[2], **weights)))])
+
+
+def quarter(turns):
+    return [turn._replace(parts=[(ids, weight / 4) for ids, weight in turn.parts]) for turn in turns]
+
+
+def test_a_chat_template_of_ones_own_trains_what_its_batch_returns(write, options, load, small):
+    class Quarter(ChatTemplate):
+        def batch(self, examples):
+            return [quarter(turns) for turns in super().batch(examples)]
+
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    (example, _) = load(encoder_for(small["chatml"], options(path), Quarter()), path, max_length=200).train
+    assert example.weight[example.target].tolist() == [0.25] * example.target.sum()
+    check_renderer(Quarter(), small["chatml"], EXAMPLES)
+
+
+OWN = {
+    "answer": lambda self, message: [(ids, 0.0) for ids, _ in ChatTemplate.answer(self, message)],
+    "turns": lambda self, example: quarter(ChatTemplate.turns(self, example)),
+    "prompt": lambda self, messages, tools=(): [4, *ChatTemplate.prompt(self, messages, tools)],
+    "template": Light.template,
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_chat_template_with_a_method_that_training_does_not_call_is_refused_by_name(small, name):
+    cls = type("Own", (ChatTemplate,), {name: OWN[name]})
+    row = {"prompt": "Hi", "completion": "Yo"}
+    with pytest.raises(ConfigError, match=f"renderer Own has its own {name}, but training calls `batch`"):
+        encode(row, small["chatml"], renderer=cls())
+    with pytest.raises(ConfigError, match="or `render` for prompts"):
+        check_renderer(cls(), small["chatml"], EXAMPLES)
 
 
 def test_its_parts_are_trained_by_their_weights(write, options, load, small):
