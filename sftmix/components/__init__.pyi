@@ -49,6 +49,7 @@ from sftmix.components.others.places import MixtureDivergence as MixtureDivergen
 from sftmix.components.others.reweighting import DFT as DFT
 from sftmix.components.others.reweighting import IRDRO as IRDRO
 from sftmix.components.others.reweighting import LabelSmoothing as LabelSmoothing
+from sftmix.components.others.reweighting import UnigramSmoothing as UnigramSmoothing
 from sftmix.components.others.s2l import S2L as S2L
 from sftmix.components.others.schedules import AfterFraction as AfterFraction
 from sftmix.components.others.schedules import Constant as Constant
