@@ -40,6 +40,7 @@ from sftmix.components.others.pairings import AnyPairs as AnyPairs
 from sftmix.components.others.pairings import ConfidenceGapPairs as ConfidenceGapPairs
 from sftmix.components.others.pairings import LengthMatchedPairs as LengthMatchedPairs
 from sftmix.components.others.pairings import LevelPairs as LevelPairs
+from sftmix.components.others.pairings import PermutedPairs as PermutedPairs
 from sftmix.components.others.pairings import SameGroupPairs as SameGroupPairs
 from sftmix.components.others.perturbations import NEFTune as NEFTune
 from sftmix.components.others.places import CutMix as CutMix
