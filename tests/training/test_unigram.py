@@ -117,6 +117,15 @@ def test_a_method_around_it_counts_as_well():
     np.testing.assert_allclose(inner.q, frequencies().numpy()[: len(inner.q)], rtol=1e-12)
 
 
+def test_a_first_token_which_is_never_predicted_does_not_count():
+    row = DATA[0]
+    objective = UnigramSmoothing()
+    objective.begin([replace(row, target=np.ones_like(row.target))])
+    counts = Counter(row.input_ids.tolist()[1:])
+    expected = [counts[token] / (len(row.input_ids) - 1) for token in range(len(objective.q))]
+    np.testing.assert_allclose(objective.q, expected, rtol=1e-12)
+
+
 def check_ranks(world: World, directory: str) -> None:
     objective = UnigramSmoothing(epsilon=0.3)
     stage = toy_stage(Path(directory), [UNITS, UNITS], data=DATA, objective=objective)

@@ -46,11 +46,11 @@ class AnyPairs(PairSampler):
 class PermutedPairs(RandomPairs):
     """Control: the global batches of RandomPairs, in which each example has a random partner, of either half.
 
-    Batches, their order and, without dropout, the NTP loss are those of RandomPairs at the same seed: the partners alone
-    differ. An objective could not do this in its plan, which sees a micro-batch alone: partners would depend on how
-    the batch is cut, and on the ranks. In a batch of 16 examples, 8 of 15 partners are still of the other half, and
-    other tokens are aligned: compare `mu_effective` as well. Where the splitter leaves examples unpaired, these take
-    places in batches, whose pairs then differ in a few examples as well.
+    Batches, their order and, without dropout, the NTP loss are those of RandomPairs at the same seed: the partners
+    alone differ. An objective could not do this in its plan, which sees a micro-batch alone: partners would depend on
+    how the batch is cut, and on the ranks. In a batch of 16 examples, 8 of 15 partners are still of the other half,
+    and other tokens are aligned: compare `mu_effective` as well. Where the splitter leaves examples unpaired, these
+    take places in batches, whose pairs then differ in a few examples as well.
     """
 
     def __init__(self, *, global_batch_size: int = 32):
