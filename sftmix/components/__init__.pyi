@@ -40,6 +40,7 @@ from sftmix.components.others.pairings import AnyPairs as AnyPairs
 from sftmix.components.others.pairings import ConfidenceGapPairs as ConfidenceGapPairs
 from sftmix.components.others.pairings import LengthMatchedPairs as LengthMatchedPairs
 from sftmix.components.others.pairings import LevelPairs as LevelPairs
+from sftmix.components.others.pairings import PermutedPairs as PermutedPairs
 from sftmix.components.others.pairings import SameGroupPairs as SameGroupPairs
 from sftmix.components.others.perturbations import NEFTune as NEFTune
 from sftmix.components.others.places import CutMix as CutMix
@@ -49,6 +50,7 @@ from sftmix.components.others.places import MixtureDivergence as MixtureDivergen
 from sftmix.components.others.reweighting import DFT as DFT
 from sftmix.components.others.reweighting import IRDRO as IRDRO
 from sftmix.components.others.reweighting import LabelSmoothing as LabelSmoothing
+from sftmix.components.others.reweighting import UnigramSmoothing as UnigramSmoothing
 from sftmix.components.others.s2l import S2L as S2L
 from sftmix.components.others.schedules import AfterFraction as AfterFraction
 from sftmix.components.others.schedules import Constant as Constant

@@ -8,7 +8,7 @@ must start fast: they import torch inside methods.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +19,7 @@ from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.options.training import TrainingOptions
 from sftmix.types import (
     Batch,
+    Encoded,
     Float64,
     Plan,
     Rows,
@@ -195,13 +196,21 @@ class Objective(Component, ABC):
     option = "objective"
     gives = frozenset({Need.MIXED_HEAD_INPUTS})
 
-    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
+    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, vocabulary: int, total_steps: int) -> None:
         """Raise ConfigError for what a step could not use, before anything is trained; called by rank 0.
 
         sizes   the training examples and how many response tokens each has
         packed  some example holds several documents
         layers  of the decoder
+        vocabulary   token ids of the model
         total_steps  of the training, at least: pairs that repeat examples make more
+        """
+
+    def begin(self, examples: Iterable[Encoded]) -> None:
+        """Read what the loss needs of the stage's examples; called on every rank before the first step, and again
+        after a resume. What is kept must follow from the examples alone: all ranks have the same ones.
+
+        examples  read from the disk one by one
         """
 
     @abstractmethod

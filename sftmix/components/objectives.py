@@ -77,7 +77,7 @@ class SFTMix(Objective):
         if ntp_on != "all":
             self.needs = self.needs | {Need.FIRST_SPLIT}
 
-    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
+    def check(self, sizes: Mapping[str, int], *, total_steps: int, **of_run: Any) -> None:
         for step in range(total_steps):
             if _value_at("mu", self.mu, step, total_steps) > 0:  # at 0 nothing is mixed, and alpha has no use
                 _value_at("alpha", self.alpha, step, total_steps)

@@ -38,8 +38,15 @@ def between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
 
 
 def within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
-    """Return i64[P, 2]: a random matching of rows with each other; column 0 the more confident, if scored."""
-    pairs = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(-1, 2)
+    """Return i64[P, 2]: a random matching of rows with each other; column 0 the more confident, if scored.
+
+    No row is matched with itself where some stand more than once, none in over half of the places: it is drawn anew.
+    """
+    pairs = rows[:0].reshape(0, 2)
+    for _ in range(1000):  # a run refuses what the last draw may leave
+        pairs = rng.permutation(rows)[: len(rows) // 2 * 2].reshape(-1, 2)
+        if (pairs[:, 0] != pairs[:, 1]).all():
+            break
     confidence = scores.confidence[pairs]
     swapped = confidence[:, 0] < confidence[:, 1]  # False for NaN: without scores pairs stay as drawn
     return np.where(swapped[:, None], pairs[:, ::-1], pairs)

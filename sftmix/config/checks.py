@@ -254,6 +254,12 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
                 f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                 f"use {size + 1}, or --pairing null with an objective that does not mix"
             )
+    within = getattr(pairing, "global_batch_size", training.global_batch_size)
+    if within != training.global_batch_size:
+        yield (
+            f"pairing.global_batch_size is {within}, and training.global_batch_size "
+            f"{training.global_batch_size}: partners are drawn within the global batches of the run; use equal numbers"
+        )
     if wants.by_confidence and wants.by_dynamics:
         yield from confidence_problems(config)
         least, options = config.confidence.least_checkpoints, inherit(training, reference.training)

@@ -52,6 +52,22 @@ def existing_file(key: str, path: PathLike) -> str:
     return os.fspath(path)
 
 
+def read_counts(key: str, path: PathLike) -> Float64:
+    """Return f64[n], the counts or shares by number in a .npy file or a list in JSON, up to the last above 0.
+
+    Raises DataError, which names the option, for other numbers.
+    """
+    place, problem = place_of(path), f"{key}: {path}: it must be a list of finite numbers from 0, some above 0"
+    try:
+        given = np.load(place) if place.suffix == ".npy" else json.loads(place.read_bytes())
+        counts = np.asarray(given, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError, EOFError) as error:
+        raise DataError(f"{problem} ({error})") from error
+    if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < np.inf:
+        raise DataError(problem)
+    return np.trim_zeros(counts, "b")
+
+
 def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] | None = None, **columns: Any) -> None:
     """Write a column of ids and others: arrays, or lists of text. None leaves a column out."""
     import pyarrow as pa

@@ -92,7 +92,11 @@ def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     check_sharing(config, world)
     train = rows.data.train
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
-    layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)
+    of_model = model_config(config.model.path).get_text_config()
+    size = {
+        "layers": getattr(of_model, "num_hidden_layers", sys.maxsize),
+        "vocabulary": of_model.vocab_size,  # no tokens are added
+    }
     # Before there are pairs, these are the least steps: groups of unequal size repeat examples.
     order = TrainingOrder(len(train), options=config.training, seed=0)
     if Wants(config).single_run and len(order.ends) < 2:
@@ -101,7 +105,7 @@ def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
             "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
         )
     steps = order.total_steps
-    world.on_main(lambda: config.objective.check(sizes, packed=train.packed, layers=layers, total_steps=steps))
+    world.on_main(lambda: config.objective.check(sizes, packed=train.packed, total_steps=steps, **size))
 
 
 def make_stages(run: RunContext, stages: Sequence[StageSpec]) -> None:

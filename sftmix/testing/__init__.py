@@ -228,7 +228,7 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
     or after layer 1 or 2.
 
     The loss makes as many passes of the decoder in each micro-batch, also in one without pairs: under FSDP all ranks
-    join each pass. `Objective.check` is not called.
+    join each pass. `Objective.check` is not called, and `begin` once.
 
     finite_differences  False for a loss with detached parts, which have none: its gradient is not checked
     """
@@ -238,6 +238,7 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
         [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
+    objective.begin(_DATA)
     # whole: one micro-batch; cuts: one for each unit, and two with the second half first
     values = answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
     for step, value in enumerate(values):

@@ -72,6 +72,8 @@ WRONG = {
     "IFD": {"checkpoint": ["best"]},
     "NEFTune": {"alpha": [0.0, -1.0, math.nan]},
     "LabelSmoothing": {"epsilon": [-0.1, 1.0, math.nan]},
+    "UnigramSmoothing": {"epsilon": [-0.1, 1.0, math.nan]},
+    "PermutedPairs": {"global_batch_size": [1]},
     "IRDRO": {"tau": [0.0, -1.0, math.inf]},
     "AfterFraction": {"fraction": [1.5, math.nan]},
     "ConfidenceGapPairs": {"min_gap": [0.51, math.nan]},

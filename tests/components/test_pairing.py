@@ -15,6 +15,7 @@ from sftmix.components import (
     LengthMatchedPairs,
     LevelPairs,
     PairSampler,
+    PermutedPairs,
     RandomPairs,
     SameGroupPairs,
 )
@@ -65,7 +66,7 @@ def test_pairs_cover_each_row_as_evenly_as_they_can(sampler, group, epoch, seed,
 @pytest.mark.parametrize(
     ("sampler", "most"),
     [(each, 40) for each in SAMPLERS[:2]]
-    + [(each, 10) for each in (LevelPairs(), SameGroupPairs(), AnyPairs(), ConfidenceGapPairs())],
+    + [(each, 10) for each in (LevelPairs(), SameGroupPairs(), AnyPairs(), ConfidenceGapPairs(), PermutedPairs())],
     ids=lambda s: type(s).__name__,
 )
 def test_every_epoch_and_seed_has_its_own_matching_and_order(sampler, most):
@@ -87,6 +88,33 @@ def test_partners_are_uniform(sampler, split, couples, bound):
     counts = Counter(map(tuple, np.sort(np.concatenate(drawn), axis=1).tolist()))
     assert len(counts) == couples
     assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < bound
+
+
+@given(group=GROUPS, size=st.integers(1, 5), epoch=st.integers(0, 2), seed=st.integers(0, 2))
+def test_permuted_pairs_have_the_batches_of_random_pairs(group, size, epoch, seed):
+    """The same examples as often in each global batch, in pairs of two, the more confident in column 0."""
+    split = Split(group=np.asarray(group, dtype=np.int8), names=("confident", "unconfident"))
+    table = scores([1] * len(group), confidence=np.random.default_rng(seed).permutation(len(group)).astype(float))
+    whole, permuted = (
+        pairs_of(sampler, split, table, epoch=epoch, seed=seed)
+        for sampler in (RandomPairs(), PermutedPairs(global_batch_size=2 * size))
+    )
+    for start in range(0, len(whole), size):
+        one, other = (np.sort(pairs[start : start + size], axis=None) for pairs in (whole, permuted))
+        np.testing.assert_array_equal(one, other)
+    check_pairs(PermutedPairs(), permuted, split, table)
+    assert (table.confidence[permuted[:, 0]] > table.confidence[permuted[:, 1]]).all()
+
+
+def test_permuted_partners_are_uniform_within_a_batch():
+    """Chi-squared over the 105 matchings of a batch of eight, each expected 100 times; 104 degrees of freedom, 1e-4."""
+    split = halves(8)
+    drawn = [pairs_of(PermutedPairs(global_batch_size=8), split, epoch=epoch) for epoch in range(10_500)]
+    counts = Counter(tuple(sorted(map(tuple, np.sort(pairs, axis=1).tolist()))) for pairs in drawn)
+    assert len(counts) == 105
+    assert sum((count - 100) ** 2 / 100 for count in counts.values()) < 164
+    crossing = np.mean([split.group[pairs[:, 0]] != split.group[pairs[:, 1]] for pairs in drawn])
+    assert abs(crossing - 4 / 7) < 0.01
 
 
 def test_length_matching_mixes_more_tokens():

@@ -130,6 +130,10 @@ PROBLEMS = [
     ({"data.labels": "a", "data.label_field": "q"}, "data.labels (a) and data.label_field (q) exclude each other"),
     ({"data.labels": ["a", "b"]}, "data.labels has 2 values ['a', 'b'] for 1 entries of data.train ['a.json']"),
     ({"training.global_batch_size": 31}, "training.global_batch_size is 31, and pairing needs an even number"),
+    (
+        {"pairing": {"class_path": "PermutedPairs", "init_args": {"global_batch_size": 16}}},
+        "pairing.global_batch_size is 16, and training.global_batch_size 32: partners are drawn within the global",
+    ),
     ({"training.global_batch_size": 0}, "training.global_batch_size is 0; allowed: at least 1"),
     ({"training.micro_batch_tokens": 0}, "training.micro_batch_tokens is 0; allowed: at least 1, auto or null"),
     ({"training.micro_batch_tokens": "most"}, "training.micro_batch_tokens"),

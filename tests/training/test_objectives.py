@@ -193,7 +193,7 @@ def test_a_file_that_does_not_fit_is_named(path, tmp_path):
     for wrong in (-0.1, 0, 1.0):
         with pytest.raises(ConfigError, match=rf"objective\.share is {wrong}; allowed: above 0 and below 1"):
             Rho1(dynamics=path, share=wrong)
-    at = {"packed": False, "layers": 2, "total_steps": 3}
+    at = {"packed": False, "layers": 2, "vocabulary": VOCABULARY, "total_steps": 3}
     sizes = {row.id: int(row.target[1:].sum()) for row in DATA}
     PriFT(dynamics=path, mixup=SFTMix()).check(sizes, **at)
     with pytest.raises(ConfigError, match=r"other tokens for 2 of 12 examples, such as example-3: \d of 0 .*\(0: not"):

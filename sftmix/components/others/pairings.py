@@ -7,7 +7,7 @@ import numpy as np
 
 from sftmix.components.base import PairSampler
 from sftmix.components.component import Need, require, require_one_of
-from sftmix.components.pairing import between, within
+from sftmix.components.pairing import RandomPairs, between, within
 from sftmix.ranks.rng import generator
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 from sftmix.words.plain import as_written
@@ -41,6 +41,28 @@ class AnyPairs(PairSampler):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
         return within(np.flatnonzero(split.group != UNPAIRED), scores, rng)
+
+
+class PermutedPairs(RandomPairs):
+    """Control: the global batches of RandomPairs, in which each example has a random partner, of either half.
+
+    Batches, their order and, without dropout, the NTP loss are those of RandomPairs at the same seed: the partners
+    alone differ. An objective could not do this in its plan, which sees a micro-batch alone: partners would depend on
+    how the batch is cut, and on the ranks. In a batch of 16 examples, 8 of 15 partners are still of the other half,
+    and other tokens are aligned: compare `mu_effective` as well. Where the splitter leaves examples unpaired, these
+    take places in batches, whose pairs then differ in a few examples as well.
+    """
+
+    def __init__(self, *, global_batch_size: int = 32):
+        """global_batch_size: examples among which partners are drawn; a run refuses another than its own."""
+        require(global_batch_size >= 2, "pairing.global_batch_size", global_batch_size, "2 and above")
+        self.global_batch_size = global_batch_size
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        ordered, rng = super().pairs(split, scores, epoch=epoch, seed=seed), generator(seed, "partners", epoch)
+        size = self.global_batch_size // 2
+        batches = np.split(ordered, range(size, len(ordered), size))
+        return np.concatenate([within(batch.ravel(), scores, rng) for batch in batches])
 
 
 class LengthMatchedPairs(PairSampler):

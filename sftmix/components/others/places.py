@@ -10,7 +10,7 @@ length: such token pairs are left out and not counted.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -89,10 +89,11 @@ class ManifoldMixup(SFTMix):
         if any(self.layers):
             self.needs = self.needs | {Need.STATES}
 
-    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
-        super().check(sizes, packed=packed, layers=layers, total_steps=total_steps)
+    def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
+        super().check(sizes, **of_run)
+        layers = of_run["layers"]
         require(max(self.layers) <= layers, "objective.layers", self.layers, f"from 0 to {layers}, the decoder's last")
-        if packed:
+        if of_run["packed"]:
             raise ConfigError(OF_ONE)
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:

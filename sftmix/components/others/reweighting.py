@@ -1,14 +1,19 @@
 """Baselines that weigh the NTP loss by token or by example. They do not mix: pairs only decide the order."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from sftmix.components.base import Objective
 from sftmix.components.component import Need, require
 from sftmix.components.objectives import NTP
 from sftmix.components.plans import sequence_plan
 from sftmix.components.view import LossView, SFTLoss
-from sftmix.types import Batch, Plan
+from sftmix.disk.tables import existing_file, read_counts
+from sftmix.ranks.transfer import send
+from sftmix.types import Batch, Encoded, Plan
 
 
 class LabelSmoothing(NTP):
@@ -21,6 +26,65 @@ class LabelSmoothing(NTP):
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         return view.sft_loss(batch, plan, label_smoothing=self.epsilon)
+
+
+class UnigramSmoothing(LabelSmoothing):
+    """NTP whose targets are (1 - epsilon) one-hot + epsilon q, with q the frequencies of the response tokens.
+
+    Label smoothing towards the unigram distribution (Pereyra et al. 2017, arXiv 1701.06548). q is counted once, over
+    all response tokens of the training examples, whatever the weights of rows; or it is a distribution of one's own.
+    """
+
+    def __init__(self, *, epsilon: float = 0.04, distribution: str | None = None):
+        """
+        epsilon: mass of q, from 0 (NTP) to below 1.
+        distribution: a file of q, a count or share for each token id from 0 on, .npy or a list in .json; null: counted.
+        """
+        super().__init__(epsilon=epsilon)
+        self.distribution = distribution
+
+    def files(self) -> Sequence[str]:
+        return [existing_file("objective.distribution", self.distribution)] if self.distribution else []
+
+    def check(self, sizes: Mapping[str, int], *, vocabulary: int, **of_run: Any) -> None:
+        """Raise DataError for a file that holds no distribution, ConfigError for tokens that the model has not."""
+        if self.distribution:
+            require(
+                len(read_counts("objective.distribution", self.distribution)) <= vocabulary,
+                "objective.distribution",
+                self.distribution,
+                f"shares of the model's {vocabulary:,} token ids",
+            )
+
+    def begin(self, examples: Iterable[Encoded]) -> None:
+        counts = (
+            read_counts("objective.distribution", self.distribution)
+            if self.distribution
+            else np.bincount(np.concatenate([row.input_ids[1:][row.target[1:]] for row in examples]))
+        )
+        self.q = counts / counts.sum()  # up to the largest id with a share
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        import torch
+
+        ntp, y, weight_T = view.sft_loss(batch, plan), batch.labels, self.epsilon * plan.row_weight
+        if not self.epsilon:
+            return ntp
+        # (1 - epsilon) CE(y) + epsilon CE(q) = CE(y) + epsilon (z_y - q.z), as both have the same log sum exp
+        n = len(self.q)
+        q = send(torch.from_numpy(self.q), y.device)
+        if view.head.softcap is view.head.bias is None:  # z = scale W h: then no logits are needed
+            weight_VD = view.head.weight  # read once: an adapted head computes it at each use
+            with torch.autocast(y.device.type, enabled=False):  # which would copy the weight
+                direction_TD = weight_VD[y] - q.to(weight_VD) @ weight_VD[:n]
+            extra = (weight_T * view.head.scale * (view.hidden * direction_TD).sum(1)).sum()
+        else:
+
+            def above(z, y):
+                return z.gather(1, y[:, None])[:, 0] - z[:, :n] @ q.to(z)
+
+            extra = view.chunked_loss(view.hidden, above, y, row_weight=weight_T).loss
+        return ntp._replace(loss=ntp.loss + extra)
 
 
 class DFT(NTP):

@@ -7,7 +7,7 @@ training, if 0 is among reference.checkpoints), Rho1 its last.
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +21,7 @@ from sftmix.components.view import LossView, SFTLoss
 from sftmix.disk.places import place_of
 from sftmix.disk.tables import existing_file, read_dynamics
 from sftmix.ranks.transfer import send
-from sftmix.types import Batch, Plan, Tensor
+from sftmix.types import Batch, Encoded, Plan, Tensor
 from sftmix.words.errors import ConfigError, DataError
 
 
@@ -39,6 +39,9 @@ class TokenWeights(Objective):
 
     def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
         self.inner.check(sizes, **of_run)
+
+    def begin(self, examples: Iterable[Encoded]) -> None:
+        self.inner.begin(examples)
 
     @abstractmethod
     def factors(self, view: LossView, batch: Batch) -> Tensor:

@@ -235,6 +235,7 @@ def _decided(
         optimizer=config.optimizer,
     )
     setup = StepSetup(stage, module, cast(Any, None), model.precision, machine.world)
+    objective.begin(data)
     try:
         memory = Footprint(setup, fake)
     except RuntimeError as error:
