@@ -41,7 +41,7 @@ ENGINE = ("types", "functional", "batches", "training", "model", "ranks")
 PACKAGES = {
     "engine": 32_200,
     "text": 10_730,
-    "run": 39_100,
+    "run": 39_300,
     "methods": 5_850,
     "testing": 2_960,
     "tools": 31_230,
