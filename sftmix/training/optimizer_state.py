@@ -111,7 +111,7 @@ def sharing(tensors: Mapping[str, Any]) -> list[str]:
     first, found = dict[int, Any](), list[str]()
     for name, tensor in tensors.items():
         part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-        if part.numel() and first.setdefault(part.untyped_storage().data_ptr(), tensor) is not tensor:
+        if part.numel() and first.setdefault(part.untyped_storage()._cdata, tensor) is not tensor:
             found.append(name)
     return found
 

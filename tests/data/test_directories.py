@@ -125,5 +125,5 @@ def test_what_is_left_out_is_named_and_what_is_hidden_is_none(said, write):
 
 def test_a_split_of_a_file_is_no_file(write):
     path = write("rows.jsonl", rows_of("a"))
-    with pytest.raises(DataError, match=r"rows.jsonl@test: .*rows.jsonl is here, and hub ids alone have"):
+    with pytest.raises(DataError, match=r"rows.jsonl@test: .*rows.jsonl is on this disk, and only hub ids take"):
         expand([f"{path}@test"], "data.train")

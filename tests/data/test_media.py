@@ -75,5 +75,5 @@ def test_what_a_description_names_is_not_read(named, file, tmp_path):
     fence = "---\n" if file == "README.md" else ""
     (tmp_path / "rows" / file).write_text(f"{fence}configs:\n- config_name: default\n  {named}\n{fence}")
     assert [source.name for source in expand(["rows"], "data.train")[0]] == ["rows/rows.jsonl"]
-    with pytest.raises(DataError, match=r"rows@train: rows is here, and hub ids alone have subsets"):
+    with pytest.raises(DataError, match=r"rows@train: rows is on this disk, and only hub ids take a subset"):
         expand(["rows@train"], "data.train")
