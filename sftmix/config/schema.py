@@ -151,6 +151,14 @@ def chosen_by(cls: type) -> str:
     return cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def imported_classes(base: type[Component]) -> list[type[Component]]:
+    """Return every imported subclass of a base class, those of its subclasses behind them."""
+    classes = base.__subclasses__()
+    for cls in classes:
+        classes += cls.__subclasses__()
+    return classes
+
+
 def known_components(base: type[Component]) -> dict[str, type[Component]]:
     """Return name -> class for every imported concrete subclass of a base class, shipped ones first.
 
@@ -158,9 +166,7 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
     """
     catalogue()  # which imports the shipped ones
     known: dict[str, type[Component]] = {}
-    classes = base.__subclasses__()
-    for cls in classes:
-        classes += cls.__subclasses__()  # and theirs
+    for cls in imported_classes(base):
         # ScoreAtCheckpoints in sftmix.training, which no option takes
         internal = cls.__module__.startswith("sftmix.") and chosen_by(cls) != cls.__name__
         if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
-from sftmix.words.fields import ROLES, FormatName, SpecialTokens, Thoughts
+from sftmix.words.fields import ROLES, FormatName, MultiTurn, SpecialTokens, Thoughts, TrainedTurns
 from sftmix.words.plain import PlainFields, as_list
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
@@ -58,9 +58,9 @@ class DataOptions(PlainFields):
     a turn or begin another. tokens: that token, for rows that you trust and that mean it."""
     max_length: int | None = None
     """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
-    multi_turn: Literal["per_turn", "whole"] = "per_turn"
+    multi_turn: MultiTurn = "per_turn"
     """per_turn: each assistant turn is an example with its history; whole: one example, all turns trained."""
-    trained_turns: Literal["all", "last"] = "all"
+    trained_turns: TrainedTurns = "all"
     """Turns of the assistant that are trained, if their flags allow it; last: only the last one of a row."""
     roles: dict[str, str] | None = None
     """Names of roles in the rows, beside those that are known: {narrator: system, agent: assistant}. Ours are system,

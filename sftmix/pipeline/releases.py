@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sftmix.components.component import Component, plain
-from sftmix.config.schema import group_in, options_of
+from sftmix.config.schema import group_in, imported_classes, options_of
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
 from sftmix.options.training import TrainingOptions
@@ -45,22 +45,13 @@ def _filled(recorded: Any, other: Any, defaults: Mapping[str, Any], groups: Mapp
 
 def _of_owner(recorded: Any, other: Any, owner: type | None) -> Any:
     """Return a recorded value with the options of its owner that it lacks; None: it is no owner's."""
-    if owner is None:
-        return _filled(recorded, other, {}, {})
-    inner = {name: group for name, option in options_of(owner).items() if (group := group_in(option.annotation))}
-    return _filled(recorded, other, _defaults_of(owner), inner)
+    options = options_of(owner) if owner else {}
+    defaults = {name: plain(option.default) for name, option in options.items() if option.default is not option.empty}
+    groups = {name: group for name, option in options.items() if (group := group_in(option.annotation))}
+    return _filled(recorded, other, defaults, groups)
 
 
 def _class_at(path: str) -> type[Component]:
     """Return the component class of an import path; Component itself, which has no options, if it is not imported."""
-    classes: list[type[Component]] = [Component]
-    for cls in classes:
-        classes += cls.__subclasses__()
-    # the last one of a notebook that has made a class again
-    return next((cls for cls in reversed(classes) if f"{cls.__module__}.{cls.__qualname__}" == path), Component)
-
-
-def _defaults_of(owner: type) -> dict[str, Any]:
-    """Return option -> default of a group or a component class, as plain values."""
-    options = options_of(owner).values()
-    return {option.name: plain(option.default) for option in options if option.default is not option.empty}
+    classes = reversed(imported_classes(Component))  # the last one of a notebook that has made a class again
+    return next((cls for cls in classes if f"{cls.__module__}.{cls.__qualname__}" == path), Component)

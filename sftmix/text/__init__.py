@@ -7,9 +7,9 @@ goes the same way for files of rows, and stores what it finds. Nothing here need
 import sys
 from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from sftmix.components.component import require
+from sftmix.components.component import require, require_one_of
 from sftmix.components.renderer import Renderer
 from sftmix.components.row_format import RowFormat
 from sftmix.text.chat_template import ChatTemplate
@@ -18,7 +18,7 @@ from sftmix.text.formats import Columns, Converter
 from sftmix.text.mask import EncodedRow, encode_each
 from sftmix.text.thoughts import thinks
 from sftmix.words.errors import BadRow, refuse
-from sftmix.words.fields import TEXT, FormatName, column_problems
+from sftmix.words.fields import TEXT, FormatName, MultiTurn, TrainedTurns, column_problems
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +46,8 @@ class RowEncoder:
         row_format: RowFormat | None = None,
         columns: Mapping[str, str | None] | None = None,
         roles: Mapping[str, str] | None = None,
-        trained_turns: Literal["all", "last"] = "all",
-        multi_turn: Literal["per_turn", "whole"] = "per_turn",
+        trained_turns: TrainedTurns = "all",
+        multi_turn: MultiTurn = "per_turn",
         max_length: int | None = None,
         rows_think: bool | None = None,
         renderer: Renderer | None = None,
@@ -64,8 +64,8 @@ class RowEncoder:
         """
         require(format in FORMAT_WORDS, "data.format", format, ", ".join(FORMAT_WORDS))
         require(row_format is None or format == "auto", "data.format", format, "auto beside a row_format")
-        require(trained_turns in ("all", "last"), "data.trained_turns", trained_turns, "all, last")
-        require(multi_turn in ("per_turn", "whole"), "data.multi_turn", multi_turn, "per_turn, whole")
+        require_one_of("data.trained_turns", trained_turns, TrainedTurns)
+        require_one_of("data.multi_turn", multi_turn, MultiTurn)
         require(max_length is None or max_length >= 2, "data.max_length", max_length, "at least 2, or None")
         require(renderer is None or not template, "renderer", renderer, f"None beside {', '.join(template)}")
         form = row_format or format

@@ -30,6 +30,10 @@ SpecialTokens = Literal["text", "tokens"]
 """data.special_tokens."""
 Thoughts = Literal["train", "drop"]
 """data.thoughts."""
+MultiTurn = Literal["per_turn", "whole"]
+"""data.multi_turn."""
+TrainedTurns = Literal["all", "last"]
+"""data.trained_turns."""
 
 CALL_ROLE = "function_call"
 """The role of turns of the assistant whose content is a call, or a list of calls."""

@@ -28,8 +28,7 @@ from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.pipeline.stages import BASE, STAGES
-from sftmix.pipeline.stages.split import LastSplit
+from sftmix.pipeline.stages import BASE, LAST_SPLIT, STAGES
 from sftmix.pipeline.start import entered
 from sftmix.pipeline.validity import differences, is_finished
 from sftmix.ranks.world import start_world
@@ -82,9 +81,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
                 config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
                 until = "reference" if window.stage == "reference" else "train"
-                again = [
-                    stage for stage in entered(config, until, stages) if stage != BASE and type(stage) is not LastSplit
-                ]
+                again = entered(config, until, [stage for stage in stages if stage not in (LAST_SPLIT, BASE)])
                 findings += check_inputs(window, Known(config, world, rows, window.run), again)
                 replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
                 if all(finding.same for finding in findings):

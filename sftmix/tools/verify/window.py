@@ -49,7 +49,7 @@ class Window:
 
     @property
     def machines(self) -> list[Machine]:
-        """Those that made the steps, as the run recorded them; none if one is unknown."""
+        """The machines that made the steps, as the run recorded them; none if one is unknown."""
         newest = self.checkpoint(max(self.checkpoints, default=0)) / "state.json"
         file = self.run / self.stage / "figures.json" if self.finished else newest
         # Steps after the last checkpoint of an unfinished run are taken as made by the machine that wrote it.

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from sftmix.components.base import Callback, CallbackResult, Optimizer
+from sftmix.components.base import Callback, CallbackResult
 from sftmix.disk.files import read_steps
 from sftmix.disk.tables import read_columns, read_split, write_split, write_table
 from tests.tools.verify.runs import Copy, certified, differing, made, one_bit_of_a_weight
@@ -85,28 +84,9 @@ def test_a_run_of_adapters_is_certified_and_a_changed_adapter_found(tmp_path, sf
     assert (found.code, found.to, differing(found)) == (4, 6, {"weights"})
 
 
-class Rounded(Optimizer):
-    """Momentum in bfloat16."""
-
-    def build(self, parameters, *, training):
-        return _Rounded(list(parameters.values()), {"lr": training.learning_rate})
-
-
-class _Rounded(torch.optim.Optimizer):
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                state = self.state[parameter]
-                state["mean"] = (
-                    0.9 * state.get("mean", torch.zeros_like(parameter).bfloat16()) + parameter.grad.bfloat16()
-                )
-                parameter.add_(state["mean"], alpha=-group["lr"])
-
-
 @pytest.mark.slow
 def test_a_run_whose_optimizer_keeps_bfloat16_is_certified(tmp_path, sftmix):
-    run = made(tmp_path, "--objective", "NTP", "--optimizer", f"{__name__}.Rounded").run
+    run = made(tmp_path, "--objective", "NTP", "--optimizer", "tests.components.test_optimizers.Rounded").run
     found = certified(sftmix, str(run), "--from", "2", "--trust")
     assert (found.code, found.same, found.exact) == (0, True, True)
 
