@@ -35,7 +35,7 @@ def stage(path: Path, nll: Nats, held: list[str] = HELD, train: list[str] = TRAI
     write_json(path / "MANIFEST.json", {})
 
 
-def run(table: Path, arm: str, seed: int, nll: Nats, **sides: list[str]) -> tuple[Path, str, int]:
+def finish(table: Path, arm: str, seed: int, nll: Nats, **sides: list[str]) -> tuple[Path, str, int]:
     place = table / arm / f"seed-{seed}"
     stage(place / "base", BASE, **sides)
     stage(place / "train", nll, **sides)
@@ -55,7 +55,7 @@ def again(losses: TableLosses | None, file: Path) -> TableLosses | None:
 def kept(tmp_path) -> TableLosses:
     """Those of NTP at seed 1: 2 nats per token, 1 more at the training rows."""
     nll = {i: n * (2.0 + (i in TRAIN)) for i, n in TOKENS.items()}
-    return again(with_losses(None, [run(tmp_path, "NTP", 1, nll)]), tmp_path / "kept.parquet")
+    return again(with_losses(None, [finish(tmp_path, "NTP", 1, nll)]), tmp_path / "kept.parquet")
 
 
 def test_losses_are_read_back_in_the_order_of_the_ids(kept, tmp_path):
@@ -64,7 +64,7 @@ def test_losses_are_read_back_in_the_order_of_the_ids(kept, tmp_path):
     assert kept.n_tokens.tolist() == [TOKENS[i] for i in kept.ids]
     np.testing.assert_allclose(kept.base_nll_sum, [BASE[i] for i in kept.ids], rtol=1e-7)
     assert (kept.nll_sum["NTP", 1] == kept.n_tokens * np.where(kept.rows == SAMPLE, 3.0, 2.0)).all()
-    other = run(tmp_path, "DFT", 2, BASE)  # a later sitting adds what is new
+    other = finish(tmp_path, "DFT", 2, BASE)  # a later sitting adds what is new
     more = with_losses(kept, [other, (tmp_path / "NTP" / "seed-3", "NTP", 3)])
     found = again(more, tmp_path / "kept.parquet")
     assert (found.nll_sum["DFT", 2] == found.base_nll_sum).all()
@@ -74,11 +74,11 @@ def test_losses_are_read_back_in_the_order_of_the_ids(kept, tmp_path):
 
 
 def test_a_run_with_other_sampled_rows_keeps_its_held_out_ones_and_other_held_out_rows_are_refused(kept, tmp_path):
-    others = run(tmp_path, "NTP", 2, TOKENS, train=[*TRAIN[:-1], "h00"])
+    others = finish(tmp_path, "NTP", 2, TOKENS, train=[*TRAIN[:-1], "h00"])
     found = again(with_losses(kept, [others]), tmp_path / "kept.parquet").nll_sum["NTP", 2]
     assert found[:40].tolist() == [TOKENS[i] for i in HELD]
     assert np.isnan(found[40:]).all()
-    wrong = run(tmp_path, "NTP", 3, TOKENS, held=HELD[:-1])
+    wrong = finish(tmp_path, "NTP", 3, TOKENS, held=HELD[:-1])
     with pytest.raises(ConfigError, match=r"seed-3.train.eval\.parquet has other held-out rows"):
         with_losses(kept, [wrong])
 
@@ -116,7 +116,7 @@ def test_a_run_that_diverged_is_kept_as_such_and_runs_of_other_tables_are_not(tm
     variants = {arm: {"options": {}, "runs": []} for arm in ("NTP", "SFTMix")}
     write_json(made / "table.json", {"variants": variants, "options": {"seeds": [1, 2]}, **about})
     for arm, seed in (("NTP", 1), ("NTP", 3), ("other", 1)):
-        place, *_ = run(made, arm, seed, BASE)
+        place, *_ = finish(made, arm, seed, BASE)
         write_json(place / "summary.json", {"eval_nll_after": 2.0, "data": {"rows": 8}})
     write_json(made / "SFTMix" / "seed-1" / "diverged.json", {"message": "not finite"})
     write_json(made / "SFTMix" / "seed-2" / "STATUS.json", {"exit_code": 6, "stage": "reference"})
@@ -136,7 +136,7 @@ def test_a_run_that_diverged_is_kept_as_such_and_runs_of_other_tables_are_not(tm
 
 
 def test_answers_of_a_run_that_is_not_kept_yet_are_not_asked_for(tmp_path, monkeypatch):
-    run(tmp_path, "NTP", 1, BASE)
+    finish(tmp_path, "NTP", 1, BASE)
     words = ["--table", str(tmp_path), "--data", "none", "--name", "table", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["answers.py", *words])
     with pytest.raises(SystemExit, match=r"table\.parquet has no run \('NTP', 1\): .*collect\.py must"):
