@@ -160,3 +160,19 @@ def test_an_idea_trains_two_steps(file, tiny, reference, tmp_path):
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2]
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("table", ["recipe:ideas-smollm2", "stored.yaml"])
+def test_a_table_of_ideas_is_listed_in_their_directory(table, tmp_path):
+    done = in_this_process("compare", "--config", table, "--out", str(tmp_path), "--list", cwd=IDEAS)
+    assert done.returncode == 0, done.stderr
+    assert "NTP: objective: NTP()" in done.stdout
+
+
+def test_each_idea_is_in_a_table():
+    recipe = (ROOT / "sftmix" / "recipes" / "ideas-smollm2.yaml").read_text(encoding="utf-8")
+    named = recipe + (IDEAS / "stored.yaml").read_text(encoding="utf-8")
+    assert [file.name for file in FILES if f": {class_of(file)}\n" not in named] == []

@@ -21,15 +21,15 @@ class Dropped(Plan):
 
 
 class RDrop(NTP):
-    """The mean NLL of two passes, and alpha times the mean of the KL divergences between them; left out: dropout of
+    """The mean NLL of two passes, and `weight` times the mean of the KL divergences between them; left out: dropout of
     units. The second pass drops input tokens instead, so that models without dropout have two passes as well."""
 
-    def __init__(self, *, alpha: float = 1.0, share: float = 0.1):
+    def __init__(self, *, weight: float = 1.0, share: float = 0.1):
         """
-        alpha: weight of the divergence.
+        weight: of the divergence.
         share: of the input tokens that are dropped.
         """
-        self.alpha, self.share = alpha, share
+        self.weight, self.share = weight, share
 
     def plan(self, batch: Batch, *, step: int, seed: int, **at: Any) -> Plan:
         plan, examples = super().plan(batch), zip(batch.ids, batch.examples, strict=True)
@@ -47,4 +47,4 @@ class RDrop(NTP):
     def both(self, one: Tensor, two: Tensor, label: Tensor) -> Tensor:
         one, two = one.log_softmax(-1), two.log_softmax(-1)
         divergence = ((one.exp() - two.exp()) * (one - two)).sum(-1) / 2
-        return self.alpha * divergence - (one + two).gather(1, label[:, None])[:, 0] / 2
+        return self.weight * divergence - (one + two).gather(1, label[:, None])[:, 0] / 2
