@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.components import RandomPairs
 from sftmix.disk.tables import read_dynamics
 from sftmix.ranks.rng import generator, stable_hash
+from sftmix.text.templates import ALPACA
 from sftmix.types import Split
 from tests.tiny import ROOT, groups, in_this_process, make_tiny, metrics, weights
 
@@ -103,6 +104,21 @@ def test_the_losses_and_weights_are_those_of_the_framework(page, tiny, run, rows
     exported, trained = weights(run), model.state_dict()
     assert max(float((trained[name] - of).abs().max()) for name, of in exported.items()) < EQUAL
     assert min(mixup for _, mixup in found) > 0
+
+
+def test_a_model_without_a_template_gets_the_prompt_of_the_framework(page, tiny):
+    """The framework's has two line ends more behind the end of turn, which are not trained."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    turns = [{"role": "user", "content": "Count the words.\nWords: blue fox"}]
+    answered = [*turns, {"role": "assistant", "content": "Two."}]
+    ours, theirs = (
+        [
+            tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False),
+            tokenizer.apply_chat_template(answered, chat_template=template, tokenize=False).rstrip(),
+        ]
+        for template in (page.TEMPLATE, ALPACA)
+    )
+    assert ours == theirs
 
 
 def test_the_file_is_one_page():

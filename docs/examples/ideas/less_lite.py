@@ -37,7 +37,8 @@ class LESSLite(Selector):
 def gradient(model: str, question: str, answer: str) -> Float32:
     """Return f32[D]: the gradient of the answer's NLL by the inputs of the head, summed over tokens, of length 1."""
     tokenizer, network = loaded(model)
-    asked, answered = (tokenizer(text).input_ids for text in (question + "\n", answer))
+    asked = tokenizer(question + "\n").input_ids
+    answered = tokenizer(answer, add_special_tokens=False).input_ids
     labels = torch.tensor([[-100] * len(asked) + answered])
     out = network(input_ids=torch.tensor([asked + answered]), labels=labels, output_hidden_states=True)
     (found,) = torch.autograd.grad(out.loss, out.hidden_states[-1])
