@@ -111,7 +111,7 @@ class ChatTemplate(Renderer):
     @property
     def template(self) -> str:
         """The template in use, with the defaults that the exported one has."""
-        return self.layout.source
+        return self.layout.template.source
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ class ChatTemplate(Renderer):
         """
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
-        if layout.call[1] and turn.get("tool_calls"):
+        if layout.text_arguments and turn.get("tool_calls"):
             turn = with_text_arguments(turn)  # DeepSeek-V3: '```json' + '\n' + tool['function']['arguments']
         if message.role == "assistant":
             thought, answer = self.divided(message)
@@ -152,7 +152,7 @@ class ChatTemplate(Renderer):
         tools  functions that the assistant may call, in which special tokens are text
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
-        text = self.layout.rendered(*chat, prompt=prompt, tools=tools)
+        text = self.layout.template.rendered(*chat, prompt=prompt, tools=tools)
         if MARK_IN_ESCAPES in text:
             raise TemplateRefusal("it writes a row in escapes (or a row says \\ufdd0): special tokens may be hidden")
         return text

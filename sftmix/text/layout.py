@@ -1,8 +1,16 @@
-"""What a chat template writes around a response, found by rendering small conversations, without generation tags.
+"""What a chat template writes around a response, read from what it writes of small conversations.
 
 What the template writes behind its own generation prompt is the response, and what it does not write there is put
-together (`sftmix.text.chat_template`). Found here is what that takes: a variable that brings the prompt in line with
-the responses, the key of a thought, and the end of a turn.
+together (`sftmix.text.chat_template`). No template is known by its name. These are compared:
+
+| of the layout          | is read from                                                                             |
+|------------------------|------------------------------------------------------------------------------------------|
+| the template in use    | prompt and answer, prompt and thought: with the template's own variables, the first that fit |
+| `key`                  | a thought in each of the fields that hold thoughts, and in the content                    |
+| `opening`              | the prompt beside the rendering of a thought                                              |
+| `thought_tag`, `closing` | the rendering of a thought; the prompts behind a question and behind a call's result     |
+| `answer_lead`, `ending` | the rendering of an answer, as the last turn and with a question behind it               |
+| `call_end`             | the rendering of a call, its arguments as an object and as text                           |
 """
 
 from __future__ import annotations
@@ -11,11 +19,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from dataclasses import dataclass, replace
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.text.templates import Chat, defaults, on_the_same_day, token_roles
+from sftmix.text.templates import Chat, Template, defaults
 from sftmix.text.thoughts import (
     INLINE,
     OPENING,
@@ -26,7 +34,7 @@ from sftmix.text.thoughts import (
     opened_by,
     without_thought_tags,
 )
-from sftmix.text.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS, as_parts
+from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.shown import quoted
 
@@ -80,7 +88,9 @@ def placed(chat: Chat) -> list[Mapping[str, Any]]:
     return [*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + PLACE}]
 
 
-def written_behind(prompt: str, rendered: str, question: str, closing: str, *, thinks: bool) -> str | None:
+def written_behind(
+    prompt: str, rendered: str, question: str, closing: str, *, thinks: bool, opening: str = ""
+) -> str | None:
     """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
 
     A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
@@ -88,15 +98,16 @@ def written_behind(prompt: str, rendered: str, question: str, closing: str, *, t
     question  the content of the last turn in the prompt
     closing   what closes a thought that the prompt opens and the response lacks
     thinks    the response has a thought
+    opening   of a layout
     """
-    opened = opened_by(prompt)
+    opened = opened_by(prompt, opening)
     if not opened and (rest := text_after(prompt, rendered, question)) is not None:
         return rest
-    before = without_thought_tags(prompt)
+    before = without_thought_tags(prompt, opening)
     tags = prompt.removeprefix(before)
     rest = text_after(before, rendered, question)
     if rest is None:
-        return None  # Apriel 1.6: 'Here are my reasoning steps:\n' is in the prompt alone
+        return None
     if rest.startswith(tags):
         rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
     elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
@@ -109,64 +120,27 @@ def written_behind(prompt: str, rendered: str, question: str, closing: str, *, t
     return closing + rest if opened and not closing_at_head(rest) else rest
 
 
-# ------------------------------------------------------------------------------------------------ the layout
+# ------------------------------------------------------------------------------------------------- the trial
 
 
-class TemplateLayout:
-    """What a template writes around a response.
+class Trial(NamedTuple):
+    """What a template writes of a question and its answer.
 
-    source    the template, with the defaults that the exported one has
-    listed    it takes contents as lists of parts
-    key       the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
-    asked, prompt, plain, thinking  a question as it renders it, with its prompt, with an answer, with a thought or ""
-    notices   sentences that the user should read
-    Raises TemplateRefusal for a template that cannot render a question and an answer.
+    answer    the turn with ANSWER; a thought is in it if the template takes none without
+    asked     the question
+    prompt    the question, and the generation prompt
+    plain     the question, and `answer`
+    key       the key of a turn by which the template takes a thought; "": within the content; None: it leaves them out
+    thinking  the question, and the answer with THOUGHT; "" if it leaves thoughts out
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-        self.tokenizer, self.source = tokenizer, source
-        self.notices = list[str]()
-        self.listed = False
-        self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
-        self.asked = self.rendered(*PROBE[:1])
-        self.prompt = self.rendered(*PROBE[:1], prompt=True)
-        self.plain = self.rendered(*PROBE)
-        self.key: str | None = None
-        self.thinking = ""
-        said: list[dict[str, Any]] = [
-            PROBE[1],
-            {**CALL, "content": ANSWER},
-        ]  # Gemma 4 writes thoughts beside calls alone
-        ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
-        for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
-            text = self.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
-            if ANSWER in text.partition(THOUGHT)[2]:
-                self.key, self.thinking = key, text
-                break
-
-    def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
-
-        prompt  with the generation prompt
-        tools   the functions that the assistant may call
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        chat = [{**turn, "content": as_parts(turn["content"])} for turn in turns] if self.listed else turns
-        # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
-        given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
-        template = on_the_same_day(self.source)
-        try:
-            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
-        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
-            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-        return str(texts[0])
-
-    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
-        """Render turns; "" if the template refuses them."""
-        with suppress(TemplateRefusal):
-            return self.rendered(*turns, **more)
-        return ""
+    template: Template
+    answer: Mapping[str, Any]
+    asked: str
+    prompt: str
+    plain: str
+    key: str | None
+    thinking: str
 
     def fits(self, thinks: bool) -> bool:
         """True if the rendering goes on behind the prompt: an answer, with white space alone between, or a thought that
@@ -180,103 +154,148 @@ class TemplateLayout:
         # Qwen3, as published: '<think>\n\n</think>\n\n' is between; DeepSeek-V3.1: nothing.
         return not opened and not text_before(behind or "", ANSWER).strip()
 
-    def marks(self, text: str) -> list[str]:
-        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
-        added = self.tokenizer.added_tokens_decoder
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # Gemma has "\n\n" and other runs of newlines among them.
-        return [added[number].content for number in ids if number in added and added[number].content.strip()]
 
-    # ----------------------------------------------------------------------------------------------- thoughts
+def tried_out(tokenizer: PreTrainedTokenizerBase, source: str) -> Trial:
+    """Render a question and its answer. Raises TemplateRefusal for a template that cannot."""
+    answer = PROBE[1]
+    template = Template(tokenizer, source)
+    if ANSWER not in template.tried(*PROBE):
+        template = template._replace(listed=True)  # SmolVLM
+    plain = template.rendered(PROBE[0], answer)
+    key, thinking = _key_of(template)
+    return Trial(
+        template=template,
+        answer=answer,
+        asked=template.rendered(PROBE[0]),
+        prompt=template.rendered(PROBE[0], prompt=True),
+        plain=plain,
+        key=key,
+        thinking=thinking,
+    )
 
-    @cached_property
-    def _thinking_behind(self) -> str:
-        return written_behind(self.prompt, self.thinking, QUESTION, "", thinks=True) or ""
 
-    @cached_property
-    def thought_tag(self) -> str:
-        """What opens a thought that we write, with the white space behind it."""
-        begun = text_before(self._thinking_behind, THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-        return opened_by(self.prompt) or opened_by(begun) or OPENING
+def _key_of(template: Template) -> tuple[str | None, str]:
+    """Return the key by which a template takes a thought, and what it writes of one; None, "" if it leaves them out."""
+    said = [PROBE[1], {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
+    ways: list[tuple[str, dict[str, Any]]] = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
+    for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
+        text = template.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
+        if ANSWER in text.partition(THOUGHT)[2]:
+            return key, text
+    return None, ""
 
-    @cached_property
-    def closing(self) -> str:
-        """What closes a thought, with the white space around."""
-        behind = closing_at_head(self._thinking_behind.partition(THOUGHT)[2])
-        return behind or closing_of(self.thought_tag)
 
-    # ---------------------------------------------------------------------------------------- around an answer
+# ------------------------------------------------------------------------------------------------ the layout
 
-    @cached_property
-    def answer_lead(self) -> str:
-        """What is between the prompt and an answer without a thought."""
-        # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
-        return text_before(written_behind(self.prompt, self.plain, QUESTION, self.closing, thinks=False) or "", ANSWER)
 
-    @cached_property
-    def _tail(self) -> str:
-        return self.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
+@dataclass(frozen=True)
+class Layout:
+    """What a template writes around a response.
 
-    @cached_property
-    def end(self) -> str:
-        """The token that ends a turn: the first behind an answer that is not inside one; eos if there is none.
+    template        the template in use, which renders; its source has the defaults of the exported one
+    key             the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
+    prompt          a question with the generation prompt
+    opening         words that are no known tag, with which its prompts open a thought; "" for none
+    thought_tag     what opens a thought that we write, with the white space behind it
+    closing         what closes a thought, with the white space around
+    answer_lead     what is between the prompt and an answer without a thought
+    end             the token that ends a turn
+    ending          the text from an answer through the token that ends its turn
+    call_end        the token behind a call, or else `end`
+    text_arguments  a call's arguments are given as JSON text
+    around          the added tokens that it writes around turns; some tokenizers do not mark them as special
+    notices         sentences that the user should read
+    """
 
-        eos is taken before any other, if the template writes it behind every answer (Command R7B). Raises ConfigError
-        if there is no eos either.
-        """
-        inside = self.marks(  # Solar Open: '<|end|>' is also behind the thought
-            self.answer_lead + text_before(self._thinking_behind, ANSWER) + text_before(self.call[0], ARGUMENT)
+    template: Template
+    key: str | None
+    prompt: str
+    opening: str
+    thought_tag: str
+    closing: str
+    answer_lead: str
+    end: str
+    ending: str
+    call_end: str
+    text_arguments: bool
+    around: frozenset[str]
+    notices: tuple[str, ...] = ()
+
+
+def found(trial: Trial) -> Layout:
+    """Read a layout from a trial. Raises ConfigError if there is neither an end of a turn nor an eos token."""
+    template, prompt, key = trial.template, trial.prompt, trial.key
+    opening = ""
+    thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True) or ""
+    begun = text_before(thinking, THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
+    tag = opened_by(prompt) or opened_by(begun) or OPENING
+    closing = closing_at_head(thinking.partition(THOUGHT)[2]) or closing_of(tag)
+    # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
+    behind = written_behind(prompt, trial.plain, QUESTION, closing, thinks=False) or ""
+    lead = text_before(behind, ANSWER)
+    tail = trial.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
+    call, text_arguments = _call_of(template)
+    # Solar Open: '<|end|>' is also behind the thought
+    inside = template.marks(lead + text_before(thinking, ANSWER) + text_before(call, ARGUMENT))
+    end, notices = _end_of(trial, tail, inside)
+    before, mark, _ = tail.partition(end)  # Nemotron Nano v2: '\n<SPECIAL_12>\n' -> '\n', '<SPECIAL_12>'
+    return Layout(
+        template=template,
+        key=key,
+        prompt=prompt,
+        opening=opening,
+        thought_tag=tag,
+        closing=closing,
+        answer_lead=lead,
+        end=end,
+        ending=before + mark if mark else end,
+        call_end=_call_end(template, call, end),
+        text_arguments=text_arguments,
+        around=frozenset(template.marks(prompt + lead + tail + template.tried(*SYSTEM, PROBE[0]))),
+        notices=notices,
+    )
+
+
+def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the token that ends a turn, and notices: the first token behind an answer that is not inside a turn.
+
+    eos is taken before any other, if the template writes it behind every answer (Command R7B), or if there is none.
+    """
+    template, eos = trial.template, trial.template.tokenizer.eos_token
+    ends = [mark for mark in template.marks(tail) if mark not in inside]
+    between = template.tried(PROBE[0], trial.answer, AND_NOW).rpartition(ANSWER)[2] or tail
+    # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
+    if eos in ends and eos in template.marks(common_start(tail, between)):
+        return str(eos), ()
+    if ends:
+        return ends[0], ()  # Llama 3 with eos '<|end_of_text|>', of the base model: '<|eot_id|>'
+    if eos is None:
+        raise ConfigError(
+            "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
+            "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
         )
-        ends = [mark for mark in self.marks(self._tail) if mark not in inside]
-        eos = self.tokenizer.eos_token
-        between = self.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2] or self._tail
-        # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
-        if eos in ends and eos in self.marks(common_start(self._tail, between)):
-            return str(eos)
-        if ends:
-            return ends[0]  # Llama 3 with eos '<|end_of_text|>', of the base model: '<|eot_id|>'
-        if eos is None:
-            raise ConfigError(
-                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
-                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
-            )
-        # GLM-4.6: the next '<|user|>' ends an answer.
-        self.notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
-        return str(eos)
+    # GLM-4.6: the next '<|user|>' ends an answer.
+    return str(eos), (f"The template writes no end-of-turn token: {eos!r} is put after responses.",)
 
-    @cached_property
-    def ending(self) -> str:
-        """The text from an answer through the token that ends its turn."""
-        before, mark, _ = self._tail.partition(self.end)  # Nemotron Nano v2: '\n<SPECIAL_12>\n' -> '\n', '<SPECIAL_12>'
-        return before + mark if mark else self.end
 
-    @cached_property
-    def around(self) -> frozenset[str]:
-        """The added tokens that it writes around turns; some tokenizers do not mark them as special."""
-        return frozenset(self.marks(self.prompt + self.answer_lead + self._tail + self.tried(*SYSTEM, *PROBE[:1])))
+def _call_of(template: Template) -> tuple[str, bool]:
+    """Return what is written from a call on, "" if it is not, or not as JSON; True if it takes arguments as JSON text."""
+    asked = template.tried(PROBE[0], tools=TOOLS, prompt=True)
+    for as_text, call in enumerate([CALL, with_text_arguments(CALL)]):
+        rendered = template.tried(PROBE[0], call, tools=TOOLS)
+        written = rendered[len(common_start(asked, rendered)) :]
+        if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
+            return written, bool(as_text)
+    return "", False
 
-    # ---------------------------------------------------------------------------------------------- calls
 
-    @cached_property
-    def call(self) -> tuple[str, bool]:
-        """What is written from a call on, "" if it is not, or not as JSON; True if it takes arguments as JSON text."""
-        asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
-        for as_text, call in enumerate([CALL, with_text_arguments(CALL)]):
-            rendered = self.tried(*PROBE[:1], call, tools=TOOLS)
-            written = rendered[len(common_start(asked, rendered)) :]
-            if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
-                return written, bool(as_text)
-        return "", False
-
-    @cached_property
-    def call_end(self) -> str:
-        """The token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
-        call = self.call[0]
-        # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        within = self.marks(text_before(call, ARGUMENT))
-        ends = [mark for mark in self.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
-        return self.end if self.end in ends or not ends else ends[-1]
+def _call_end(template: Template, call: str, end: str) -> str:
+    """Return the token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
+    # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
+    special = [token.content for token in template.tokenizer.added_tokens_decoder.values() if token.special]
+    within = template.marks(text_before(call, ARGUMENT))
+    ends = [mark for mark in template.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
+    return end if end in ends or not ends else ends[-1]
 
 
 def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +307,7 @@ def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {**turn, "tool_calls": calls}
 
 
-def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> TemplateLayout:
+def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> Layout:
     """Find what a template writes around a response.
 
     The exported template has the generation prompt of the rows, which think or do not. It is the first of these that
@@ -299,31 +318,34 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
-    layout = TemplateLayout(tokenizer, source)
-    if ANSWER not in layout.plain or "{'type'" in layout.plain:  # it prints the list itself
+    trial, switch = tried_out(tokenizer, source), ""
+    if ANSWER not in trial.plain or "{'type'" in trial.plain:  # it prints the list itself
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
-    if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
+    if (bos := tokenizer.bos_token) and trial.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)  # TRL's Qwen3 marks the empty block as trained, so it stays
-    if thinks is not None and not tagged and not layout.fits(thinks):
-        layout = next((one for one in _switched(layout, thinks) if one.fits(thinks)), layout)
-    if thinks and closed_by(layout.prompt):  # Command R7B: '<|START_THINKING|><|END_THINKING|>'
+    if thinks is not None and not tagged and not trial.fits(thinks):
+        fitting = (way for way in _switched(trial, thinks) if way[0].fits(thinks))
+        trial, switch = next(fitting, (trial, ""))
+    if thinks and closed_by(trial.prompt):  # Command R7B: '<|START_THINKING|><|END_THINKING|>'
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
         )
-    if layout.prompt == layout.asked and layout.answer_lead.strip():
-        layout.notices.append(
+    layout = found(trial)
+    notices = [switch] if switch else []
+    if trial.prompt == trial.asked and layout.answer_lead.strip():
+        notices.append(
             f"The template has no generation prompt: {quoted(layout.answer_lead)} is trained before each answer, since "
             "the model has to write it. With another template, such as data.template chatml, the prompt has it."
         )
-    return layout
+    return replace(layout, notices=(*notices, *layout.notices))
 
 
-def _switched(layout: TemplateLayout, thinks: bool) -> Iterator[TemplateLayout]:
-    """Yield the template with each of the variables that may switch thinking."""
-    for name in dict.fromkeys(_SWITCHES.findall(layout.source)):
+def _switched(trial: Trial, thinks: bool) -> Iterator[tuple[Trial, str]]:
+    """Yield the trial of the template with each of the variables that may switch thinking, and the notice of it."""
+    tokenizer, source, _ = trial.template
+    for name in dict.fromkeys(_SWITCHES.findall(source)):
         with suppress(TemplateRefusal):
-            switched = TemplateLayout(layout.tokenizer, defaults({name: thinks}) + layout.source)
-            switched.notices.append(f"The template is used and exported with {name} {json.dumps(thinks)}.")
-            yield switched
+            notice = f"The template is used and exported with {name} {json.dumps(thinks)}."
+            yield tried_out(tokenizer, defaults({name: thinks}) + source), notice

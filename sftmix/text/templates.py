@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
+from sftmix.text.trial import as_parts
 from sftmix.types import Int64
-from sftmix.words.errors import ConfigError
+from sftmix.words.errors import ConfigError, TemplateRefusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +42,50 @@ _SAME_DAY = """\
 ('%a', 'Fri'), ('%w', '5'), ('%j', '208'), ('%H', '12'), ('%I', '12'), ('%p', 'PM'), ('%M', '00'), ('%S', '00')] %}\
 {% set ns.day = ns.day | replace(code, value) %}{% endfor %}{{ ns.day }}{% endmacro %}"""
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
+
+
+class Template(NamedTuple):
+    """A template as conversations are rendered with it.
+
+    tokenizer  whose special tokens the template writes by their roles
+    source     the Jinja text
+    listed     it takes contents as lists of parts
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    listed: bool = False
+
+    def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
+
+        prompt  with the generation prompt
+        tools   the functions that the assistant may call
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        chat = [{**turn, "content": as_parts(turn["content"])} for turn in turns] if self.listed else turns
+        # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
+        given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
+        template = on_the_same_day(self.source)
+        try:
+            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
+        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return str(texts[0])
+
+    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
+        """Render turns; "" if the template refuses them."""
+        with suppress(TemplateRefusal):
+            return self.rendered(*turns, **more)
+        return ""
+
+    def marks(self, text: str) -> list[str]:
+        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
+        added = self.tokenizer.added_tokens_decoder
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Gemma has "\n\n" and other runs of newlines among them.
+        return [added[number].content for number in ids if number in added and added[number].content.strip()]
 
 
 def template_source(template: str) -> str:

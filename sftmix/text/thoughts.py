@@ -68,10 +68,13 @@ def answers(turn: Message) -> bool:
     return bool(visible(divided(turn.content)[1]) or turn.more.get("tool_calls"))
 
 
-def opened_by(text: str) -> str:
-    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does."""
+def opened_by(text: str, opening: str = "") -> str:
+    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does.
+
+    opening  words of a template that open one as well
+    """
     found = _OPEN_AT_END.search(text)
-    return found[0] if found else ""
+    return found[0] if found else opening if text.endswith(opening) else ""
 
 
 def closed_by(text: str) -> bool:
@@ -79,9 +82,9 @@ def closed_by(text: str) -> bool:
     return _CLOSED_AT_END.search(text) is not None
 
 
-def without_thought_tags(text: str) -> str:
-    """Return a text without the tags at its end that open, or close, a thought."""
-    return _CLOSED_AT_END.sub("", text) if closed_by(text) else text.removesuffix(opened_by(text))
+def without_thought_tags(text: str, opening: str = "") -> str:
+    """Return a text without the tags, or the `opening`, at its end that open, or close, a thought."""
+    return _CLOSED_AT_END.sub("", text) if closed_by(text) else text.removesuffix(opened_by(text, opening))
 
 
 def closing_at_head(text: str) -> str:
