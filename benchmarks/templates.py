@@ -121,7 +121,7 @@ def faults(renderer: ChatTemplate, example: Example, place: int, turn: RenderedT
     yield from _tags(prompt, text, thought)
     for other in before:
         lost = [*(["find_river"] if other.more.get("tool_calls") else []), *([other.content] * (other.role != "assistant"))]
-        if any(part not in prompt for part in lost):
+        if "turn_lost" not in turn.reasons and any(part not in prompt for part in lost):
             yield f"the prompt lacks {lost}"
     head = prompt.partition(ASKED["content"])[0].strip()[-40:]
     if re.search(r"\w", re.sub(SPECIAL, "", head)) and head in text:
@@ -135,6 +135,8 @@ def _tags(prompt: str, text: str, thought: str) -> Iterator[str]:
     opened = [found[0] for found in OPENED.finditer((opening[0] if opening else "") + (text if not thought else front))]
     behind = text.partition(thought)[2] if thought else text
     closed = [found[0] for found in CLOSED.finditer(behind)]
+    if not thought and not opened and text.startswith(closed[0] if closed else "</"):
+        return  # MiniMax-M3 begins an answer without a thought with '</mm:think>'
     if len(opened) != len(closed) or len(opened) > 1:
         yield f"opened {opened}, closed {closed}"
     elif opened and CLOSED.fullmatch(closed[0]) and _kind(opened[0]) != _kind(closed[0]):
@@ -151,7 +153,7 @@ def _kind(tag: str) -> str:
 
 
 def outcome(source: str, row: dict[str, Any], *, base: bool) -> tuple[str, str]:
-    """Return right, wrong, refused or lost for a template and a row, and why."""
+    """Return right, wrong, refused, or reported (the template leaves out a turn, as transformers does), and why."""
     tokenizer = tokenizer_of(source, base=base)
     example = Converter(Columns(None), "messages", None, None, False).example(row)
     renderer = ChatTemplate()
@@ -169,8 +171,8 @@ def outcome(source: str, row: dict[str, Any], *, base: bool) -> tuple[str, str]:
         return "refused", f"row: {error}"
     if problems:
         return "wrong", "; ".join(dict.fromkeys(problems))
-    lost = sorted({*reasons} & {*LOST, "turn_lost"})
-    return ("refused", ", ".join(lost)) if lost else ("right", ", ".join(sorted(reasons)))
+    words = "refused" if {*reasons} & {*LOST} else "reported" if reasons["turn_lost"] else "right"
+    return words, ", ".join(sorted(reasons))
 
 
 def main() -> None:
@@ -186,10 +188,10 @@ def main() -> None:
             f"{kind}{', base' * base}": outcome(source, row, base=base) for kind, row in KINDS.items() for base in (False, True)
         }
         words = {word for word, _ in found[path.stem].values()}
-        whole["wrong" if "wrong" in words else "refused" if "refused" in words else "right"] += 1
+        whole[next(word for word in ("wrong", "refused", "reported", "right") if word in words)] += 1
     counts = Counter((kind, word) for kinds in found.values() for kind, (word, _) in kinds.items())
     for kind in (f"{kind}{base}" for base in ("", ", base") for kind in KINDS):
-        print(f"{kind:30}", *(f"{word} {counts[kind, word]:4}" for word in ("right", "wrong", "refused")))
+        print(f"{kind:30}", *(f"{word} {counts[kind, word]:4}" for word in ("right", "wrong", "reported", "refused")))
     print(f"{len(found)} templates: {dict(whole)}")
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=1, ensure_ascii=False))

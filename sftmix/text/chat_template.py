@@ -194,35 +194,47 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
+        said = self.divided(message)
+        thought, answer = map(self.spellings.as_text, said)
         last = self.turn(message, last=True)
+        prompt, behind, reasons = self._behind(example, before, last, thinks=bool(thought))
+        begun = self._begun(prompt, thought)
+        if not last.get("tool_calls"):
+            text, more = self._written(behind, thought, answer) or (begun + answer + self.layout.ending, ["composed"])
+        else:
+            if thought and place_behind(behind or "", thought, last["tool_calls"][0]["function"]["name"]) < 0:
+                # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
+                bare = self.turn(replace(message, thought="", content=said[1]))
+                rest = self._behind(example, before, bare, thinks=False)[1] or ""
+                behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing)
+            text, more = self._called(behind or "", last, answer)
+        if MARK in prompt + text:
+            more.append("spelt_special")
+        reasons += self._left_out(example, before, prompt)
+        return TurnText(prompt, text, self._weights(message, text, answer), reasons + more)
+
+    def _behind(
+        self, example: Example, before: Chat, last: Mapping[str, Any], *, thinks: bool
+    ) -> tuple[str, str | None, list[str]]:
+        """Return the prompt, and what the template writes behind it, or None, with reasons to count.
+
+        last    the response
+        thinks  it has a thought
+        """
+        layout = self.layout
         prompt, rendered = texts = self._texts(example, before, last)
-        thought, answer = map(self.spellings.as_text, self.divided(message))
-        reasons = self._left_out(example, before, prompt)
-        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
-        if not rendered.startswith(without_thought_tags(prompt)):
-            reasons.append("composed")
         question = before[-1]["content"].strip()
         if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
             question, texts = PLACE, self._texts(example, placed(before), last)
-        behind = written_behind(*texts, question, self.layout.closing, thinks=bool(thought))
-        begun = self._begun(prompt, thought)
-        text, more = (
-            self._called(last, behind or "", begun, thought, answer)
-            or self._written(behind, thought, answer)
-            or (begun + answer + self.layout.ending, ["composed"])
-        )
-        if MARK in prompt + text:
-            more.append("spelt_special")
-        return TurnText(prompt, text, self._weights(message, text, answer), reasons + more)
+        behind = written_behind(*texts, question, layout.closing, thinks=thinks, opening=layout.opening)
+        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
+        as_asked = rendered.startswith(without_thought_tags(prompt, layout.opening))
+        return prompt, behind, [] if as_asked else ["composed"]
 
-    def _called(self, last: dict[str, Any], behind: str, begun: str, thought: str, answer: str) -> Response | None:
-        """Return a call as the template writes it, with its thought; None for a response without calls."""
-        if not last.get("tool_calls"):
-            return None
-        layout = self.layout
-        if not holds(behind, thought):  # EXAONE 4 leaves it out there
-            behind = begun + behind.removeprefix(closing_at_head(behind))
-        text = ended(behind, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
+    def _called(self, behind: str, last: Mapping[str, Any], answer: str) -> Response:
+        """Return a call as the template writes it, through the token behind it."""
+        ends = {self.layout.call_end, self.layout.end}
+        text = ended(behind, 0, ends, self.layout.call_end)  # gpt-oss: '<|call|>'
         # Command A leaves out an answer beside a call.
         return text, [] if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
 
@@ -245,9 +257,9 @@ class ChatTemplate(Renderer):
 
         Not every prompt opens a thought if most do: after a function's result some templates write none.
         """
-        layout, opened = self.layout, opened_by(prompt)
+        layout, opened = self.layout, opened_by(prompt, self.layout.opening)
         # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
-        as_most = bool(opened) == bool(opened_by(layout.prompt))
+        as_most = bool(opened) == bool(opened_by(layout.prompt, layout.opening))
         lead = layout.answer_lead if as_most else layout.closing if opened else ""
         if not thought:
             return lead

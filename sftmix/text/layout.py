@@ -126,16 +126,16 @@ def written_behind(
 class Trial(NamedTuple):
     """What a template writes of a question and its answer.
 
-    answer    the turn with ANSWER; a thought is in it if the template takes none without
+    more      fields that the assistant's turns must have: a thought, if the template takes no turn without; else none
     asked     the question
     prompt    the question, and the generation prompt
-    plain     the question, and `answer`
+    plain     the question, and an answer with `more`
     key       the key of a turn by which the template takes a thought; "": within the content; None: it leaves them out
     thinking  the question, and the answer with THOUGHT; "" if it leaves thoughts out
     """
 
     template: Template
-    answer: Mapping[str, Any]
+    more: Mapping[str, str]
     asked: str
     prompt: str
     plain: str
@@ -155,20 +155,23 @@ class Trial(NamedTuple):
         return not opened and not text_before(behind or "", ANSWER).strip()
 
 
-def tried_out(tokenizer: PreTrainedTokenizerBase, source: str) -> Trial:
-    """Render a question and its answer. Raises TemplateRefusal for a template that cannot."""
-    answer = PROBE[1]
-    template = Template(tokenizer, source)
-    if ANSWER not in template.tried(*PROBE):
-        template = template._replace(listed=True)  # SmolVLM
-    plain = template.rendered(PROBE[0], answer)
+def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | None) -> Trial:
+    """Render a question and its answer. Raises TemplateRefusal for a template that cannot.
+
+    thinks  False: a template that takes no answer without a thought is refused
+    """
+    ways = [(Template(tokenizer, source), {}), (Template(tokenizer, source, listed=True), {})]  # the second: SmolVLM
+    if thinks is not False:
+        ways += [(template, dict.fromkeys(THOUGHT_FIELDS, THOUGHT)) for template, _ in ways]
+    fitting = (way for way in ways if ANSWER in way[0].tried(PROBE[0], {**PROBE[1], **way[1]}))
+    template, more = next(fitting, ways[1])
     key, thinking = _key_of(template)
     return Trial(
         template=template,
-        answer=answer,
+        more=more,
         asked=template.rendered(PROBE[0]),
         prompt=template.rendered(PROBE[0], prompt=True),
-        plain=plain,
+        plain=template.rendered(PROBE[0], {**PROBE[1], **more}),
         key=key,
         thinking=thinking,
     )
@@ -224,17 +227,19 @@ class Layout:
 
 def found(trial: Trial) -> Layout:
     """Read a layout from a trial. Raises ConfigError if there is neither an end of a turn nor an eos token."""
-    template, prompt, key = trial.template, trial.prompt, trial.key
-    opening = ""
-    thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True) or ""
-    begun = text_before(thinking, THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-    tag = opened_by(prompt) or opened_by(begun) or OPENING
-    closing = closing_at_head(thinking.partition(THOUGHT)[2]) or closing_of(tag)
+    template, prompt, key, opening = trial.template, trial.prompt, trial.key, _opening_of(trial)
+    thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True, opening=opening) or ""
+    begun, _, behind = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
+    later = opened_by(template.tried(PROBE[0], {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
+    if key == "" and later.strip() not in ("", OPENING.strip()):
+        key, begun, behind = None, later, ""  # Gemma 4 of unsloth: '<|channel>thought\n' is behind a result alone
+    tag = opened_by(prompt, opening) or opened_by(begun) or OPENING
+    closing = text_before(behind, ANSWER) if opening else closing_at_head(behind) or closing_of(tag)
     # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
-    behind = written_behind(prompt, trial.plain, QUESTION, closing, thinks=False) or ""
-    lead = text_before(behind, ANSWER)
+    answer = written_behind(prompt, trial.plain, QUESTION, closing, thinks=False, opening=opening) or ""
+    lead = "" if trial.more else text_before(answer, ANSWER)
     tail = trial.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
-    call, text_arguments = _call_of(template)
+    call, text_arguments = _call_of(template, trial.more)
     # Solar Open: '<|end|>' is also behind the thought
     inside = template.marks(lead + text_before(thinking, ANSWER) + text_before(call, ARGUMENT))
     end, notices = _end_of(trial, tail, inside)
@@ -256,6 +261,16 @@ def found(trial: Trial) -> Layout:
     )
 
 
+def _opening_of(trial: Trial) -> str:
+    """Return the words with which a prompt opens a thought, if the rendering has the thought in their place."""
+    # Apriel 1.6: 'Here are my reasoning steps:\n', and behind the thought '\n[BEGIN FINAL RESPONSE]\n'
+    same = common_start(trial.prompt, trial.thinking)
+    words = trial.prompt.removeprefix(same)
+    tagged = without_thought_tags(trial.prompt) != trial.prompt
+    is_thought = QUESTION in same and trial.thinking.startswith(same + THOUGHT) and not tagged
+    return words if is_thought and words.strip() else ""
+
+
 def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     """Return the token that ends a turn, and notices: the first token behind an answer that is not inside a turn.
 
@@ -263,7 +278,7 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
     """
     template, eos = trial.template, trial.template.tokenizer.eos_token
     ends = [mark for mark in template.marks(tail) if mark not in inside]
-    between = template.tried(PROBE[0], trial.answer, AND_NOW).rpartition(ANSWER)[2] or tail
+    between = template.tried(PROBE[0], {**PROBE[1], **trial.more}, AND_NOW).rpartition(ANSWER)[2] or tail
     # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
     if eos in ends and eos in template.marks(common_start(tail, between)):
         return str(eos), ()
@@ -278,10 +293,10 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
     return str(eos), (f"The template writes no end-of-turn token: {eos!r} is put after responses.",)
 
 
-def _call_of(template: Template) -> tuple[str, bool]:
+def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
     """Return what is written from a call on, "" if it is not, or not as JSON; True if it takes arguments as JSON text."""
     asked = template.tried(PROBE[0], tools=TOOLS, prompt=True)
-    for as_text, call in enumerate([CALL, with_text_arguments(CALL)]):
+    for as_text, call in enumerate([{**CALL, **more}, {**with_text_arguments(CALL), **more}]):
         rendered = template.tried(PROBE[0], call, tools=TOOLS)
         written = rendered[len(common_start(asked, rendered)) :]
         if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
@@ -318,9 +333,11 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
-    trial, switch = tried_out(tokenizer, source), ""
+    trial, switch = tried_out(tokenizer, source, thinks), ""
     if ANSWER not in trial.plain or "{'type'" in trial.plain:  # it prints the list itself
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
+    if QUESTION not in trial.prompt:
+        raise ConfigError("data.template: the template does not write the content of a user turn")
     if (bos := tokenizer.bos_token) and trial.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)  # TRL's Qwen3 marks the empty block as trained, so it stays
@@ -333,13 +350,29 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
         )
     layout = found(trial)
+    _refuse_alike(trial, layout.answer_lead)
     notices = [switch] if switch else []
-    if trial.prompt == trial.asked and layout.answer_lead.strip():
+    if trial.prompt == trial.asked and layout.answer_lead.strip() and not layout.opening:
         notices.append(
             f"The template has no generation prompt: {quoted(layout.answer_lead)} is trained before each answer, since "
             "the model has to write it. With another template, such as data.template chatml, the prompt has it."
         )
     return replace(layout, notices=(*notices, *layout.notices))
+
+
+def _refuse_alike(trial: Trial, lead: str) -> None:
+    """Raise ConfigError if the words in front of a user's turn are in front of the answer as well, behind the prompt."""
+    # Recipes of RL: 'A conversation between User and Assistant. ... User: ' is written before each message of any role.
+    said = lead.removeprefix(closing_at_head(lead)).strip()
+    words = said
+    for mark in trial.template.marks(said):
+        words = words.replace(mark, "")
+    if re.search(r"\w", words) and text_before(trial.asked, QUESTION).strip().endswith(said):
+        raise ConfigError(
+            f"data.template: the template writes {quoted(said)} in front of the user's turns and, behind its generation "
+            "prompt, of the assistant's: it would be trained as part of each answer. Choose another data.template, "
+            "such as chatml"
+        )
 
 
 def _switched(trial: Trial, thinks: bool) -> Iterator[tuple[Trial, str]]:
@@ -348,4 +381,4 @@ def _switched(trial: Trial, thinks: bool) -> Iterator[tuple[Trial, str]]:
     for name in dict.fromkeys(_SWITCHES.findall(source)):
         with suppress(TemplateRefusal):
             notice = f"The template is used and exported with {name} {json.dumps(thinks)}."
-            yield tried_out(tokenizer, defaults({name: thinks}) + source), notice
+            yield tried_out(tokenizer, defaults({name: thinks}) + source, thinks), notice

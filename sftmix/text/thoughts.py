@@ -97,7 +97,9 @@ def closing_of(opening: str) -> str:
     """Return what closes a thought that `opening` began, with the white space that its tag has."""
     tag = opening.rstrip()
     space = opening.removeprefix(tag)
-    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space  # "<think>\n" -> "\n</think>\n\n", "<think>" -> "</think>"
+    closing = TAGS.get(tag, f"</{tag[1:]}")
+    # "<think>\n" -> "\n</think>\n\n", "<think>" -> "</think>"; Gemma 4: '<|channel>thought\n' -> '\n<channel|>'
+    return space + closing + (2 * space if closing.startswith("</") else "")
 
 
 def thinks(example: Example) -> bool:
