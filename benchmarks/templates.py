@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -86,7 +86,9 @@ def tokenizer_of(source: str, *, base: bool) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     special = dict.fromkeys(["<s>", "</s>", *SPECIAL.findall(source)])
     backend.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
-    backend.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in dict.fromkeys(TAG.findall(source))])
+    backend.add_tokens(
+        [AddedToken(mark, special=False, normalized=False) for mark in dict.fromkeys(TAG.findall(source))]
+    )
     ends = [mark for mark in special if END.search(mark) and "text" not in mark and "/" not in mark]
     eos = "</s>" if base or not ends else ends[0]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos)
@@ -120,7 +122,10 @@ def faults(renderer: ChatTemplate, example: Example, place: int, turn: RenderedT
         yield f"says {said} otherwise"
     yield from _tags(prompt, text, thought)
     for other in before:
-        lost = [*(["find_river"] if other.more.get("tool_calls") else []), *([other.content] * (other.role != "assistant"))]
+        lost = [
+            *(["find_river"] if other.more.get("tool_calls") else []),
+            *([other.content] * (other.role != "assistant")),
+        ]
         if "turn_lost" not in turn.reasons and any(part not in prompt for part in lost):
             yield f"the prompt lacks {lost}"
     head = prompt.partition(ASKED["content"])[0].strip()[-40:]
@@ -137,9 +142,7 @@ def _tags(prompt: str, text: str, thought: str) -> Iterator[str]:
     closed = [found[0] for found in CLOSED.finditer(behind)]
     if not thought and not opened and text.startswith(closed[0] if closed else "</"):
         return  # MiniMax-M3 begins an answer without a thought with '</mm:think>'
-    if len(opened) != len(closed) or len(opened) > 1:
-        yield f"opened {opened}, closed {closed}"
-    elif opened and CLOSED.fullmatch(closed[0]) and _kind(opened[0]) != _kind(closed[0]):
+    if len(opened) != len(closed) or len(opened) > 1 or (opened and _kind(opened[0]) != _kind(closed[0])):
         yield f"opened {opened}, closed {closed}"
     own = re.search(r"[\w][^\n]*\n?$", prompt)
     if own and "steps:" in own[0] and (opened or "[BEGIN FINAL RESPONSE]" not in text):
@@ -152,9 +155,11 @@ def _kind(tag: str) -> str:
     return re.sub(r"\W|thought|START|END|prefix|suffix", "", tag).replace("/", "")
 
 
-def outcome(source: str, row: dict[str, Any], *, base: bool) -> tuple[str, str]:
-    """Return right, wrong, refused, or reported (the template leaves out a turn, as transformers does), and why."""
-    tokenizer = tokenizer_of(source, base=base)
+def outcome(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> tuple[str, str]:
+    """Return right, wrong, refused, or reported (the template leaves out a turn, as transformers does), and why.
+
+    tokenizer  has the template
+    """
     example = Converter(Columns(None), "messages", None, None, False).example(row)
     renderer = ChatTemplate()
     try:
@@ -185,7 +190,9 @@ def main() -> None:
     for path in sorted(path for path in asked.folder.glob("*.jinja") if asked.show in path.stem):
         source = path.read_text()
         found[path.stem] = {
-            f"{kind}{', base' * base}": outcome(source, row, base=base) for kind, row in KINDS.items() for base in (False, True)
+            f"{kind}{', base' * base}": outcome(tokenizer_of(source, base=base), row)
+            for kind, row in KINDS.items()
+            for base in (False, True)
         }
         words = {word for word, _ in found[path.stem].values()}
         whole[next(word for word in ("wrong", "refused", "reported", "right") if word in words)] += 1

@@ -7,6 +7,7 @@ alike: both see the same ids, and there is never a second BOS. Special tokens th
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
 from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
 from sftmix.text.spellings import SpecialSpellings
-from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles
+from sftmix.text.templates import WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
 from sftmix.text.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
 from sftmix.text.values import MARK, ended, holds, holds_calls, place_behind
 from sftmix.types import Example, Message, RenderedTurn
@@ -36,10 +37,6 @@ class TurnText(NamedTuple):
     text: str
     parts: list[tuple[str, float]]
     reasons: list[str]
-
-
-Response = tuple[str, list[str]]
-"""The text behind a prompt, and reasons to count."""
 
 
 class ChatTemplate(Renderer):
@@ -104,6 +101,8 @@ class ChatTemplate(Renderer):
         self.notices = list[str]()
         if self.chosen is None and self.name == "alpaca":
             self.notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
+        if source.startswith(WITH_TOOLS):
+            self.notices.append("The tokenizer has another template for functions: both are used, and exported as one.")
         if "strftime_now" in source:
             self.notices.append("The template writes the date: 26 July 2024 is used on every day.")
         self.notices += layout.notices
@@ -194,63 +193,65 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
+        thought, answer = map(self.spellings.as_text, self.divided(message))
+        prompt = self.render(before, prompt=True, tools=example.tools)
+        begun = self._begun(prompt, thought)
+        if message.more.get("tool_calls"):
+            text, more = self._called(example, before, message, prompt, begun)
+        else:
+            behind, more = self._behind(example, before, self.turn(message, last=True), prompt, thinks=bool(thought))
+            written = self._written(behind, thought, answer)
+            text, more = (written, more) if written else (begun + answer + self.layout.ending, ["composed"])
+        if MARK in prompt + text:
+            more.append("spelt_special")
+        more += self._left_out(example, before, prompt)
+        return TurnText(prompt, text, self._weights(message, text, answer), more)
+
+    def _behind(
+        self, example: Example, before: Chat, last: Mapping[str, Any], prompt: str, *, thinks: bool
+    ) -> tuple[str | None, list[str]]:
+        """Return what the template writes behind a prompt, None if it does not go on from there; reasons to count.
+
+        last    the response, which has a thought if it `thinks`
+        """
+        layout, tools = self.layout, example.tools
+        question, rendered = before[-1]["content"].strip(), self.render([*before, last], prompt=False, tools=tools)
+        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
+        as_asked = rendered.startswith(without_thought_tags(prompt, layout.opening))
+        if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
+            question, chat = PLACE, placed(before)
+            prompt = self.render(chat, prompt=True, tools=tools)
+            rendered = self.render([*chat, last], prompt=False, tools=tools)
+        behind = written_behind(prompt, rendered, question, layout.closing, thinks=thinks, opening=layout.opening)
+        return behind, [] if as_asked else ["composed"]
+
+    def _called(
+        self, example: Example, before: Chat, message: Message, prompt: str, begun: str
+    ) -> tuple[str, list[str]]:
+        """Return a call as the template writes it, through the token behind it, with its thought in front of it."""
         said = self.divided(message)
         thought, answer = map(self.spellings.as_text, said)
         last = self.turn(message, last=True)
-        prompt, behind, reasons = self._behind(example, before, last, thinks=bool(thought))
-        begun = self._begun(prompt, thought)
-        if not last.get("tool_calls"):
-            text, more = self._written(behind, thought, answer) or (begun + answer + self.layout.ending, ["composed"])
-        else:
-            if thought and place_behind(behind or "", thought, last["tool_calls"][0]["function"]["name"]) < 0:
-                # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
-                bare = self.turn(replace(message, thought="", content=said[1]))
-                rest = self._behind(example, before, bare, thinks=False)[1] or ""
-                behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing)
-            text, more = self._called(behind or "", last, answer)
-        if MARK in prompt + text:
-            more.append("spelt_special")
-        reasons += self._left_out(example, before, prompt)
-        return TurnText(prompt, text, self._weights(message, text, answer), reasons + more)
-
-    def _behind(
-        self, example: Example, before: Chat, last: Mapping[str, Any], *, thinks: bool
-    ) -> tuple[str, str | None, list[str]]:
-        """Return the prompt, and what the template writes behind it, or None, with reasons to count.
-
-        last    the response
-        thinks  it has a thought
-        """
-        layout = self.layout
-        prompt, rendered = texts = self._texts(example, before, last)
-        question = before[-1]["content"].strip()
-        if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
-            question, texts = PLACE, self._texts(example, placed(before), last)
-        behind = written_behind(*texts, question, layout.closing, thinks=thinks, opening=layout.opening)
-        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
-        as_asked = rendered.startswith(without_thought_tags(prompt, layout.opening))
-        return prompt, behind, [] if as_asked else ["composed"]
-
-    def _called(self, behind: str, last: Mapping[str, Any], answer: str) -> Response:
-        """Return a call as the template writes it, through the token behind it."""
-        ends = {self.layout.call_end, self.layout.end}
-        text = ended(behind, 0, ends, self.layout.call_end)  # gpt-oss: '<|call|>'
+        behind, reasons = None, list[str]()
+        with suppress(TemplateRefusal):  # Mistral's take no content, and no thought in it, beside a call
+            behind, reasons = self._behind(example, before, last, prompt, thinks=bool(thought))
+        if behind is None or (thought and place_behind(behind, thought, last["tool_calls"][0]["function"]["name"]) < 0):
+            # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
+            bare = self.turn(replace(message, thought="", content=said[1]))
+            rest, reasons = self._behind(example, before, bare, prompt, thinks=False)
+            behind = begun + (rest or "").removeprefix(closing_at_head(rest or "") or self.layout.closing)
+        text = ended(behind, 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: '<|call|>'
         # Command A leaves out an answer beside a call.
-        return text, [] if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
+        return text, reasons if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
 
-    def _written(self, behind: str | None, thought: str, answer: str) -> Response | None:
-        """Return an answer as the template writes it; None if it leaves out a part, or writes it in other words."""
+    def _written(self, behind: str | None, thought: str, answer: str) -> str:
+        """Return an answer as the template writes it; "" if it leaves out a part, or writes it in other words."""
         # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
         # an empty thought in front of one in the content: '<think></think><think>\nSky'.
         if behind is None or (thought and (self.layout.key is None or closing_at_head(behind))):
-            return None
+            return ""
         place = place_behind(behind, thought, answer)  # -1: R1 leaves the thought out
-        return None if place < 0 else (ended(behind, place, {self.layout.end}, self.layout.ending), [])
-
-    def _texts(self, example: Example, before: Chat, last: Mapping[str, Any]) -> tuple[str, str]:
-        """Render turns with the generation prompt, and with the response behind them."""
-        tools = example.tools
-        return self.render(before, prompt=True, tools=tools), self.render([*before, last], prompt=False, tools=tools)
+        return "" if place < 0 else ended(behind, place, {self.layout.end}, self.layout.ending)
 
     def _begun(self, prompt: str, thought: str) -> str:
         """Return what we put between a prompt and the answer.

@@ -1,16 +1,15 @@
 """What a chat template writes around a response, read from what it writes of small conversations.
 
 What the template writes behind its own generation prompt is the response, and what it does not write there is put
-together (`sftmix.text.chat_template`). No template is known by its name. These are compared:
+together (`sftmix.text.chat_template`). No template is known by its name. What is compared, for each part of the layout:
 
-| of the layout          | is read from                                                                             |
-|------------------------|------------------------------------------------------------------------------------------|
-| the template in use    | prompt and answer, prompt and thought: with the template's own variables, the first that fit |
-| `key`                  | a thought in each of the fields that hold thoughts, and in the content                    |
-| `opening`              | the prompt beside the rendering of a thought                                              |
-| `thought_tag`, `closing` | the rendering of a thought; the prompts behind a question and behind a call's result     |
-| `answer_lead`, `ending` | the rendering of an answer, as the last turn and with a question behind it               |
-| `call_end`             | the rendering of a call, its arguments as an object and as text                           |
+template               prompt and answer, or prompt and thought; also with one of the template's own variables set
+key                    a thought in each of the fields for thoughts, and in the content
+opening                the prompt and the rendering of a thought
+thought_tag, closing   the rendering of a thought; the prompts behind a question and behind a function's result
+answer_lead            the prompt and the rendering of an answer
+end, ending            the rendering of an answer, as the last turn and with a question behind it
+call_end               the rendering of a call, and whether it has arguments as an object or as text
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ FUNCTION, ARGUMENT = "find_colour", "noon"
 PLACE = "place5b71cfb5"
 """Letters that no row has."""
 
+_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # '<|message|>', '[/INST]'
 _GENERATION = re.compile(r"{%-?\s*generation\b")  # {%- generation %}, which transformers makes its masks of
 _WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
 """Text between white space; a tag begins one."""
@@ -294,7 +294,7 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
 
 
 def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
-    """Return what is written from a call on, "" if it is not, or not as JSON; True if it takes arguments as JSON text."""
+    """Return what is written from a call on, "" if it is not, or not as JSON; True for arguments as JSON text."""
     asked = template.tried(PROBE[0], tools=TOOLS, prompt=True)
     for as_text, call in enumerate([{**CALL, **more}, {**with_text_arguments(CALL), **more}]):
         rendered = template.tried(PROBE[0], call, tools=TOOLS)
@@ -305,7 +305,7 @@ def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _call_end(template: Template, call: str, end: str) -> str:
-    """Return the token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
+    """Return the token behind a call, or else `end`: Gemma 4 ends answers with <turn|>, calls with <|tool_response>."""
     # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
     special = [token.content for token in template.tokenizer.added_tokens_decoder.values() if token.special]
     within = template.marks(text_before(call, ARGUMENT))
@@ -361,16 +361,13 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
 
 
 def _refuse_alike(trial: Trial, lead: str) -> None:
-    """Raise ConfigError if the words in front of a user's turn are in front of the answer as well, behind the prompt."""
+    """Raise ConfigError if the words in front of a user's turn are also in front of the answer, behind the prompt."""
     # Recipes of RL: 'A conversation between User and Assistant. ... User: ' is written before each message of any role.
     said = lead.removeprefix(closing_at_head(lead)).strip()
-    words = said
-    for mark in trial.template.marks(said):
-        words = words.replace(mark, "")
-    if re.search(r"\w", words) and text_before(trial.asked, QUESTION).strip().endswith(said):
+    if re.search(r"\w", _MARK.sub("", said)) and text_before(trial.asked, QUESTION).strip().endswith(said):
         raise ConfigError(
-            f"data.template: the template writes {quoted(said)} in front of the user's turns and, behind its generation "
-            "prompt, of the assistant's: it would be trained as part of each answer. Choose another data.template, "
+            f"data.template: the template writes {quoted(said)} in front of the user's turns, and of the assistant's as "
+            "well, behind its prompt: it would be trained as part of each answer. Choose another data.template, "
             "such as chatml"
         )
 

@@ -44,6 +44,12 @@ _SAME_DAY = """\
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 
+WITH_TOOLS = "{% if tools %}"
+"""The head of a template that is two: one for conversations with functions, and one for others."""
+WHOLE = "{{ '' }}"
+"""Nothing, beside which a block takes no white space away."""
+
+
 class Template(NamedTuple):
     """A template as conversations are rendered with it.
 
@@ -104,9 +110,15 @@ def template_source(template: str) -> str:
 def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
     """Return name and source of the template.
 
-    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
+    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows. If the tokenizer
+    has another template for functions, its own is both in one.
     """
-    if template is None and tokenizer.chat_template:
+    named = tokenizer.chat_template
+    if template is None and isinstance(named, dict) and {"default", "tool_use"} <= named.keys():
+        # Command R and Hermes 2 Pro: transformers and servers take tool_use for conversations with functions.
+        tools, default = (WHOLE + named[name].removesuffix("\n") + WHOLE for name in ("tool_use", "default"))
+        return "tokenizer", f"{WITH_TOOLS}{tools}{{% else %}}{default}{{% endif %}}"
+    if template is None and named:
         try:
             return "tokenizer", tokenizer.get_chat_template()
         except ValueError as error:  # several, and none of them is called default
