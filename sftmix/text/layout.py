@@ -366,7 +366,7 @@ def _refuse_alike(trial: Trial, lead: str) -> None:
     said = lead.removeprefix(closing_at_head(lead)).strip()
     if re.search(r"\w", _MARK.sub("", said)) and text_before(trial.asked, QUESTION).strip().endswith(said):
         raise ConfigError(
-            f"data.template: the template writes {quoted(said)} in front of the user's turns, and of the assistant's as "
+            f"data.template: the template writes {quoted(said)} in front of a user's turn, and of the assistant's as "
             "well, behind its prompt: it would be trained as part of each answer. Choose another data.template, "
             "such as chatml"
         )

@@ -176,7 +176,7 @@ ALIKE = {
 @pytest.mark.parametrize("thinks", [False, True, None])
 def test_words_of_the_users_turn_in_front_of_the_answer_are_refused(template, thinks):
     """They would be trained again in each answer."""
-    with pytest.raises(ConfigError, match=r"writes '.*A conversation between User.*in front of the user's turns"):
+    with pytest.raises(ConfigError, match=r"writes '.*A conversation between User.*in front of a user's turn"):
         begun(template, thinks=thinks)
 
 
