@@ -94,7 +94,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed"
         )
         tokenizer = _from_pretrained(TokenizersBackend, path)
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     if getattr(model, "dropout", None):
         say_once(f"model.path: {path}: the dropout of tokenizer.json is left out: a text has the same ids each time")
         model.dropout = None

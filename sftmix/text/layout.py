@@ -160,11 +160,10 @@ def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | No
 
     thinks  False: a template that takes no answer without a thought is refused
     """
-    ways = [(Template(tokenizer, source), {}), (Template(tokenizer, source, listed=True), {})]  # the second: SmolVLM
-    if thinks is not False:
-        ways += [(template, dict.fromkeys(THOUGHT_FIELDS, THOUGHT)) for template, _ in ways]
+    thought: dict[str, str] = {} if thinks is False else dict.fromkeys(THOUGHT_FIELDS, THOUGHT)
+    ways = [(Template(tokenizer, source, listed), more) for more in ({}, thought) for listed in (False, True)]
     fitting = (way for way in ways if ANSWER in way[0].tried(PROBE[0], {**PROBE[1], **way[1]}))
-    template, more = next(fitting, ways[1])
+    template, more = next(fitting, ways[1])  # SmolVLM takes lists alone
     key, thinking = _key_of(template)
     return Trial(
         template=template,
@@ -179,8 +178,8 @@ def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | No
 
 def _key_of(template: Template) -> tuple[str | None, str]:
     """Return the key by which a template takes a thought, and what it writes of one; None, "" if it leaves them out."""
-    said = [PROBE[1], {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
-    ways: list[tuple[str, dict[str, Any]]] = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
+    said: list[dict[str, Any]] = [PROBE[1], {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
+    ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
     for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
         text = template.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
         if ANSWER in text.partition(THOUGHT)[2]:
@@ -266,9 +265,9 @@ def _opening_of(trial: Trial) -> str:
     # Apriel 1.6: 'Here are my reasoning steps:\n', and behind the thought '\n[BEGIN FINAL RESPONSE]\n'
     same = common_start(trial.prompt, trial.thinking)
     words = trial.prompt.removeprefix(same)
-    tagged = without_thought_tags(trial.prompt) != trial.prompt
-    is_thought = QUESTION in same and trial.thinking.startswith(same + THOUGHT) and not tagged
-    return words if is_thought and words.strip() else ""
+    if QUESTION not in same or not trial.thinking.startswith(same + THOUGHT) or not words.strip():
+        return ""
+    return words if without_thought_tags(trial.prompt) == trial.prompt else ""
 
 
 def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[str, ...]]:
