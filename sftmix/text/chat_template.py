@@ -13,17 +13,27 @@ from typing import Any, NamedTuple
 
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
-from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
+from sftmix.text.layout import layout_of, with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
-from sftmix.text.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
-from sftmix.text.values import MARK, ended, holds, holds_calls, place_behind
+from sftmix.text.thoughts import (
+    INLINE,
+    closing_at_head,
+    common_start,
+    divided,
+    without_thought_tags,
+    written_behind,
+)
+from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.fields import SpecialTokens, Thoughts
 
 _UNCALLED = ("template", "prompt", "answer", "turns")
 """What `batch` does not ask a ChatTemplate for: all turns are rendered there."""
+
+PLACE = "place5b71cfb5"
+"""Letters that no row has."""
 
 MARK_IN_ESCAPES = r"\ufdd0"
 """How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
@@ -195,7 +205,7 @@ class ChatTemplate(Renderer):
         """
         thought, answer = map(self.spellings.as_text, self.divided(message))
         prompt = self.render(before, prompt=True, tools=example.tools)
-        begun = self._begun(prompt, thought)
+        begun = self.layout.begun(prompt, thought)
         if message.more.get("tool_calls"):
             text, more = self._called(example, before, message, prompt, begun)
         else:
@@ -204,7 +214,7 @@ class ChatTemplate(Renderer):
             text, more = (written, more) if written else (begun + answer + self.layout.ending, ["composed"])
         if MARK in prompt + text:
             more.append("spelt_special")
-        more += self._left_out(example, before, prompt)
+        more += left_out_of(prompt, example.tools, before)
         return TurnText(prompt, text, self._weights(message, text, answer), more)
 
     def _behind(
@@ -214,12 +224,15 @@ class ChatTemplate(Renderer):
 
         last    the response, which has a thought if it `thinks`
         """
-        layout, tools = self.layout, example.tools
-        question, rendered = before[-1]["content"].strip(), self.render([*before, last], prompt=False, tools=tools)
+        layout = self.layout
+        tools = example.tools
+        question = before[-1]["content"].strip()
+        rendered = self.render([*before, last], prompt=False, tools=tools)
         # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
         as_asked = rendered.startswith(without_thought_tags(prompt, layout.opening))
         if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
-            question, chat = PLACE, placed(before)
+            question = PLACE  # if the question is "a", so may the template's own words be
+            chat = [*before[:-1], {**before[-1], "content": before[-1]["content"] + PLACE}]
             prompt = self.render(chat, prompt=True, tools=tools)
             rendered = self.render([*chat, last], prompt=False, tools=tools)
         behind = written_behind(prompt, rendered, question, layout.closing, thinks=thinks, opening=layout.opening)
@@ -232,7 +245,8 @@ class ChatTemplate(Renderer):
         said = self.divided(message)
         thought, answer = map(self.spellings.as_text, said)
         last = self.turn(message, last=True)
-        behind, reasons = None, list[str]()
+        behind = None
+        reasons = list[str]()
         with suppress(TemplateRefusal):  # Mistral's take no content, and no thought in it, beside a call
             behind, reasons = self._behind(example, before, last, prompt, thinks=bool(thought))
         if behind is None or (thought and place_behind(behind, thought, last["tool_calls"][0]["function"]["name"]) < 0):
@@ -252,32 +266,6 @@ class ChatTemplate(Renderer):
             return ""
         place = place_behind(behind, thought, answer)  # -1: R1 leaves the thought out
         return "" if place < 0 else ended(behind, place, {self.layout.end}, self.layout.ending)
-
-    def _begun(self, prompt: str, thought: str) -> str:
-        """Return what we put between a prompt and the answer.
-
-        Not every prompt opens a thought if most do: after a function's result some templates write none.
-        """
-        layout, opened = self.layout, opened_by(prompt, self.layout.opening)
-        # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
-        as_most = bool(opened) == bool(opened_by(layout.prompt, layout.opening))
-        lead = layout.answer_lead if as_most else layout.closing if opened else ""
-        if not thought:
-            return lead
-        # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
-        tag = "" if opened else lead.removeprefix(closing_at_head(lead)) + layout.thought_tag
-        return tag + thought + layout.closing
-
-    def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
-        """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""
-        written = all(tool["function"]["name"] in prompt for tool in example.tools)
-        lost = set() if written else {"tools_lost"}
-        for other in before:
-            if not holds_calls(prompt, other):
-                lost.add("calls_lost")
-            if other["role"] != "assistant" and not holds(prompt, other["content"]):
-                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
-        return sorted(lost)
 
     def _weights(self, message: Message, text: str, answer: str) -> list[tuple[str, float]]:
         """Return a response through each of its parts, with their weights; the last one is through its end.

@@ -19,10 +19,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.text.templates import Chat, Template, defaults
+from sftmix.text.templates import Template, defaults
 from sftmix.text.thoughts import (
     INLINE,
     OPENING,
@@ -30,8 +29,12 @@ from sftmix.text.thoughts import (
     closed_by,
     closing_at_head,
     closing_of,
+    common_start,
     opened_by,
+    text_after,
+    text_before,
     without_thought_tags,
+    written_behind,
 )
 from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -43,81 +46,11 @@ if TYPE_CHECKING:
 QUESTION, ANSWER = (turn["content"] for turn in PROBE)
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
-PLACE = "place5b71cfb5"
-"""Letters that no row has."""
 
 _MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # '<|message|>', '[/INST]'
 _GENERATION = re.compile(r"{%-?\s*generation\b")  # {%- generation %}, which transformers makes its masks of
-_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
-"""Text between white space; a tag begins one."""
 # enable_thinking (Qwen3), thinking (DeepSeek-V3.1); neither fields of a turn nor keys in quotes.
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
-
-
-# ---------------------------------------------------------------------------------------- behind the prompt
-
-
-def text_before(text: str, marker: str) -> str:
-    """Return what is in front of the last marker in a text; "" without one."""
-    return text.rpartition(marker)[0]
-
-
-def common_start(one: Any, other: Any) -> Any:
-    """Return what two texts, or two lists of ids, both begin with."""
-    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
-
-
-def text_after(prompt: str, rendered: str, question: str) -> str | None:
-    """Return a rendering behind a prompt, which may have another head and other white space around its header.
-
-    question  the last turn of the prompt, or its end, which is nowhere else in the two
-    """
-    if rendered.startswith(prompt):
-        return rendered[len(prompt) :]
-    # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
-    header = prompt.rpartition(question)[2]
-    turns = rendered.partition(question)[2]
-    # DeepSeek-V3.1 of vLLM: the prompt has '\n  <|Assistant|>', the rendering '\n  <|Assistant|>    </think>'.
-    spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
-    found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
-    return turns[found.end() :] if found else None
-
-
-def placed(chat: Chat) -> list[Mapping[str, Any]]:
-    """Return a conversation with PLACE behind its last turn: if that says "a", so may the template's own words."""
-    return [*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + PLACE}]
-
-
-def written_behind(
-    prompt: str, rendered: str, question: str, closing: str, *, thinks: bool, opening: str = ""
-) -> str | None:
-    """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
-
-    A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
-
-    question  the content of the last turn in the prompt
-    closing   what closes a thought that the prompt opens and the response lacks
-    thinks    the response has a thought
-    opening   of a layout
-    """
-    opened = opened_by(prompt, opening)
-    if not opened and (rest := text_after(prompt, rendered, question)) is not None:
-        return rest
-    before = without_thought_tags(prompt, opening)
-    tags = prompt.removeprefix(before)
-    rest = text_after(before, rendered, question)
-    if rest is None:
-        return None
-    if rest.startswith(tags):
-        rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
-    elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
-        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest  # else '<think></think>' of GLM-4.6
-    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
-        rest = rest.removeprefix(closing_at_head(rest).rstrip())
-    if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
-        return rest.removeprefix(opened)
-    # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
-    return closing + rest if opened and not closing_at_head(rest) else rest
 
 
 # ------------------------------------------------------------------------------------------------- the trial
@@ -223,10 +156,26 @@ class Layout:
     around: frozenset[str]
     notices: tuple[str, ...] = ()
 
+    def begun(self, prompt: str, thought: str) -> str:
+        """Return what we put between a prompt and the answer.
+
+        Not every prompt opens a thought if most do: after a function's result some templates write none.
+        """
+        opened = opened_by(prompt, self.opening)
+        # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
+        as_most = bool(opened) == bool(opened_by(self.prompt, self.opening))
+        lead = self.answer_lead if as_most else self.closing if opened else ""
+        if not thought:
+            return lead
+        # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
+        tag = "" if opened else lead.removeprefix(closing_at_head(lead)) + self.thought_tag
+        return tag + thought + self.closing
+
 
 def found(trial: Trial) -> Layout:
     """Read a layout from a trial. Raises ConfigError if there is neither an end of a turn nor an eos token."""
-    template, prompt, key, opening = trial.template, trial.prompt, trial.key, _opening_of(trial)
+    template, prompt, key = trial.template, trial.prompt, trial.key
+    opening = _opening_of(trial)
     thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True, opening=opening) or ""
     begun, _, behind = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
     later = opened_by(template.tried(PROBE[0], {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
@@ -332,7 +281,8 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
-    trial, switch = tried_out(tokenizer, source, thinks), ""
+    trial = tried_out(tokenizer, source, thinks)
+    switch = ""
     if ANSWER not in trial.plain or "{'type'" in trial.plain:  # it prints the list itself
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
     if QUESTION not in trial.prompt:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
-from sftmix.text.trial import as_parts
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError, TemplateRefusal
 
@@ -70,7 +69,9 @@ class Template(NamedTuple):
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        chat = [{**turn, "content": as_parts(turn["content"])} for turn in turns] if self.listed else turns
+        chat: Sequence[Mapping[str, Any]] = turns
+        if self.listed:
+            chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
         given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
         template = on_the_same_day(self.source)
