@@ -83,15 +83,22 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a hub id or directory; ConfigError if there is none or it needs code of its own.
 
     Some classes of transformers keep the vocabulary of tokenizer.json and split text in their own way, so that a model
-    would be trained on tokens that it was not made with: then the file is read by the class that takes it whole.
+    would be trained on tokens that it was not made with: then the file is read by the class that takes it whole. A text
+    has the same ids each time: dropout of merges is left out, also of what is exported.
     """
     tokenizer = _from_pretrained(AutoTokenizer, path)
     file = None if type(tokenizer) is TokenizersBackend else file_beside(path, "tokenizer.json")
-    if file is None or _is_that_of(tokenizer, file):
-        return tokenizer
-    own = type(tokenizer).__name__
-    say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
-    return _from_pretrained(TokenizersBackend, path)
+    if file is not None and not _is_that_of(tokenizer, file):
+        own = type(tokenizer).__name__
+        say_once(
+            f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed"
+        )
+        tokenizer = _from_pretrained(TokenizersBackend, path)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        say_once(f"model.path: {path}: the dropout of tokenizer.json is left out: a text has the same ids each time")
+        model.dropout = None
+    return tokenizer
 
 
 def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
@@ -100,7 +107,8 @@ def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
         return False
     stored = json.loads(file.read_bytes())
     # BPE has fuse_unk, byte_fallback, ... as attributes (a class's "" for a file's null), but not type, vocab, merges.
-    if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in stored["model"].items()):
+    model = {name: value for name, value in stored["model"].items() if name != "dropout"}
+    if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in model.items()):
         return False
     # Read by the library, so that options which the file leaves out are there.
     empty = {"type": "BPE", "vocab": {}, "merges": []}

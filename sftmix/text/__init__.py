@@ -68,6 +68,9 @@ class RowEncoder:
         require_one_of("data.multi_turn", multi_turn, MultiTurn)
         require(max_length is None or max_length >= 2, "data.max_length", max_length, "at least 2, or None")
         require(renderer is None or not template, "renderer", renderer, f"None beside {', '.join(template)}")
+        dropout = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None)
+        allowed = "None or 0, so that a text has the same ids each time"
+        require(not dropout, "tokenizer.backend_tokenizer.model.dropout", dropout, allowed)
         form = row_format or format
         refuse([*column_problems(form, columns or {})], "the options of the rows")
         self._converter = Converter(Columns(columns), form, roles, None, trained_turns == "last")

@@ -7,22 +7,33 @@ alike: both see the same ids, and there is never a second BOS. Special tokens th
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
-from sftmix.text.layout import PLACE, common_start, layout_of, placed, with_text_arguments, written_behind
+from sftmix.text.layout import layout_of, with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
-from sftmix.text.templates import Chat, chosen, decode, defaults, token_roles
-from sftmix.text.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
-from sftmix.text.values import MARK, ended, holds, holds_calls, place_behind
+from sftmix.text.templates import WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
+from sftmix.text.thoughts import (
+    INLINE,
+    closing_at_head,
+    common_start,
+    divided,
+    without_thought_tags,
+    written_behind,
+)
+from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.fields import SpecialTokens, Thoughts
 
 _UNCALLED = ("template", "prompt", "answer", "turns")
 """What `batch` does not ask a ChatTemplate for: all turns are rendered there."""
+
+PLACE = "place5b71cfb5"
+"""Letters that no row has."""
 
 MARK_IN_ESCAPES = r"\ufdd0"
 """How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
@@ -36,10 +47,6 @@ class TurnText(NamedTuple):
     text: str
     parts: list[tuple[str, float]]
     reasons: list[str]
-
-
-Response = tuple[str, list[str]]
-"""The text behind a prompt, and reasons to count."""
 
 
 class ChatTemplate(Renderer):
@@ -104,6 +111,8 @@ class ChatTemplate(Renderer):
         self.notices = list[str]()
         if self.chosen is None and self.name == "alpaca":
             self.notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
+        if source.startswith(WITH_TOOLS):
+            self.notices.append("The tokenizer has another template for functions: both are used, and exported as one.")
         if "strftime_now" in source:
             self.notices.append("The template writes the date: 26 July 2024 is used on every day.")
         self.notices += layout.notices
@@ -111,7 +120,7 @@ class ChatTemplate(Renderer):
     @property
     def template(self) -> str:
         """The template in use, with the defaults that the exported one has."""
-        return self.layout.source
+        return self.layout.template.source
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -128,7 +137,7 @@ class ChatTemplate(Renderer):
         """
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
-        if layout.call[1] and turn.get("tool_calls"):
+        if layout.text_arguments and turn.get("tool_calls"):
             turn = with_text_arguments(turn)  # DeepSeek-V3: '```json' + '\n' + tool['function']['arguments']
         if message.role == "assistant":
             thought, answer = self.divided(message)
@@ -152,7 +161,7 @@ class ChatTemplate(Renderer):
         tools  functions that the assistant may call, in which special tokens are text
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
-        text = self.layout.rendered(*chat, prompt=prompt, tools=tools)
+        text = self.layout.template.rendered(*chat, prompt=prompt, tools=tools)
         if MARK_IN_ESCAPES in text:
             raise TemplateRefusal("it writes a row in escapes (or a row says \\ufdd0): special tokens may be hidden")
         return text
@@ -194,77 +203,69 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
-        last = self.turn(message, last=True)
-        prompt, rendered = texts = self._texts(example, before, last)
         thought, answer = map(self.spellings.as_text, self.divided(message))
-        reasons = self._left_out(example, before, prompt)
-        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
-        if not rendered.startswith(without_thought_tags(prompt)):
-            reasons.append("composed")
-        question = before[-1]["content"].strip()
-        if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
-            question, texts = PLACE, self._texts(example, placed(before), last)
-        behind = written_behind(*texts, question, self.layout.closing, thinks=bool(thought))
-        begun = self._begun(prompt, thought)
-        text, more = (
-            self._called(last, behind or "", begun, thought, answer)
-            or self._written(behind, thought, answer)
-            or (begun + answer + self.layout.ending, ["composed"])
-        )
+        prompt = self.render(before, prompt=True, tools=example.tools)
+        begun = self.layout.begun(prompt, thought)
+        if message.more.get("tool_calls"):
+            text, more = self._called(example, before, message, prompt, begun)
+        else:
+            behind, more = self._behind(example, before, self.turn(message, last=True), prompt, thinks=bool(thought))
+            written = self._written(behind, thought, answer)
+            text, more = (written, more) if written else (begun + answer + self.layout.ending, ["composed"])
         if MARK in prompt + text:
             more.append("spelt_special")
-        return TurnText(prompt, text, self._weights(message, text, answer), reasons + more)
+        more += left_out_of(prompt, example.tools, before)
+        return TurnText(prompt, text, self._weights(message, text, answer), more)
 
-    def _called(self, last: dict[str, Any], behind: str, begun: str, thought: str, answer: str) -> Response | None:
-        """Return a call as the template writes it, with its thought; None for a response without calls."""
-        if not last.get("tool_calls"):
-            return None
+    def _behind(
+        self, example: Example, before: Chat, last: Mapping[str, Any], prompt: str, *, thinks: bool
+    ) -> tuple[str | None, list[str]]:
+        """Return what the template writes behind a prompt, None if it does not go on from there; reasons to count.
+
+        last    the response, which has a thought if it `thinks`
+        """
         layout = self.layout
-        if not holds(behind, thought):  # EXAONE 4 leaves it out there
-            behind = begun + behind.removeprefix(closing_at_head(behind))
-        text = ended(behind, 0, {layout.call_end, layout.end}, layout.call_end)  # gpt-oss: '<|call|>'
-        # Command A leaves out an answer beside a call.
-        return text, [] if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
+        tools = example.tools
+        question = before[-1]["content"].strip()
+        rendered = self.render([*before, last], prompt=False, tools=tools)
+        # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
+        as_asked = rendered.startswith(without_thought_tags(prompt, layout.opening))
+        if not rendered.startswith(prompt) and (prompt + rendered).count(question) != 2:  # also elsewhere in them
+            question = PLACE  # if the question is "a", so may the template's own words be
+            chat = [*before[:-1], {**before[-1], "content": before[-1]["content"] + PLACE}]
+            prompt = self.render(chat, prompt=True, tools=tools)
+            rendered = self.render([*chat, last], prompt=False, tools=tools)
+        behind = written_behind(prompt, rendered, question, layout.closing, thinks=thinks, opening=layout.opening)
+        return behind, [] if as_asked else ["composed"]
 
-    def _written(self, behind: str | None, thought: str, answer: str) -> Response | None:
-        """Return an answer as the template writes it; None if it leaves out a part, or writes it in other words."""
+    def _called(
+        self, example: Example, before: Chat, message: Message, prompt: str, begun: str
+    ) -> tuple[str, list[str]]:
+        """Return a call as the template writes it, through the token behind it, with its thought in front of it."""
+        said = self.divided(message)
+        thought, answer = map(self.spellings.as_text, said)
+        last = self.turn(message, last=True)
+        behind = None
+        reasons = list[str]()
+        with suppress(TemplateRefusal):  # Mistral's take no content, and no thought in it, beside a call
+            behind, reasons = self._behind(example, before, last, prompt, thinks=bool(thought))
+        if behind is None or (thought and place_behind(behind, thought, last["tool_calls"][0]["function"]["name"]) < 0):
+            # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
+            bare = self.turn(replace(message, thought="", content=said[1]))
+            rest, reasons = self._behind(example, before, bare, prompt, thinks=False)
+            behind = begun + (rest or "").removeprefix(closing_at_head(rest or "") or self.layout.closing)
+        text = ended(behind, 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: '<|call|>'
+        # Command A leaves out an answer beside a call.
+        return text, reasons if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
+
+    def _written(self, behind: str | None, thought: str, answer: str) -> str:
+        """Return an answer as the template writes it; "" if it leaves out a part, or writes it in other words."""
         # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
         # an empty thought in front of one in the content: '<think></think><think>\nSky'.
         if behind is None or (thought and (self.layout.key is None or closing_at_head(behind))):
-            return None
+            return ""
         place = place_behind(behind, thought, answer)  # -1: R1 leaves the thought out
-        return None if place < 0 else (ended(behind, place, {self.layout.end}, self.layout.ending), [])
-
-    def _texts(self, example: Example, before: Chat, last: Mapping[str, Any]) -> tuple[str, str]:
-        """Render turns with the generation prompt, and with the response behind them."""
-        tools = example.tools
-        return self.render(before, prompt=True, tools=tools), self.render([*before, last], prompt=False, tools=tools)
-
-    def _begun(self, prompt: str, thought: str) -> str:
-        """Return what we put between a prompt and the answer.
-
-        Not every prompt opens a thought if most do: after a function's result some templates write none.
-        """
-        layout, opened = self.layout, opened_by(prompt)
-        # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
-        as_most = bool(opened) == bool(opened_by(layout.prompt))
-        lead = layout.answer_lead if as_most else layout.closing if opened else ""
-        if not thought:
-            return lead
-        # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
-        tag = "" if opened else lead.removeprefix(closing_at_head(lead)) + layout.thought_tag
-        return tag + thought + layout.closing
-
-    def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
-        """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""
-        written = all(tool["function"]["name"] in prompt for tool in example.tools)
-        lost = set() if written else {"tools_lost"}
-        for other in before:
-            if not holds_calls(prompt, other):
-                lost.add("calls_lost")
-            if other["role"] != "assistant" and not holds(prompt, other["content"]):
-                lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
-        return sorted(lost)
+        return "" if place < 0 else ended(behind, place, {self.layout.end}, self.layout.ending)
 
     def _weights(self, message: Message, text: str, answer: str) -> list[tuple[str, float]]:
         """Return a response through each of its parts, with their weights; the last one is through its end.

@@ -1,8 +1,15 @@
-"""What a chat template writes around a response, found by rendering small conversations, without generation tags.
+"""What a chat template writes around a response, read from what it writes of small conversations.
 
 What the template writes behind its own generation prompt is the response, and what it does not write there is put
-together (`sftmix.text.chat_template`). Found here is what that takes: a variable that brings the prompt in line with
-the responses, the key of a thought, and the end of a turn.
+together (`sftmix.text.chat_template`). No template is known by its name. What is compared, for each part of the layout:
+
+template               prompt and answer, or prompt and thought; also with one of the template's own variables set
+key                    a thought in each of the fields for thoughts, and in the content
+opening                the prompt and the rendering of a thought
+thought_tag, closing   the rendering of a thought; the prompts behind a question and behind a function's result
+answer_lead            the prompt and the rendering of an answer
+end, ending            the rendering of an answer, as the last turn and with a question behind it
+call_end               the rendering of a call, and whether it has arguments as an object or as text
 """
 
 from __future__ import annotations
@@ -11,11 +18,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
-from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.text.templates import Chat, defaults, on_the_same_day, token_roles
+from sftmix.text.templates import Template, defaults
 from sftmix.text.thoughts import (
     INLINE,
     OPENING,
@@ -23,10 +29,14 @@ from sftmix.text.thoughts import (
     closed_by,
     closing_at_head,
     closing_of,
+    common_start,
     opened_by,
+    text_after,
+    text_before,
     without_thought_tags,
+    written_behind,
 )
-from sftmix.text.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS, as_parts
+from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.shown import quoted
 
@@ -36,137 +46,34 @@ if TYPE_CHECKING:
 QUESTION, ANSWER = (turn["content"] for turn in PROBE)
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
-PLACE = "place5b71cfb5"
-"""Letters that no row has."""
 
+_MARK = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")  # '<|message|>', '[/INST]'
 _GENERATION = re.compile(r"{%-?\s*generation\b")  # {%- generation %}, which transformers makes its masks of
-_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
-"""Text between white space; a tag begins one."""
 # enable_thinking (Qwen3), thinking (DeepSeek-V3.1); neither fields of a turn nor keys in quotes.
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
 
 
-# ---------------------------------------------------------------------------------------- behind the prompt
+# ------------------------------------------------------------------------------------------------- the trial
 
 
-def text_before(text: str, marker: str) -> str:
-    """Return what is in front of the last marker in a text; "" without one."""
-    return text.rpartition(marker)[0]
+class Trial(NamedTuple):
+    """What a template writes of a question and its answer.
 
-
-def common_start(one: Any, other: Any) -> Any:
-    """Return what two texts, or two lists of ids, both begin with."""
-    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
-
-
-def text_after(prompt: str, rendered: str, question: str) -> str | None:
-    """Return a rendering behind a prompt, which may have another head and other white space around its header.
-
-    question  the last turn of the prompt, or its end, which is nowhere else in the two
-    """
-    if rendered.startswith(prompt):
-        return rendered[len(prompt) :]
-    # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
-    header = prompt.rpartition(question)[2]
-    turns = rendered.partition(question)[2]
-    # DeepSeek-V3.1 of vLLM: the prompt has '\n  <|Assistant|>', the rendering '\n  <|Assistant|>    </think>'.
-    spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
-    found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
-    return turns[found.end() :] if found else None
-
-
-def placed(chat: Chat) -> list[Mapping[str, Any]]:
-    """Return a conversation with PLACE behind its last turn: if that says "a", so may the template's own words."""
-    return [*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + PLACE}]
-
-
-def written_behind(prompt: str, rendered: str, question: str, closing: str, *, thinks: bool) -> str | None:
-    """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
-
-    A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
-
-    question  the content of the last turn in the prompt
-    closing   what closes a thought that the prompt opens and the response lacks
-    thinks    the response has a thought
-    """
-    opened = opened_by(prompt)
-    if not opened and (rest := text_after(prompt, rendered, question)) is not None:
-        return rest
-    before = without_thought_tags(prompt)
-    tags = prompt.removeprefix(before)
-    rest = text_after(before, rendered, question)
-    if rest is None:
-        return None  # Apriel 1.6: 'Here are my reasoning steps:\n' is in the prompt alone
-    if rest.startswith(tags):
-        rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
-    elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
-        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest  # else '<think></think>' of GLM-4.6
-    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
-        rest = rest.removeprefix(closing_at_head(rest).rstrip())
-    if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
-        return rest.removeprefix(opened)
-    # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
-    return closing + rest if opened and not closing_at_head(rest) else rest
-
-
-# ------------------------------------------------------------------------------------------------ the layout
-
-
-class TemplateLayout:
-    """What a template writes around a response.
-
-    source    the template, with the defaults that the exported one has
-    listed    it takes contents as lists of parts
-    key       the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
-    asked, prompt, plain, thinking  a question as it renders it, with its prompt, with an answer, with a thought or ""
-    notices   sentences that the user should read
-    Raises TemplateRefusal for a template that cannot render a question and an answer.
+    more      fields that the assistant's turns must have: a thought, if the template takes no turn without; else none
+    asked     the question
+    prompt    the question, and the generation prompt
+    plain     the question, and an answer with `more`
+    key       the key of a turn by which the template takes a thought; "": within the content; None: it leaves them out
+    thinking  the question, and the answer with THOUGHT; "" if it leaves thoughts out
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-        self.tokenizer, self.source = tokenizer, source
-        self.notices = list[str]()
-        self.listed = False
-        self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
-        self.asked = self.rendered(*PROBE[:1])
-        self.prompt = self.rendered(*PROBE[:1], prompt=True)
-        self.plain = self.rendered(*PROBE)
-        self.key: str | None = None
-        self.thinking = ""
-        said: list[dict[str, Any]] = [
-            PROBE[1],
-            {**CALL, "content": ANSWER},
-        ]  # Gemma 4 writes thoughts beside calls alone
-        ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
-        for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
-            text = self.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
-            if ANSWER in text.partition(THOUGHT)[2]:
-                self.key, self.thinking = key, text
-                break
-
-    def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
-
-        prompt  with the generation prompt
-        tools   the functions that the assistant may call
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        chat = [{**turn, "content": as_parts(turn["content"])} for turn in turns] if self.listed else turns
-        # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
-        given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
-        template = on_the_same_day(self.source)
-        try:
-            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
-        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
-            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-        return str(texts[0])
-
-    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
-        """Render turns; "" if the template refuses them."""
-        with suppress(TemplateRefusal):
-            return self.rendered(*turns, **more)
-        return ""
+    template: Template
+    more: Mapping[str, str]
+    asked: str
+    prompt: str
+    plain: str
+    key: str | None
+    thinking: str
 
     def fits(self, thinks: bool) -> bool:
         """True if the rendering goes on behind the prompt: an answer, with white space alone between, or a thought that
@@ -180,103 +87,178 @@ class TemplateLayout:
         # Qwen3, as published: '<think>\n\n</think>\n\n' is between; DeepSeek-V3.1: nothing.
         return not opened and not text_before(behind or "", ANSWER).strip()
 
-    def marks(self, text: str) -> list[str]:
-        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
-        added = self.tokenizer.added_tokens_decoder
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # Gemma has "\n\n" and other runs of newlines among them.
-        return [added[number].content for number in ids if number in added and added[number].content.strip()]
 
-    # ----------------------------------------------------------------------------------------------- thoughts
+def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | None) -> Trial:
+    """Render a question and its answer. Raises TemplateRefusal for a template that cannot.
 
-    @cached_property
-    def _thinking_behind(self) -> str:
-        return written_behind(self.prompt, self.thinking, QUESTION, "", thinks=True) or ""
+    thinks  False: a template that takes no answer without a thought is refused
+    """
+    thought: dict[str, str] = {} if thinks is False else dict.fromkeys(THOUGHT_FIELDS, THOUGHT)
+    ways = [(Template(tokenizer, source, listed), more) for more in ({}, thought) for listed in (False, True)]
+    fitting = (way for way in ways if ANSWER in way[0].tried(PROBE[0], {**PROBE[1], **way[1]}))
+    template, more = next(fitting, ways[1])  # SmolVLM takes lists alone
+    key, thinking = _key_of(template)
+    return Trial(
+        template=template,
+        more=more,
+        asked=template.rendered(PROBE[0]),
+        prompt=template.rendered(PROBE[0], prompt=True),
+        plain=template.rendered(PROBE[0], {**PROBE[1], **more}),
+        key=key,
+        thinking=thinking,
+    )
 
-    @cached_property
-    def thought_tag(self) -> str:
-        """What opens a thought that we write, with the white space behind it."""
-        begun = text_before(self._thinking_behind, THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-        return opened_by(self.prompt) or opened_by(begun) or OPENING
 
-    @cached_property
-    def closing(self) -> str:
-        """What closes a thought, with the white space around."""
-        behind = closing_at_head(self._thinking_behind.partition(THOUGHT)[2])
-        return behind or closing_of(self.thought_tag)
+def _key_of(template: Template) -> tuple[str | None, str]:
+    """Return the key by which a template takes a thought, and what it writes of one; None, "" if it leaves them out."""
+    said: list[dict[str, Any]] = [PROBE[1], {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
+    ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
+    for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
+        text = template.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
+        if ANSWER in text.partition(THOUGHT)[2]:
+            return key, text
+    return None, ""
 
-    # ---------------------------------------------------------------------------------------- around an answer
 
-    @cached_property
-    def answer_lead(self) -> str:
-        """What is between the prompt and an answer without a thought."""
-        # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
-        return text_before(written_behind(self.prompt, self.plain, QUESTION, self.closing, thinks=False) or "", ANSWER)
+# ------------------------------------------------------------------------------------------------ the layout
 
-    @cached_property
-    def _tail(self) -> str:
-        return self.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
 
-    @cached_property
-    def end(self) -> str:
-        """The token that ends a turn: the first behind an answer that is not inside one; eos if there is none.
+@dataclass(frozen=True)
+class Layout:
+    """What a template writes around a response.
 
-        eos is taken before any other, if the template writes it behind every answer (Command R7B). Raises ConfigError
-        if there is no eos either.
+    template        the template in use, which renders; its source has the defaults of the exported one
+    key             the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
+    prompt          a question with the generation prompt
+    opening         words that are no known tag, with which its prompts open a thought; "" for none
+    thought_tag     what opens a thought that we write, with the white space behind it
+    closing         what closes a thought, with the white space around
+    answer_lead     what is between the prompt and an answer without a thought
+    end             the token that ends a turn
+    ending          the text from an answer through the token that ends its turn
+    call_end        the token behind a call, or else `end`
+    text_arguments  a call's arguments are given as JSON text
+    around          the added tokens that it writes around turns; some tokenizers do not mark them as special
+    notices         sentences that the user should read
+    """
+
+    template: Template
+    key: str | None
+    prompt: str
+    opening: str
+    thought_tag: str
+    closing: str
+    answer_lead: str
+    end: str
+    ending: str
+    call_end: str
+    text_arguments: bool
+    around: frozenset[str]
+    notices: tuple[str, ...] = ()
+
+    def begun(self, prompt: str, thought: str) -> str:
+        """Return what we put between a prompt and the answer.
+
+        Not every prompt opens a thought if most do: after a function's result some templates write none.
         """
-        inside = self.marks(  # Solar Open: '<|end|>' is also behind the thought
-            self.answer_lead + text_before(self._thinking_behind, ANSWER) + text_before(self.call[0], ARGUMENT)
+        opened = opened_by(prompt, self.opening)
+        # DeepSeek-R1 opens none behind a function's result: its lead, '\n</think>\n\n', has nothing to close there.
+        as_most = bool(opened) == bool(opened_by(self.prompt, self.opening))
+        lead = self.answer_lead if as_most else self.closing if opened else ""
+        if not thought:
+            return lead
+        # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
+        tag = "" if opened else lead.removeprefix(closing_at_head(lead)) + self.thought_tag
+        return tag + thought + self.closing
+
+
+def found(trial: Trial) -> Layout:
+    """Read a layout from a trial. Raises ConfigError if there is neither an end of a turn nor an eos token."""
+    template, prompt, key = trial.template, trial.prompt, trial.key
+    opening = _opening_of(trial)
+    thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True, opening=opening) or ""
+    begun, _, behind = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
+    later = opened_by(template.tried(PROBE[0], {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
+    if key == "" and later.strip() not in ("", OPENING.strip()):
+        key, begun, behind = None, later, ""  # Gemma 4 of unsloth: '<|channel>thought\n' is behind a result alone
+    tag = opened_by(prompt, opening) or opened_by(begun) or OPENING
+    closing = text_before(behind, ANSWER) if opening else closing_at_head(behind) or closing_of(tag)
+    # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
+    answer = written_behind(prompt, trial.plain, QUESTION, closing, thinks=False, opening=opening) or ""
+    lead = "" if trial.more else text_before(answer, ANSWER)
+    tail = trial.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
+    call, text_arguments = _call_of(template, trial.more)
+    # Solar Open: '<|end|>' is also behind the thought
+    inside = template.marks(lead + text_before(thinking, ANSWER) + text_before(call, ARGUMENT))
+    end, notices = _end_of(trial, tail, inside)
+    before, mark, _ = tail.partition(end)  # Nemotron Nano v2: '\n<SPECIAL_12>\n' -> '\n', '<SPECIAL_12>'
+    return Layout(
+        template=template,
+        key=key,
+        prompt=prompt,
+        opening=opening,
+        thought_tag=tag,
+        closing=closing,
+        answer_lead=lead,
+        end=end,
+        ending=before + mark if mark else end,
+        call_end=_call_end(template, call, end),
+        text_arguments=text_arguments,
+        around=frozenset(template.marks(prompt + lead + tail + template.tried(*SYSTEM, PROBE[0]))),
+        notices=notices,
+    )
+
+
+def _opening_of(trial: Trial) -> str:
+    """Return the words with which a prompt opens a thought, if the rendering has the thought in their place."""
+    # Apriel 1.6: 'Here are my reasoning steps:\n', and behind the thought '\n[BEGIN FINAL RESPONSE]\n'
+    same = common_start(trial.prompt, trial.thinking)
+    words = trial.prompt.removeprefix(same)
+    if QUESTION not in same or not trial.thinking.startswith(same + THOUGHT) or not words.strip():
+        return ""
+    return words if without_thought_tags(trial.prompt) == trial.prompt else ""
+
+
+def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the token that ends a turn, and notices: the first token behind an answer that is not inside a turn.
+
+    eos is taken before any other, if the template writes it behind every answer (Command R7B), or if there is none.
+    """
+    template, eos = trial.template, trial.template.tokenizer.eos_token
+    ends = [mark for mark in template.marks(tail) if mark not in inside]
+    between = template.tried(PROBE[0], {**PROBE[1], **trial.more}, AND_NOW).rpartition(ANSWER)[2] or tail
+    # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
+    if eos in ends and eos in template.marks(common_start(tail, between)):
+        return str(eos), ()
+    if ends:
+        return ends[0], ()  # Llama 3 with eos '<|end_of_text|>', of the base model: '<|eot_id|>'
+    if eos is None:
+        raise ConfigError(
+            "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
+            "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
         )
-        ends = [mark for mark in self.marks(self._tail) if mark not in inside]
-        eos = self.tokenizer.eos_token
-        between = self.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2] or self._tail
-        # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
-        if eos in ends and eos in self.marks(common_start(self._tail, between)):
-            return str(eos)
-        if ends:
-            return ends[0]  # Llama 3 with eos '<|end_of_text|>', of the base model: '<|eot_id|>'
-        if eos is None:
-            raise ConfigError(
-                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
-                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
-            )
-        # GLM-4.6: the next '<|user|>' ends an answer.
-        self.notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
-        return str(eos)
+    # GLM-4.6: the next '<|user|>' ends an answer.
+    return str(eos), (f"The template writes no end-of-turn token: {eos!r} is put after responses.",)
 
-    @cached_property
-    def ending(self) -> str:
-        """The text from an answer through the token that ends its turn."""
-        before, mark, _ = self._tail.partition(self.end)  # Nemotron Nano v2: '\n<SPECIAL_12>\n' -> '\n', '<SPECIAL_12>'
-        return before + mark if mark else self.end
 
-    @cached_property
-    def around(self) -> frozenset[str]:
-        """The added tokens that it writes around turns; some tokenizers do not mark them as special."""
-        return frozenset(self.marks(self.prompt + self.answer_lead + self._tail + self.tried(*SYSTEM, *PROBE[:1])))
+def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
+    """Return what is written from a call on, "" if it is not, or not as JSON; True for arguments as JSON text."""
+    asked = template.tried(PROBE[0], tools=TOOLS, prompt=True)
+    for as_text, call in enumerate([{**CALL, **more}, {**with_text_arguments(CALL), **more}]):
+        rendered = template.tried(PROBE[0], call, tools=TOOLS)
+        written = rendered[len(common_start(asked, rendered)) :]
+        if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
+            return written, bool(as_text)
+    return "", False
 
-    # ---------------------------------------------------------------------------------------------- calls
 
-    @cached_property
-    def call(self) -> tuple[str, bool]:
-        """What is written from a call on, "" if it is not, or not as JSON; True if it takes arguments as JSON text."""
-        asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
-        for as_text, call in enumerate([CALL, with_text_arguments(CALL)]):
-            rendered = self.tried(*PROBE[:1], call, tools=TOOLS)
-            written = rendered[len(common_start(asked, rendered)) :]
-            if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
-                return written, bool(as_text)
-        return "", False
-
-    @cached_property
-    def call_end(self) -> str:
-        """The token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
-        call = self.call[0]
-        # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        within = self.marks(text_before(call, ARGUMENT))
-        ends = [mark for mark in self.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
-        return self.end if self.end in ends or not ends else ends[-1]
+def _call_end(template: Template, call: str, end: str) -> str:
+    """Return the token behind a call, or else `end`: Gemma 4 ends answers with <turn|>, calls with <|tool_response>."""
+    # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
+    special = [token.content for token in template.tokenizer.added_tokens_decoder.values() if token.special]
+    within = template.marks(text_before(call, ARGUMENT))
+    ends = [mark for mark in template.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
+    return end if end in ends or not ends else ends[-1]
 
 
 def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
@@ -288,7 +270,7 @@ def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
     return {**turn, "tool_calls": calls}
 
 
-def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> TemplateLayout:
+def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> Layout:
     """Find what a template writes around a response.
 
     The exported template has the generation prompt of the rows, which think or do not. It is the first of these that
@@ -299,31 +281,50 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
-    layout = TemplateLayout(tokenizer, source)
-    if ANSWER not in layout.plain or "{'type'" in layout.plain:  # it prints the list itself
+    trial = tried_out(tokenizer, source, thinks)
+    switch = ""
+    if ANSWER not in trial.plain or "{'type'" in trial.plain:  # it prints the list itself
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
-    if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
+    if QUESTION not in trial.prompt:
+        raise ConfigError("data.template: the template does not write the content of a user turn")
+    if (bos := tokenizer.bos_token) and trial.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)  # TRL's Qwen3 marks the empty block as trained, so it stays
-    if thinks is not None and not tagged and not layout.fits(thinks):
-        layout = next((one for one in _switched(layout, thinks) if one.fits(thinks)), layout)
-    if thinks and closed_by(layout.prompt):  # Command R7B: '<|START_THINKING|><|END_THINKING|>'
+    if thinks is not None and not tagged and not trial.fits(thinks):
+        fitting = (way for way in _switched(trial, thinks) if way[0].fits(thinks))
+        trial, switch = next(fitting, (trial, ""))
+    if thinks and closed_by(trial.prompt):  # Command R7B: '<|START_THINKING|><|END_THINKING|>'
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
         )
-    if layout.prompt == layout.asked and layout.answer_lead.strip():
-        layout.notices.append(
+    layout = found(trial)
+    _refuse_alike(trial, layout.answer_lead)
+    notices = [switch] if switch else []
+    if trial.prompt == trial.asked and layout.answer_lead.strip() and not layout.opening:
+        notices.append(
             f"The template has no generation prompt: {quoted(layout.answer_lead)} is trained before each answer, since "
             "the model has to write it. With another template, such as data.template chatml, the prompt has it."
         )
-    return layout
+    return replace(layout, notices=(*notices, *layout.notices))
 
 
-def _switched(layout: TemplateLayout, thinks: bool) -> Iterator[TemplateLayout]:
-    """Yield the template with each of the variables that may switch thinking."""
-    for name in dict.fromkeys(_SWITCHES.findall(layout.source)):
+def _refuse_alike(trial: Trial, lead: str) -> None:
+    """Raise ConfigError if the words in front of a user's turn are also in front of the answer, behind the prompt."""
+    # Recipes of RL: 'A conversation between User and Assistant. ... User: ' is written before each message of any role.
+    said = lead.removeprefix(closing_at_head(lead)).strip()
+    if re.search(r"\w", _MARK.sub("", said)) and text_before(trial.asked, QUESTION).strip().endswith(said):
+        raise ConfigError(
+            f"data.template: the template writes {quoted(said)} in front of a user's turn, and of the assistant's as "
+            "well, behind its prompt: it would be trained as part of each answer. Choose another data.template, "
+            "such as chatml"
+        )
+
+
+def _switched(trial: Trial, thinks: bool) -> Iterator[tuple[Trial, str]]:
+    """Yield the trial of the template with each of the variables that may switch thinking, and the notice of it."""
+    tokenizer, source, _ = trial.template
+    for name in dict.fromkeys(_SWITCHES.findall(source)):
         with suppress(TemplateRefusal):
-            switched = TemplateLayout(layout.tokenizer, defaults({name: thinks}) + layout.source)
-            switched.notices.append(f"The template is used and exported with {name} {json.dumps(thinks)}.")
-            yield switched
+            notice = f"The template is used and exported with {name} {json.dumps(thinks)}."
+            yield tried_out(tokenizer, defaults({name: thinks}) + source, thinks), notice

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
 from sftmix.types import Int64
-from sftmix.words.errors import ConfigError
+from sftmix.words.errors import ConfigError, TemplateRefusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,58 @@ _SAME_DAY = """\
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 
+WITH_TOOLS = "{% if tools %}"
+"""The head of a template that is two: one for conversations with functions, and one for others."""
+WHOLE = "{{ '' }}"
+"""Nothing, beside which a block takes no white space away."""
+
+
+class Template(NamedTuple):
+    """A template as conversations are rendered with it.
+
+    tokenizer  whose special tokens the template writes by their roles
+    source     the Jinja text
+    listed     it takes contents as lists of parts
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    listed: bool = False
+
+    def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
+
+        prompt  with the generation prompt
+        tools   the functions that the assistant may call
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        chat: Sequence[Mapping[str, Any]] = turns
+        if self.listed:
+            chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+        # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
+        given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
+        template = on_the_same_day(self.source)
+        try:
+            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
+        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return str(texts[0])
+
+    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
+        """Render turns; "" if the template refuses them."""
+        with suppress(TemplateRefusal):
+            return self.rendered(*turns, **more)
+        return ""
+
+    def marks(self, text: str) -> list[str]:
+        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
+        added = self.tokenizer.added_tokens_decoder
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Gemma has "\n\n" and other runs of newlines among them.
+        return [added[number].content for number in ids if number in added and added[number].content.strip()]
+
+
 def template_source(template: str) -> str:
     """Return the Jinja source of alpaca, chatml or a file; raise ConfigError if there is none."""
     if template in NAMED:
@@ -58,9 +111,15 @@ def template_source(template: str) -> str:
 def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
     """Return name and source of the template.
 
-    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
+    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows. If the tokenizer
+    has another template for functions, its own is both in one.
     """
-    if template is None and tokenizer.chat_template:
+    named = tokenizer.chat_template
+    if template is None and isinstance(named, dict) and {"default", "tool_use"} <= named.keys():
+        # Command R and Hermes 2 Pro: transformers and servers take tool_use for conversations with functions.
+        tools, default = (WHOLE + named[name].removesuffix("\n") + WHOLE for name in ("tool_use", "default"))
+        return "tokenizer", f"{WITH_TOOLS}{tools}{{% else %}}{default}{{% endif %}}"
+    if template is None and named:
         try:
             return "tokenizer", tokenizer.get_chat_template()
         except ValueError as error:  # several, and none of them is called default

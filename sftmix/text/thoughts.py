@@ -1,8 +1,13 @@
-"""Thoughts: what a model writes before its answer, between tags that its chat template or its rows name."""
+"""Thoughts: what a model writes before its answer, between tags that its chat template or its rows name.
+
+A prompt may open a thought or close it: `written_behind`, what a rendering has behind a prompt, depends on these tags.
+"""
 
 from __future__ import annotations
 
 import re
+from os.path import commonprefix
+from typing import Any
 
 from sftmix.types import Example, Message
 from sftmix.words.shown import visible
@@ -27,6 +32,9 @@ INLINE = OPENING + "{thought}\n</think>\n\n"
 
 _NAMED = r"<{}[\w:]*think[\w:]*>"  # <mm:think> of MiniMax-M3, <thinking>
 """Tags of that kind are closed with a slash, whatever else is in their names."""
+
+_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")  # "[/INST] <|im_start|>assistant\n" -> [/INST], <|im_start|>assistant
+"""Text between white space; a tag begins one."""
 
 _OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
 _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
@@ -68,10 +76,13 @@ def answers(turn: Message) -> bool:
     return bool(visible(divided(turn.content)[1]) or turn.more.get("tool_calls"))
 
 
-def opened_by(text: str) -> str:
-    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does."""
+def opened_by(text: str, opening: str = "") -> str:
+    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does.
+
+    opening  words of a template that open one as well
+    """
     found = _OPEN_AT_END.search(text)
-    return found[0] if found else ""
+    return found[0] if found else opening if text.endswith(opening) else ""
 
 
 def closed_by(text: str) -> bool:
@@ -79,9 +90,9 @@ def closed_by(text: str) -> bool:
     return _CLOSED_AT_END.search(text) is not None
 
 
-def without_thought_tags(text: str) -> str:
-    """Return a text without the tags at its end that open, or close, a thought."""
-    return _CLOSED_AT_END.sub("", text) if closed_by(text) else text.removesuffix(opened_by(text))
+def without_thought_tags(text: str, opening: str = "") -> str:
+    """Return a text without the tags, or the `opening`, at its end that open, or close, a thought."""
+    return _CLOSED_AT_END.sub("", text) if closed_by(text) else text.removesuffix(opened_by(text, opening))
 
 
 def closing_at_head(text: str) -> str:
@@ -94,9 +105,72 @@ def closing_of(opening: str) -> str:
     """Return what closes a thought that `opening` began, with the white space that its tag has."""
     tag = opening.rstrip()
     space = opening.removeprefix(tag)
-    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space  # "<think>\n" -> "\n</think>\n\n", "<think>" -> "</think>"
+    closing = TAGS.get(tag, f"</{tag[1:]}")
+    # "<think>\n" -> "\n</think>\n\n", "<think>" -> "</think>"; Gemma 4: '<|channel>thought\n' -> '\n<channel|>'
+    return space + closing + (2 * space if closing.startswith("</") else "")
 
 
 def thinks(example: Example) -> bool:
     """Return True if a trained turn has a thought, in a field of its own or in its content."""
     return any(turn.trained and (turn.thought or divided(turn.content)[0]) for turn in example.messages)
+
+
+# ---------------------------------------------------------------------------------------- behind the prompt
+
+
+def text_before(text: str, marker: str) -> str:
+    """Return what is in front of the last marker in a text; "" without one."""
+    return text.rpartition(marker)[0]
+
+
+def common_start(one: Any, other: Any) -> Any:
+    """Return what two texts, or two lists of ids, both begin with."""
+    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
+
+
+def text_after(prompt: str, rendered: str, question: str) -> str | None:
+    """Return a rendering behind a prompt, which may have another head and other white space around its header.
+
+    question  the last turn of the prompt, or its end, which is nowhere else in the two
+    """
+    if rendered.startswith(prompt):
+        return rendered[len(prompt) :]
+    # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
+    header = prompt.rpartition(question)[2]
+    turns = rendered.partition(question)[2]
+    # DeepSeek-V3.1 of vLLM: the prompt has '\n  <|Assistant|>', the rendering '\n  <|Assistant|>    </think>'.
+    spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
+    found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
+    return turns[found.end() :] if found else None
+
+
+def written_behind(
+    prompt: str, rendered: str, question: str, closing: str, *, thinks: bool, opening: str = ""
+) -> str | None:
+    """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
+
+    A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
+
+    question  the content of the last turn in the prompt
+    closing   what closes a thought that the prompt opens and the response lacks
+    thinks    the response has a thought
+    opening   words of the template that open a thought at the end of a prompt; "" for none
+    """
+    opened = opened_by(prompt, opening)
+    if not opened and (rest := text_after(prompt, rendered, question)) is not None:
+        return rest
+    before = without_thought_tags(prompt, opening)
+    tags = prompt.removeprefix(before)
+    rest = text_after(before, rendered, question)
+    if rest is None:
+        return None
+    if rest.startswith(tags):
+        rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
+    elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
+        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest  # else '<think></think>' of GLM-4.6
+    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
+        rest = rest.removeprefix(closing_at_head(rest).rstrip())
+    if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
+        return rest.removeprefix(opened)
+    # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
+    return closing + rest if opened and not closing_at_head(rest) else rest

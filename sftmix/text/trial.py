@@ -44,8 +44,8 @@ TOOLS = [
         },
     }
 ]
-"""A call of a function, and the list of functions that has it."""
-_RESULT = {"role": "tool", "name": "find_colour", "tool_call_id": "call00000", "content": "Red"}
+RESULT = {"role": "tool", "name": "find_colour", "tool_call_id": "call00000", "content": "Red"}
+"""A call of a function, the list of functions that has it, and what the function returns."""
 _THOUGHT: dict[str, Any] = {**PROBE[1], **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "Sky")}
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     PROBE[:1],
@@ -53,7 +53,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
     _CHAT,
     _CHAT[1:],
     _CHAT[:2],
-    [PROBE[0], CALL, _RESULT],
+    [PROBE[0], CALL, RESULT],
     [PROBE[0], _THOUGHT],
 ]
 """What is rendered of rows: turns, a system turn, calls and results, thoughts; contents also as lists of parts."""

@@ -1,7 +1,7 @@
 """Values of rows: what is absent, what is text, what is JSON in a text, and whether a rendered text has them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sftmix.words.errors import BadRow as BadRow
@@ -128,6 +128,22 @@ def holds(text: str, part: Any) -> bool:
 def holds_calls(text: str, turn: Mapping[str, Any]) -> bool:
     """True if a text has the names in a turn's calls, and the values of their arguments."""
     return all(holds(text, part) for call in turn.get("tool_calls") or () for part in _values(call["function"]))
+
+
+def left_out_of(prompt: str, tools: Iterable[Fields], before: Iterable[Fields]) -> list[str]:
+    """Return what a template leaves out of the prompt: functions, calls, their results, other turns.
+
+    tools   the functions that the assistant may call
+    before  the turns of the prompt
+    """
+    written = all(tool["function"]["name"] in prompt for tool in tools)
+    lost = set() if written else {"tools_lost"}
+    for other in before:
+        if not holds_calls(prompt, other):
+            lost.add("calls_lost")
+        if other["role"] != "assistant" and not holds(prompt, other["content"]):
+            lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
+    return sorted(lost)
 
 
 def _values(given: Any) -> list[Any]:

@@ -54,3 +54,25 @@ def test_merges_are_those_of_the_file(directory, tmp_path, capsys):
     unknown = directory("llama", LEVEL, ignore_merges=True, unk_token="<end>")
     assert load_tokenizer(tmp_path)._tokenizer.model.ignore_merges == unknown.model.ignore_merges
     assert "GPT2Tokenizer of transformers splits text otherwise than tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "split", "otherwise"),
+    [("llama", LEVEL, False), ("llama", DIGITS, True), ("qwen2", LEVEL, True), ("gpt_neox", LEVEL, False)],
+    ids=["llama", "llama-digits", "qwen2", "gpt_neox"],
+)
+def test_dropout_of_the_file_is_left_out_with_one_line(directory, tmp_path, capsys, family, split, otherwise):
+    """Else a text has other ids each time, in a stage, in its resume and in what others read from the export."""
+    directory(family, split, dropout=0.5)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert stored["model"]["dropout"] == 0.5
+    expected = (
+        Tokenizer.from_str(json.dumps({**stored, "model": {**stored["model"], "dropout": None}})).encode(TEXT).ids
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert {tuple(tokenizer(TEXT, add_special_tokens=False)["input_ids"]) for _ in range(50)} == {tuple(expected)}
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert not json.loads((tmp_path / "again" / "tokenizer.json").read_text())["model"].get("dropout")
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("dropout of tokenizer.json is left out" in line for line in lines) <= 1
+    assert any("splits text otherwise" in line for line in lines) is otherwise

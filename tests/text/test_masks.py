@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
+from sftmix.components import Renderer
 from sftmix.text.chat_template import MARK_IN_ESCAPES
 from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import SPLIT, encode_examples
@@ -270,9 +271,19 @@ def test_truncation_keeps_the_beginning(small):
         assert found.reasons == (["truncated"] if length < end else [])
 
 
+class Promptless(Renderer):
+    template = "{{ messages[-1].content }}"
+
+    def prompt(self, messages, tools=()):
+        return []
+
+    def answer(self, message):
+        return [([*self.ids(message.content), self.tokenizer.eos_token_id], 1.0)]
+
+
 def test_the_first_token_is_never_a_target():
-    """Nothing predicts it; a template without any prompt text would make it one."""
-    template = "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|end|>{% endfor %}"
-    encoder = make_encoder(chatml_tokenizer(template))
-    (found,) = encode(encoder, example("Hi", "Yo"))
+    """Nothing predicts it; a renderer without any prompt would make it one."""
+    renderer = Promptless()
+    renderer.begin(chatml_tokenizer())
+    (found,) = encode_examples(renderer, [example("Hi", "Yo")], 10)
     assert found.spans[0][0] == 1
