@@ -31,7 +31,7 @@ from sftmix.words import errors
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "first_gpu_hour.md"]
 FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
 """The folders of the repository; a checkout may hold others, such as runs/."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -205,11 +205,23 @@ def test_every_exit_code_is_documented():
 
 
 def test_readme_has_two_set_up_commands():
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Set-up\n")[1].split("\n## ")[0]
-    set_up = [body.strip() for kind, body in FENCE.findall(section) if kind == "bash"]
-    assert re.fullmatch(r"pip install [^&\n]+ && sftmix quickstart", set_up[0])
-    assert re.fullmatch(r"pip install [^&\n]+ && pytest", set_up[1])
-    assert len(set_up) == 2
+    installs = [body.strip() for body in blocks(ROOT / "README.md", "bash") if body.startswith("pip install -c")]
+    first, second = installs
+    assert re.fullmatch(r"pip install [^&\n]+ && sftmix quickstart", first)
+    assert re.fullmatch(r"pip install [^&\n]+ && pytest", second)
+
+
+def test_readme_is_short():
+    """Its first screen as well, with code for a terminal of 80 columns; the site shows the cards behind it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(text.split("<!-- end of the first screen -->")[0].splitlines()) <= 60
+    assert max(len(line) for _, body in FENCE.findall(text) for line in body.splitlines()) <= 80
+
+
+def test_there_are_few_pages():
+    """A new page replaces or joins others; decisions and the API are lists, whose pages are short."""
+    assert len(list((ROOT / "docs").glob("*.md"))) <= 27
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
