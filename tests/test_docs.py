@@ -297,7 +297,9 @@ def workspace(tmp_path_factory) -> Workspace:
             (path / module[1]).write_text(block, encoding="utf-8")
     for run in ("first", "quickstart"):
         (path / "runs" / run).mkdir(parents=True)
-        (path / "runs" / run / "config.yaml").write_text("model: {path: tiny/model}\ndata: {train: rows.json}\n")
+        (path / "runs" / run / "config.yaml").write_text(
+            "model: {path: tiny/model}\ndata: {train: rows.json, eval_fraction: 0.1}\n"
+        )
     (path / "runs" / "table5").mkdir()
     (path / "runs" / "table5" / "compare.yaml").write_text("metric: eval_nll_after\n")
     return found
