@@ -290,6 +290,7 @@ def workspace(tmp_path_factory) -> Workspace:
     rows = [json.loads(line) for line in found.tiny.train.read_text(encoding="utf-8").splitlines()]
     labelled = [{**row, "quality": "good" if row["kind"] == "deterministic" else "poor"} for row in rows]
     shutil.copytree(ROOT / "docs" / "examples" / "confidence_lab" / "confidence_lab", path / "confidence_lab")
+    shutil.copytree(ROOT / "docs" / "examples" / "ideas", path, dirs_exist_ok=True)
     shutil.copytree(ROOT / "benchmarks" / "evidence", path / "benchmarks" / "evidence")
     (path / "rows.json").write_text("\n".join(map(json.dumps, labelled)), encoding="utf-8")
     for block in chain.from_iterable(blocks(page, "python") for page in PAGES):

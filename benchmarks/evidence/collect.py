@@ -2,13 +2,12 @@
 
     python benchmarks/evidence/collect.py --table runs/evidence/primary --name primary
 
-The folder benchmarks/results/evidence/NAME then holds table.json, the options and versions of the table, and a file
-runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json without any text of rows, the held-out NLL
-per token by quartile of response length, the NLL per token of a sample of the training rows by half of the confidence,
-before and after, and the hash of the confidences. Of a run that diverged the file says that alone. The folder `losses`
-has the losses of single examples (losses.py). It may be called while the table is unfinished; the next call adds what
-has come since, also from another directory with other seeds of the same table. Statistics are made by results.py, from
-all sittings together.
+benchmarks/results/evidence/NAME.parquet (study.py) then holds the options and versions of the table, and a line for
+each finished run: the numbers of summary.json without any text of rows, the held-out NLL per token by quartile of
+response length, the NLL per token of a sample of the training rows by half of the confidence, before and after, the
+hash of the confidences, and the losses of single examples. Of a run that diverged the line says that alone. It may be
+called while the table is unfinished; the next call adds what has come since, also from another directory with other
+seeds of the same table. Statistics are made by results.py, from all sittings together.
 """
 
 import argparse
@@ -22,61 +21,65 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.losses import keep_losses  # noqa: E402
+from benchmarks.evidence.losses import with_losses  # noqa: E402
+from benchmarks.evidence.study import read_study, write_study  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.disk.files import MANIFEST, read_json, write_json  # noqa: E402
+from sftmix.disk.files import MANIFEST, read_json  # noqa: E402
 from sftmix.disk.hashes import sha256_file  # noqa: E402
 from sftmix.disk.tables import read_columns, read_dynamics, read_split  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
-from sftmix.tools.runs.read import read_json_if_there  # noqa: E402
 from sftmix.words.errors import NonFiniteError, SFTMixError  # noqa: E402
 
 TEXT = ("least_confident", "most_confident", "data", "model")
 """Entries of summary.json that hold text of rows, or names of this machine."""
+OF_ANSWERS = ("answers", "ended", "words_to_reference", "medmcqa")
+"""Figures of a run that real/answers.py adds."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="directory of a table that compare wrote")
-    parser.add_argument("--name", required=True, help="folder of the results")
+    parser.add_argument("--name", required=True, help="name of the results")
     parser.add_argument("--halves", default="SFTMix", help="variant whose split by confidence tells the halves")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
     options = parser.parse_args()
+    file = options.out / f"{options.name}.parquet"
     try:
-        kept = collect(options.table, options.out / options.name, halves=options.halves)
+        kept = collect(options.table, file, halves=options.halves)
     except SFTMixError as error:
         sys.exit(f"error: {error}")
-    print(f"{kept} runs in {options.out / options.name}")
+    print(f"{kept} runs in {file}")
 
 
-def collect(table: Path, out: Path, *, halves: str) -> int:
-    """Write what is kept of a table to `out`, and return the number of its finished runs.
+def collect(table: Path, file: Path, *, halves: str) -> int:
+    """Write what is kept of a table to the file, and return the number of its finished runs.
 
     Runs in the directory that are not of this table (two tables may share one) are left out.
 
     halves  the variant whose split.parquet names the confident and the unconfident rows of each seed
+    Raises ConfigError for a run with other held-out rows than those kept; nothing is written then.
     """
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    plan = read_json(table / "table.json")
+    plan, study = read_json(table / "table.json"), read_study(file)
     # Statistics are made from all sittings, by results.py.
-    variants = {name: found["options"] for name, found in plan["variants"].items()}
-    before = read_json_if_there(out / "table.json")
-    seeds = sorted({*before.get("options", {}).get("seeds", ()), *plan["options"]["seeds"]})
-    about = {
+    before = study.about
+    study.about |= {
+        "variants": {name: found["options"] for name, found in plan["variants"].items()},
         "seed": plan["seed"],
-        "options": plan["options"] | {"seeds": seeds},
+        "options": plan["options"]
+        | {"seeds": sorted({*before.get("options", {}).get("seeds", ()), *plan["options"]["seeds"]})},
         "trained_by": sorted({*before.get("trained_by", ()), *plan["trained_by"]}),
     }
-    write_json(out / "table.json", {"variants": variants, **about})
     kept = 0
     for run, variant, seed in _runs(table, plan):
-        file = out / "runs" / f"{variant}-seed-{seed}.json"
         if (run / "train" / MANIFEST).exists() and (run / "summary.json").exists():
-            write_json(file, reduced(run, table / halves / f"seed-{seed}" / "split" / "split.parquet"))
+            answers = {name: x for name, x in study.runs.get((variant, seed), {}).items() if name in OF_ANSWERS}
+            split = table / halves / f"seed-{seed}" / "split" / "split.parquet"
+            study.runs[variant, seed] = reduced(run, split) | answers | {"seed": seed}
             kept += 1
         elif has_diverged(run):
-            write_json(file, {"seed": seed, "exit_code": NonFiniteError.exit_code})
-    keep_losses(_runs(table, plan), out / "losses")
+            study.runs[variant, seed] = {"seed": seed, "exit_code": NonFiniteError.exit_code}
+    study.losses = with_losses(study.losses, _runs(table, plan))
+    write_study(file, study)
     return kept
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.evidence.losses import HELD_OUT
+from benchmarks.evidence.study import HELD_OUT
 from benchmarks.evidence.tiers import DIRECTION, Pair, Tier
 from sftmix.tools.compare.statistics import (
     ALPHA,
@@ -99,9 +99,10 @@ def _differences(tier: Tier, pair: Pair, seeds: Sequence[int]) -> Float64 | None
     if tier.losses is None:
         return None
     held_out = tier.losses.rows == HELD_OUT
-    sums = [nll for arm in pair for seed in seeds if (nll := tier.losses.nll_sum(arm, seed)) is not None]
-    if len(sums) < 2 * len(seeds):
+    runs = [(arm, seed) for arm in pair for seed in seeds]
+    if not tier.losses.nll_sum.keys() >= {*runs}:
         return None
+    sums = [tier.losses.nll_sum[run] for run in runs]
     tokens = np.tile(tier.losses.n_tokens[held_out], (len(sums), 1))
     parts = per_example(np.stack(sums)[:, held_out], tokens)
     return parts[: len(seeds)] - parts[len(seeds) :]

@@ -1,6 +1,5 @@
 """The tables of the study as they were planned, with the runs of each that have been collected so far."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.losses import TableLosses, read_losses  # noqa: E402
+from benchmarks.evidence.study import TableLosses, read_study  # noqa: E402
 from sftmix.config.read import read_layers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
@@ -103,18 +102,15 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
     plan_file = plans / f"{name.replace('real-', 'real/')}.yaml"
     plan = {key: value for _, layer in read_layers(plan_file) for key, value in layer.items()}
     arms = list(plan["variants"])
-    file = results / name / "answers.json"
-    answers = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    kept = read_study(results / f"{name}.parquet")
     runs: dict[str, dict[int, Summary]] = {arm: {} for arm in arms}
     diverged: dict[str, list[int]] = {arm: [] for arm in arms}
-    for path in sorted((results / name / "runs").glob("*-seed-*.json")):
-        arm, _, seed = path.stem.rpartition("-seed-")
-        if arm in runs and int(seed) in plan["seeds"]:
-            summary = json.loads(path.read_text(encoding="utf-8"))
+    for (arm, seed), summary in kept.runs.items():
+        if arm in runs and seed in plan["seeds"]:
             if "eval_nll_after" in summary:
-                runs[arm][int(seed)] = summary | answers.get(path.stem, {})
+                runs[arm][seed] = summary
             else:
-                diverged[arm].append(int(seed))
+                diverged[arm].append(seed)
     return Tier(
         name,
         arms,
@@ -123,5 +119,5 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         [(a, b) for a, b in plan.get("contrasts", ())],
         {arm: dict(sorted(found.items())) for arm, found in runs.items()},
         {arm: seeds for arm, seeds in diverged.items() if seeds},
-        read_losses(results / name / "losses"),
+        kept.losses,
     )

@@ -42,6 +42,7 @@ from sftmix.components.others.pairings import LengthMatchedPairs as LengthMatche
 from sftmix.components.others.pairings import LevelPairs as LevelPairs
 from sftmix.components.others.pairings import PermutedPairs as PermutedPairs
 from sftmix.components.others.pairings import SameGroupPairs as SameGroupPairs
+from sftmix.components.others.penalties import ConfidencePenalty as ConfidencePenalty
 from sftmix.components.others.perturbations import NEFTune as NEFTune
 from sftmix.components.others.places import CutMix as CutMix
 from sftmix.components.others.places import EmbeddingMixup as EmbeddingMixup

@@ -6,15 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evidence.findings import BEST, LAST, Finding, findings
-from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.results import lines
+from benchmarks.evidence.study import HELD_OUT, SAMPLE, Study, TableLosses, write_study
 from benchmarks.evidence.tiers import PILOTS, REAL, RESULTS, TITLES, Tier, read_tier
-from sftmix.disk.files import write_json
 from sftmix.tools.compare.statistics import interval, per_example
 from tests.tiny import ROOT
 
@@ -175,29 +172,27 @@ def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
     assert len(made.differences(("SFTMix", "NTP"), LAST)) == 9
 
 
-def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_are_kept(tmp_path):
+def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_are_kept():
     made, rng = tier("primary", {}), np.random.default_rng(3)
     held_out = np.array([True] * 30 + [False] * 5)
     tokens = rng.integers(3, 40, 35)
     kinds = np.where(held_out, HELD_OUT, SAMPLE).astype(object)
-    losses = TableLosses(tmp_path, kinds, np.arange(35).astype(object), tokens, tokens * 4.0)
     nll = {arm: (4 + rng.normal(size=(10, 35))) * tokens for arm in ("SFTMix", "NTP")}
-    for arm, sums in nll.items():
-        for seed, own in zip(made.seeds, sums, strict=True):
-            pq.write_table(pa.table({"nll_sum": own.astype(np.float32)}), run_file(tmp_path, arm, seed))
+    of_runs = {(arm, seed): own for arm, sums in nll.items() for seed, own in zip(made.seeds, sums, strict=True)}
+    losses = TableLosses(kinds, np.arange(35).astype(object), tokens, tokens * 4.0, of_runs)
     made = replace(made, losses=losses)
     to_ntp, to_random = findings(made, LAST, PLANNED, tested=True)[:2]
     whole = np.broadcast_to(tokens[:30].astype(float), (10, 30))
     ours, theirs = (per_example(nll[arm][:, :30], whole) for arm in ("SFTMix", "NTP"))
     assert (to_ntp.over, to_random.over) == ("seeds and examples", "seeds")  # RandomSplit's losses are not there
-    assert to_ntp.interval == pytest.approx(interval(ours - theirs), abs=1e-6)
+    assert to_ntp.interval == pytest.approx(interval(ours - theirs), abs=1e-12)
     assert findings(made, BEST, PLANNED, tested=True)[0].over == "seeds"
 
 
 def test_collected_runs_of_no_arm_or_seed_of_the_plan_are_left_out(tmp_path):
-    for name in ("NTP-seed-1", "NTP-seed-99", "unknown-seed-1"):
-        write_json(tmp_path / "primary" / "runs" / f"{name}.json", summary(4.0))
-    write_json(tmp_path / "primary" / "runs" / "SFTMix-seed-1.json", {"seed": 1, "exit_code": 6})
+    runs = {(arm, seed): summary(4.0) | {"seed": seed} for arm, seed in (("NTP", 1), ("NTP", 99), ("unknown", 1))}
+    runs["SFTMix", 1] = {"seed": 1, "exit_code": 6}
+    write_study(tmp_path / "primary.parquet", Study(runs=runs))
     made = read_tier("primary", tmp_path)
     assert made.runs_done == 2
     assert (list(made.runs["NTP"]), made.diverged) == ([1], {"SFTMix": [1]})

@@ -79,12 +79,15 @@ def test_losses_by_truth_are_over_tokens():
 def test_contrasts_are_paired_by_seed_with_holm_over_the_planned_shares():
     """At the seeds that both arms have, in their order."""
 
-    def run(gap: float) -> dict:
+    def with_gap(gap: float) -> dict:
         return {"gap": gap, "train_nll": {"corrupted": 1 + gap, "clean": 1.0}, "exact": {"deterministic": 0.9}}
 
     seeds = [str(seed) for seed in range(1, 11)]
-    runs = {"NTP": {s: run(0.5) for s in seeds}, "SFTMix": {s: run(0.7 + int(s) / 100) for s in seeds}}
-    few = {"NTP": {s: run(float(s)) for s in ("3", "10", "2")}, "SFTMix": {s: run(1.5 * int(s)) for s in seeds[1:]}}
+    runs = {"NTP": {s: with_gap(0.5) for s in seeds}, "SFTMix": {s: with_gap(0.7 + int(s) / 100) for s in seeds}}
+    few = {
+        "NTP": {s: with_gap(float(s)) for s in ("3", "10", "2")},
+        "SFTMix": {s: with_gap(1.5 * int(s)) for s in seeds[1:]},
+    }
     auc = {s: {"deterministic": 0.9, "within_families": 0.8, "all": 0.7} for s in seeds}
     tables = {0: {"auc": {}, "runs": runs}, 20: {"auc": auc, "runs": runs}}
     made, some = contrasts(tables), contrasts({40: {"auc": {}, "runs": few}})

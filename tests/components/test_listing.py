@@ -73,6 +73,7 @@ WRONG = {
     "NEFTune": {"alpha": [0.0, -1.0, math.nan]},
     "LabelSmoothing": {"epsilon": [-0.1, 1.0, math.nan]},
     "UnigramSmoothing": {"epsilon": [-0.1, 1.0, math.nan]},
+    "ConfidencePenalty": {"beta": [-0.1, math.inf, math.nan]},
     "PermutedPairs": {"global_batch_size": [1]},
     "IRDRO": {"tau": [0.0, -1.0, math.inf]},
     "AfterFraction": {"fraction": [1.5, math.nan]},

@@ -4,9 +4,9 @@
 
 Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.yaml is there (it is made by
 `python docs/examples/medical_tasks.py medmcqa_2000.jsonl medmcqa --to DATA`). Both stay in the run, so the same
-command goes on where it was. RESULTS/NAME/answers.json gets the figures of each run as it ends: the share of answers
-that end their turn, the ratio of their words to the reference's (median), and the accuracy, also that of the base
-model. Figures that are there and are not measured again stay.
+command goes on where it was. Each run of RESULTS/NAME.parquet, where collect.py has put it before, gets its figures as
+soon as they are measured: the share of answers that end their turn, the ratio of their words to the reference's
+(median), and the accuracy, also that of the base model. Figures that are there and are not measured again stay.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.study import Run, read_study, write_study  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.disk.files import MANIFEST, read_json, write_json  # noqa: E402
-from sftmix.tools.runs.read import read_json_if_there  # noqa: E402
+from sftmix.disk.files import MANIFEST, read_json  # noqa: E402
 
 LONGEST, QUESTIONS = 256, 200
 
@@ -57,26 +57,31 @@ def form(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"ended": statistics.mean(ended), "words_to_reference": statistics.median(ratios)}
 
 
-def keep(file: Path, name: str, found: dict[str, Any]) -> None:
-    """Add the figures of a model to those that a file has."""
-    kept = read_json_if_there(file)
-    write_json(file, kept | {name: kept.get(name, {}) | found})
+def keep(file: Path, run: Run | None, found: dict[str, Any]) -> None:
+    """Add the figures to those of a collected run, or of the base model if `run` is None."""
+    study = read_study(file)
+    kept = study.about.setdefault("base", {}) if run is None else study.runs[run]
+    kept |= found
+    write_study(file, study)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="directory of a table that compare wrote")
     parser.add_argument("--data", type=Path, required=True, help="folder of prompts.json")
-    parser.add_argument("--name", required=True, help="folder of the results")
+    parser.add_argument("--name", required=True, help="name of the results")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
     options = parser.parse_args()
-    runs = sorted(path.parent.parent for path in options.table.glob(f"*/seed-*/train/{MANIFEST}"))
-    if not runs:
+    places = sorted(path.parent.parent for path in options.table.glob(f"*/seed-*/train/{MANIFEST}"))
+    if not places:
         sys.exit(f"error: no finished run in {options.table}")
-    file = options.out / options.name / "answers.json"
-    keep(file, "base", accuracy(runs[0], options.data, "base"))
-    for run in runs:
-        keep(file, f"{run.parent.name}-{run.name}", figures(run, options.data))
+    runs = {(place.parent.name, int(place.name.removeprefix("seed-"))): place for place in places}
+    file = options.out / f"{options.name}.parquet"
+    if missing := sorted(runs.keys() - read_study(file).runs.keys()):
+        sys.exit(f"error: {file} has no run {missing[0]}: benchmarks/evidence/collect.py must keep the table first")
+    keep(file, None, accuracy(places[0], options.data, "base"))
+    for run, place in runs.items():
+        keep(file, run, figures(place, options.data))
     print(f"{len(runs)} runs in {file}")
 
 

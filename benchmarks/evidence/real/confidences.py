@@ -2,10 +2,11 @@
 
     python benchmarks/evidence/real/confidences.py \\
         --before SmolLM2=runs/real/before/smollm2-135m Gemma=runs/real/before/gemma3-270m \\
-        --after SmolLM2=runs/real/main/NTP/seed-1 Gemma=benchmarks/results/evidence/real-gemma-main/scores \\
+        --after SmolLM2=runs/real/main/NTP/seed-1 Gemma=benchmarks/results/evidence/real-gemma-main-scores.parquet \\
         --words runs/real/main/NTP/seed-1
 
-A run --before has the model as it comes for a reference, a run --after the trained one of a table:
+A run --before has the model as it comes for a reference; a run --after has the trained one of a table, or is the file
+of its scores:
 
     sftmix confidence --config benchmarks/evidence/real/common.yaml \\
         --reference FromCheckpoints --reference.paths '[runs/real/smollm2-135m]' --out runs/real/before/smollm2-135m
@@ -38,8 +39,11 @@ WORDS = ("words", "in the prompt")
 
 
 def read(run: Path) -> pd.DataFrame:
-    """Return the perplexities of a run's reference: a line for each row, a column for each scoring."""
-    dynamics = read_dynamics(run / "confidence" / "dynamics.parquet")
+    """Return the perplexities of a run's reference: a line for each row, a column for each scoring.
+
+    run  its directory, or a file of its dynamics
+    """
+    dynamics = read_dynamics(run if run.is_file() else run / "confidence" / "dynamics.parquet")
     index = pd.Index(dynamics.ids, name="id")
     return pd.DataFrame(perplexity(dynamics), index=index, columns=dynamics.steps)
 

@@ -37,7 +37,8 @@ class TableOptions(PlainFields):
     baseline: str | None = None
     """The variant that the others are compared with; null: the first."""
     metric: str = "eval_nll_after"
-    """Figure of summary.json that the contrasts are tested on, with dots (calibration.ece)."""
+    """Figure of summary.json that the contrasts are tested on, with dots (calibration.ece); or fit, the NLL per
+    response token of the training rows at the end."""
     metrics: list[str] | None = None
     """A list of further figures; the name of a group (calibration) stands for all of it. null: a choice of them."""
     contrasts: list[list[str]] | None = None

@@ -18,6 +18,7 @@ import yaml
 from sftmix.cli.say import say
 from sftmix.config.read import STARTED, TABLE, from_plain
 from sftmix.disk.files import read_json, write_json, write_text
+from sftmix.disk.tables import read_dynamics
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.start import is_ours
 from sftmix.pipeline.validity import origin
@@ -162,13 +163,20 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
     runs = []
     for cell in comparison.cells:
         if cell.variant == variant and cell.name in summaries:
-            numbers = flatten(summaries[cell.name])
+            numbers = [*flatten(summary), *_fit(cell.path)] if (summary := summaries[cell.name]) else []
             metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
             # A variant that differs in nothing which decides its weights took another cell's train.
             made_in = origin(cell.path / "train").parent
             trained = os.path.relpath(made_in, comparison.out)  # NTP/seed-1
             runs.append({"seed": cell.seed, "run": cell.name, "trained_in": trained, "metrics": metrics})
     return runs
+
+
+def _fit(run: Path) -> Iterator[tuple[str, float]]:
+    """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end."""
+    if (file := run / "train" / "sample.parquet").exists():
+        sample = read_dynamics(file)
+        yield "fit", float(sample.nll_sum[:, -1].sum() / sample.n_tokens.sum())
 
 
 def _spread(runs: Sequence[Any]) -> dict[str, Any]:
@@ -187,9 +195,9 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> Table:
     """Return the table of the finished cells; `complete` is True if these are all.
 
     summaries  name of a cell -> what its run returned; empty if its target diverged
-    A run has as metrics every finite number of its summary but SETTINGS, nested ones with dots; `no_value` lists the
-    seeds without the metric. Only a complete table has contrasts: testing a part of the seeds would be one of many
-    looks.
+    A run has as metrics every finite number of its summary but SETTINGS, nested ones with dots, and `fit`; `no_value`
+    lists the seeds without the metric. Only a complete table has contrasts: testing a part of the seeds would be one of
+    many looks.
     """
     metric = comparison.options.metric
     complete = len(summaries) == len(comparison.cells)

@@ -16,6 +16,8 @@ SHOWN = (
     "eval_nll_after",
     "eval_nll_best",
     "eval_nll_before",
+    "calibration.nll_temperature_scaled",
+    "fit",
     "eval_accuracy",
     "eval_exact_match",
     "calibration.ece",
@@ -65,7 +67,7 @@ def markdown(table: Table) -> str:
         by_seed=markdown_table(rows_by_seed(table)),
         options=markdown_table([["variant", "options that are not the same in all"], *options]),
         unknown=[
-            told(f"metrics: no run has {group!r}", nearest(group, known), "the names are those of summary.json")
+            told(f"metrics: no run has {group!r}", nearest(group, known), "the names are fit and those of summary.json")
             for group in table["options"]["metrics"] or ()
             if not _of_group(group, known)
         ],

@@ -149,16 +149,16 @@ def test_a_row_with_fields_of_the_runs_format_is_read_by_it_and_any_other_by_its
     assert (question.messages[-1]["content"], question.reference) == (asked, reference)
 
 
-def test_a_run_has_its_prompts_read_by_its_format(run, tmp_path, sftmix, monkeypatch):
+def test_a_run_has_its_prompts_read_by_its_format(moved, tmp_path, sftmix, monkeypatch):
     """Of a class of its own, which is imported if it is trusted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "exam_rows.py").write_text(
         f"from {Exam.__module__} import Exam as Base\n\n\nclass Exam(Base):\n    pass\n"
     )
-    change(run, row_format="exam_rows.Exam")
+    change(moved, row_format="exam_rows.Exam")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "Q?", "completion": "B", "solution": "A"}))
-    words = ("generate", str(run), "--prompts", "rows.jsonl", "--to", "to.jsonl", "--max_new_tokens", "2")
+    words = ("generate", str(moved), "--prompts", "rows.jsonl", "--to", "to.jsonl", "--max_new_tokens", "2")
     done = sftmix(*words)
     assert (done.code, "exam_rows.Exam is no component of this package" in done.err) == (2, True), done.err
     done = sftmix(*words, "--trust")
@@ -211,7 +211,7 @@ def test_a_row_of_mt_bench_has_texts(read, values, reason):
 
 
 @pytest.fixture
-def run(finished, tmp_path):
+def moved(finished, tmp_path):
     """A copy of the finished run with a model directory of its own."""
     shutil.copytree(finished.path, tmp_path / "first")
     shutil.copytree(finished.tiny.model, tmp_path / "model")
@@ -230,17 +230,17 @@ def inputs(models):
     return inputs_of("rows", [Question("q", ASKED)], models, AnswerOptions())
 
 
-def test_what_special_tokens_become_is_an_input(run):
+def test_what_special_tokens_become_is_an_input(moved):
     """The template is that of train/model, whose files are inputs as they are."""
-    models, seen = finished_models(run), []
+    models, seen = finished_models(moved), []
     for special in ("text", "tokens"):
-        change(run, "data", special_tokens=special)
+        change(moved, "data", special_tokens=special)
         seen.append(inputs(models))
     (found,) = differences(*seen)
     assert found.startswith("models.target.encoder: ")
 
 
-def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
+def test_the_weights_of_a_model_from_elsewhere_are_inputs(moved, tmp_path):
     models = finished_models(tmp_path / "model")
     before = inputs(models)
     with (tmp_path / "model" / "model.safetensors").open("ab") as file:
@@ -248,20 +248,20 @@ def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
     assert inputs(models)["models"] != before["models"]
 
 
-def test_held_out_text_asks_for_prompts(run, generate, tmp_path):
+def test_held_out_text_asks_for_prompts(moved, generate, tmp_path):
     train, held_out = tmp_path / "train.txt", tmp_path / "eval.txt"
     train.write_text("Long ago.")
     held_out.write_text("Not long ago.")
-    change(run, "data", train=str(train), eval=str(held_out))
+    change(moved, "data", train=str(train), eval=str(held_out))
     with pytest.raises(ConfigError, match="was made from other rows"):
-        generate(run, tmp_path / "answers.jsonl")
+        generate(moved, tmp_path / "answers.jsonl")
     for stage in ("train", "reference"):  # as if these rows were those of the run
-        (run / stage / "inputs.json").unlink()
+        (moved / stage / "inputs.json").unlink()
     with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
-        generate(run, tmp_path / "answers.jsonl")
+        generate(moved, tmp_path / "answers.jsonl")
 
 
-def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finished, generate, tmp_path, monkeypatch):
+def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(moved, finished, generate, tmp_path, monkeypatch):
     """Those of two runs, and of a model under the name of its directory; none replaces another."""
     prompts, to, words = tmp_path / "rows.jsonl", tmp_path / "to", ("--max_new_tokens", "2", "--prompts")
     prompts.write_text(json.dumps(ALPACA_EVAL))
@@ -271,7 +271,7 @@ def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finis
     assert judged == [{**ALPACA_EVAL, "output": answers["answers"]["."], "generator": "model"}]
     prompts.write_text(json.dumps(MT_BENCH))
     words = (*words, prompts, "--format", "mt_bench")
-    generate(run, to, *words)
+    generate(moved, to, *words)
     generate(finished.path, to, *words)
     (answers, first), (_, second) = (
         (to / f"answers-{name}-target.jsonl", to / "model_answer" / f"{name}-target.jsonl") for name in ("first", "run")
@@ -284,9 +284,9 @@ def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finis
     with pytest.raises(ConfigError, match=r"--models: the files of two models would have one name: model, model"):
         generate(finished.tiny.model, to, *words, "--models", f"{finished.tiny.model},{twin}")
     with pytest.raises(ConfigError, match=r"to is a directory; with --format rows it names a file"):
-        generate(run, to)
+        generate(moved, to)
     with pytest.raises(ConfigError, match=r"--format mt_bench needs --prompts"):
-        generate(run, to, "--format", "mt_bench")
+        generate(moved, to, "--format", "mt_bench")
     with pytest.raises(ConfigError, match=r"answers-first-target.* temperature: None -> 0\.5; prompts: "):
-        generate(run, to, *words, "--models", "target,base", "--temperature", "0.5")
+        generate(moved, to, *words, "--models", "target,base", "--temperature", "0.5")
     assert first.read_bytes() == before

@@ -101,8 +101,8 @@ def test_a_name_of_metrics_that_no_run_has_is_said(tmp_path):
     comparison = table_of(tmp_path, "AB", 3, metrics=["eval_acuracy", "y", "other"])
     figures = {cell.name: {"x": 1.0, "y": {"z": 2.0}, "eval_accuracy": 0.5} for cell in comparison.cells}
     text = markdown(build_table(comparison, figures))
-    assert "**metrics: no run has 'eval_acuracy'. Did you mean eval_accuracy? The names are those" in text
-    assert "**metrics: no run has 'other'; the names are those of summary.json.**" in text
+    assert "**metrics: no run has 'eval_acuracy'. Did you mean eval_accuracy? The names are fit and" in text
+    assert "**metrics: no run has 'other'; the names are fit and those of summary.json.**" in text
     assert text.count("metrics: no run has") == 2
     without = table_of(tmp_path, "AB", 3)
     assert "no run has" not in markdown(build_table(without, figures))

@@ -19,11 +19,11 @@ from scipy import stats
 from sftmix.cli import main
 from sftmix.components.pairing import RandomPairs
 from sftmix.disk.files import read_json, write_json
-from sftmix.disk.tables import read_columns, write_eval
+from sftmix.disk.tables import read_columns, read_dynamics, write_dynamics, write_eval
 from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown, write_result
-from sftmix.types import RowScores
+from sftmix.types import RowScores, TrainingDynamics
 from sftmix.words.errors import DataError
 from tests.components.examples import EXAMPLES
 from tests.conftest import Finished
@@ -38,6 +38,19 @@ def test_numbers_of_a_summary_get_dotted_names(tmp_path):
     table = build_table(table_of(tmp_path, "A", 1), {"A/seed-1": summary})
     assert table["variants"]["A"]["runs"][0]["metrics"] == {"a": 1.0, "b.c.e": 3.0}
     assert table["trained_by"] == ["0.1 abc"]
+
+
+def test_the_fit_is_of_the_training_rows_that_a_run_measured(tmp_path):
+    """Over their tokens, at the last step; a run that diverged has none, whatever is left in its directory."""
+    comparison = table_of(tmp_path, "AB", 2, metric="fit")
+    for cell in comparison.cells[:3]:  # B at seed 2 measured none
+        nll_sum, tokens = np.array([[9.0, 2.0 * cell.seed], [9.0, 5.0]]), np.array([1, 4])
+        dynamics = TrainingDynamics(["a", "b"], np.array([1, 2]), nll_sum, tokens, np.zeros((2, 2), dtype=np.int64))
+        write_dynamics(cell.path / "train" / "sample.parquet", dynamics)
+    table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells} | {"A/seed-2": {}})
+    fits = {run["run"]: run["metrics"].get("fit") for arm in table["variants"].values() for run in arm["runs"]}
+    assert fits == {"A/seed-1": 7 / 5, "B/seed-1": 7 / 5, "A/seed-2": None, "B/seed-2": None}
+    assert "fit: nats per response token of the training rows." in markdown(table)
 
 
 def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
@@ -174,6 +187,10 @@ def test_the_table_holds_what_the_runs_say(ran):
     files = {"table.md", "table.tex", "table.json", "compare.yaml", "STATUS.json", ".lock"}
     assert {p.name for p in ran.out.iterdir()} == {*files, *VARIANTS}
     assert (ran.out / "table.md").read_text() in ran.printed
+    fits = {name: read_dynamics(ran.out / name / "train" / "sample.parquet").mean_nll for name in CELLS}
+    found = {run["run"]: run["metrics"]["fit"] for arm in table["variants"].values() for run in arm["runs"]}
+    assert all(fits[name].min() < fit < fits[name].max() for name, fit in found.items())
+    assert all(f"| {name} " in ran.printed for name in ("calibration.nll_temperature_scaled", "fit"))
     once = (" rows read: ", "computing in fp32 on cpu ", "; ranks: 1\n")
     assert [ran.printed.count(said) for said in once] == [1, 1, 1]  # of 4 cells
     assert "SFTMix, seed 2 (4 of 4)" in ran.printed

@@ -7,15 +7,10 @@ from sftmix.disk.tables import write_dynamics, write_split
 from sftmix.tools.integrations import groups_of
 from sftmix.types import Split, TrainingDynamics
 from tests.forked import on_ranks
-from tests.tiny import Tiny, make_tiny
+from tests.tiny import Tiny
 from tests.tools.integrations.test_trainers import Mixed, rows_of, trainer_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def dynamics(path, ids, nll):
@@ -32,13 +27,13 @@ def dynamics(path, ids, nll):
         ([1.0] * 3 + [2.0] * 7 + [3.0] * 19, None),  # as are those at the median
     ],
 )
-def test_the_median_is_that_of_the_training_rows(tiny, tmp_path, sftmix, nll, expected):
+def test_the_median_is_that_of_the_training_rows(small, tmp_path, sftmix, nll, expected):
     """As `sftmix split` has it for these rows, with the same file of more rows."""
-    ids = rows_of(tiny).ids
+    ids = rows_of(small).ids
     path = dynamics(tmp_path / "dynamics.parquet", ids, nll)
     train = tmp_path / "train.jsonl"
-    train.write_text("".join(tiny.train.read_text(encoding="utf-8").splitlines(True)[:13]), encoding="utf-8")
-    few = Tiny(tiny.model, train, tiny.eval)
+    train.write_text("".join(small.train.read_text(encoding="utf-8").splitlines(True)[:13]), encoding="utf-8")
+    few = Tiny(small.model, train, small.eval)
     words = ("--reference", "FromFile", "--reference.path", str(path))
     done = sftmix("split", *few.bare, *words, "--out", str(tmp_path / "run"))
     assert done.code == 0, done.err
@@ -75,21 +70,21 @@ def refused(tiny, directory, kind):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_file_without_a_pair_is_no_plain_training(tiny, tmp_path, kind):
-    refused(tiny, tmp_path / "one", kind)
+def test_a_file_without_a_pair_is_no_plain_training(small, tmp_path, kind):
+    refused(small, tmp_path / "one", kind)
 
 
 def one_rank(world, model, rows, directory):
     refused(Tiny(model, rows, rows), directory / str(world.rank), "unpaired")
 
 
-def test_no_rank_waits_for_another(tiny, tmp_path):
-    on_ranks(one_rank, tiny.model, tiny.train, tmp_path)
+def test_no_rank_waits_for_another(small, tmp_path):
+    on_ranks(one_rank, small.model, small.train, tmp_path)
 
 
-def test_one_pair_is_enough(tiny, tmp_path):
+def test_one_pair_is_enough(small, tmp_path):
     path, group = tmp_path / "file.parquet", [0, 1] + 27 * [-1]
-    split(path, rows_of(tiny).ids, group, "one", "other")
-    trainer = trainer_of(Mixed, tiny, tmp_path, sftmix_split=str(path))
+    split(path, rows_of(small).ids, group, "one", "other")
+    trainer = trainer_of(Mixed, small, tmp_path, sftmix_split=str(path))
     trainer.train()
     assert trainer.state.global_step == 3

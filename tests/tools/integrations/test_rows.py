@@ -23,18 +23,13 @@ from sftmix.tools.integrations import DynamicsCallback, groups_of
 from sftmix.tools.integrations.dynamics import row_ids
 from sftmix.types import UNPAIRED, Split
 from tests.forked import on_ranks
-from tests.tiny import ROOT, Tiny, make_tiny
+from tests.tiny import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 sys.path.insert(0, str(ROOT / "docs" / "examples"))
 example = importlib.import_module("trl_sftmix")
 sys.path.pop(0)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_a_row_that_the_file_lacks_is_no_unpaired_row(tmp_path):
@@ -56,10 +51,10 @@ def test_rows_that_are_cut_at_another_length_are_other_rows(tmp_path):
         groups_of(path, row_ids(Dataset.from_dict({"input_ids": rows})))
 
 
-def test_the_examples_rows_have_the_ids_of_sftmix(tiny, tmp_path, monkeypatch):
+def test_the_examples_rows_have_the_ids_of_sftmix(small, tmp_path, monkeypatch):
     """Behind SFTTrainer's tokenisation; a repeated row has a number, and a row without an answer is none."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = [json.loads(line) for line in tiny.train.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in small.train.read_text(encoding="utf-8").splitlines()]
     bare = next(number for number, row in enumerate(rows) if not row["input"])
     rows += [rows[3], rows[bare] | {"input": " "}, rows[0] | {"output": " "}]
     file = tmp_path / "rows" / "train.jsonl"
@@ -67,21 +62,21 @@ def test_the_examples_rows_have_the_ids_of_sftmix(tiny, tmp_path, monkeypatch):
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     ours = prepare(DataOptions(train=[str(file)]), 0).train.values("id")
     trainer = SFTTrainer(
-        str(tiny.model),
+        str(small.model),
         example.SFTMixConfig(str(tmp_path / "out"), report_to=[], bf16=False, use_cpu=True, max_length=128),
         train_dataset=example.prompts(str(file.parent)),
-        processing_class=AutoTokenizer.from_pretrained(tiny.model),
+        processing_class=AutoTokenizer.from_pretrained(small.model),
     )
     assert row_ids(trainer.train_dataset) == ours
     assert ours[29:] == [f"{ours[3]}#1", f"{ours[bare]}#1"]
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_the_template_of_the_page_writes_what_the_script_trains(tiny, tmp_path, monkeypatch, before):
+def test_the_template_of_the_page_writes_what_the_script_trains(small, tmp_path, monkeypatch, before):
     """With `bos_token` for a tokenizer that puts one before plain text, without for others, which add none here."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    shutil.copytree(tiny.train.parent, tmp_path / "rows", ignore=lambda _, names: {*names} - {tiny.train.name})
-    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    shutil.copytree(small.train.parent, tmp_path / "rows", ignore=lambda _, names: {*names} - {small.train.name})
+    tokenizer = AutoTokenizer.from_pretrained(small.model)
     plain = TemplateProcessing(
         single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
     )
@@ -96,7 +91,7 @@ def test_the_template_of_the_page_writes_what_the_script_trains(tiny, tmp_path, 
     encoder = make_encoder(tokenizer, str(jinja))
     ours = encode_dataset(prepare(DataOptions(train=[str(tmp_path / "rows")]), 0), encoder, max_length=128).train
     trainer = SFTTrainer(
-        str(tiny.model),
+        str(small.model),
         example.SFTMixConfig(str(tmp_path / "out"), report_to=[], bf16=False, use_cpu=True, max_length=128),
         train_dataset=example.prompts(str(tmp_path / "rows")),
         processing_class=tokenizer,
@@ -112,5 +107,5 @@ def sharded(world, path):
         DynamicsCallback(rows, "dynamics.parquet").on_train_begin(None, None, None, model=model)
 
 
-def test_sharded_weights_are_refused(tiny):
-    on_ranks(sharded, tiny.model)
+def test_sharded_weights_are_refused(small):
+    on_ranks(sharded, small.model)

@@ -19,15 +19,9 @@ from transformers import (
 from trl import SFTTrainer
 
 from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer
-from tests.tiny import Tiny, make_tiny
 from tests.tools.integrations.test_trainers import Mixed, example, same, trained, trainer_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
 
 
 @dataclass
@@ -44,9 +38,9 @@ def tokenizer_of(tiny):
     return AutoTokenizer.from_pretrained(tiny.model)
 
 
-def test_without_trl_it_is_a_trainer(tiny, tmp_path):
-    _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", **of_transformers(tiny))
-    _, right = trained(Mixed, tiny, tmp_path / "right")
+def test_without_trl_it_is_a_trainer(plain, tmp_path):
+    _, found = trained(SFTMixTrainer, plain, tmp_path / "found", **of_transformers(plain))
+    _, right = trained(Mixed, plain, tmp_path / "right")
     same(found, right, "loss", "grad_norm")
 
 
@@ -57,35 +51,35 @@ class Uncounted(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("base", [Trainer, SFTTrainer], ids=["transformers", "trl"])
-def test_micro_batches_of_a_model_whose_loss_takes_no_count_are_divided_once(tiny, tmp_path, base):
+def test_micro_batches_of_a_model_whose_loss_takes_no_count_are_divided_once(plain, tmp_path, base):
     """Its steps are those of any model, its evaluation that of the trainer without SFTMix."""
 
     class Own(SFTMixTrainer, base):
         pass
 
-    words = of_transformers(tiny) | {"model": Uncounted.from_pretrained(tiny.model)}
+    words = of_transformers(plain) | {"model": Uncounted.from_pretrained(plain.model)}
     words |= {"config": Arguments if base is Trainer else example.SFTMixConfig}
-    _, right = trained(Mixed, tiny, tmp_path / "right")
-    trainer, found = trained(Own, tiny, tmp_path / "found", **words)
+    _, right = trained(Mixed, plain, tmp_path / "right")
+    trainer, found = trained(Own, plain, tmp_path / "found", **words)
     same(found, right, "loss", "grad_norm")
     rows = trainer.train_dataset.select_columns(["input_ids", "labels"])
-    losses = [one.evaluate(rows)["eval_loss"] for one in (trainer, trainer_of(base, tiny, tmp_path / "base", **words))]
+    losses = [one.evaluate(rows)["eval_loss"] for one in (trainer, trainer_of(base, plain, tmp_path / "base", **words))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == losses[0]  # its rows have a number
 
 
-def test_held_out_rows_with_a_collator_of_their_own(tiny, tmp_path):
+def test_held_out_rows_with_a_collator_of_their_own(plain, tmp_path):
     """axolotl's trainer has one, which knows nothing of the number of a row."""
-    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer = trainer_of(SFTMixTrainer, plain, tmp_path, **of_transformers(plain))
     rows = trainer.train_dataset.select_columns(["input_ids", "labels"])
     right = trainer.evaluate(rows)["eval_loss"]
-    trainer.data_collator = DataCollatorForSeq2Seq(tokenizer_of(tiny))
+    trainer.data_collator = DataCollatorForSeq2Seq(tokenizer_of(plain))
     assert trainer.evaluate(rows)["eval_loss"] == right
 
 
-def test_rows_that_hide_their_number_are_refused(tiny, tmp_path):
+def test_rows_that_hide_their_number_are_refused(plain, tmp_path):
     """They would be trained without Mixup."""
-    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer = trainer_of(SFTMixTrainer, plain, tmp_path, **of_transformers(plain))
     trainer.train_dataset = trainer.train_dataset.with_transform(
         lambda rows: {name: rows[name] for name in ("input_ids", "labels")}
     )
@@ -94,31 +88,31 @@ def test_rows_that_hide_their_number_are_refused(tiny, tmp_path):
         trainer.train()
 
 
-def test_rows_without_labels_are_refused(tiny, tmp_path):
+def test_rows_without_labels_are_refused(plain, tmp_path):
     """The collator then leaves None for them."""
-    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer = trainer_of(SFTMixTrainer, plain, tmp_path, **of_transformers(plain))
     trainer.train_dataset = trainer.train_dataset.remove_columns("labels")
     with pytest.raises(ValueError, match=r"a batch has no \{'labels'\}: give the rows labels"):
         trainer.train()
 
 
-def test_the_rows_of_another_trainer_are_numbered_anew(tiny, tmp_path):
-    words = of_transformers(tiny)
-    first, right = trained(SFTMixTrainer, tiny, tmp_path / "first", **words)
+def test_the_rows_of_another_trainer_are_numbered_anew(plain, tmp_path):
+    words = of_transformers(plain)
+    first, right = trained(SFTMixTrainer, plain, tmp_path / "first", **words)
     second = SFTMixTrainer(
-        AutoModelForCausalLM.from_pretrained(tiny.model),
+        AutoModelForCausalLM.from_pretrained(plain.model),
         first.args,
         train_dataset=first.train_dataset,
-        processing_class=tokenizer_of(tiny),
+        processing_class=tokenizer_of(plain),
         **words["given"],
     )
     second.train()
     same([line for line in second.state.log_history if "loss" in line], right, "loss", "grad_norm")
 
 
-def test_a_copy_of_the_model_computes_with_its_own_weights(tiny, tmp_path):
+def test_a_copy_of_the_model_computes_with_its_own_weights(plain, tmp_path):
     """As an average of weights has them, and TRL's reference model."""
-    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer = trainer_of(SFTMixTrainer, plain, tmp_path, **of_transformers(plain))
     twin, ids = copy.deepcopy(trainer.model), torch.arange(8)[None]
     with torch.no_grad():
         twin.get_output_embeddings().weight.mul_(2)
@@ -129,16 +123,16 @@ def test_a_copy_of_the_model_computes_with_its_own_weights(tiny, tmp_path):
         assert torch.equal(ours, twin(input_ids=ids).logits)
 
 
-def test_arguments_without_options_of_sftmix_are_refused(tiny, tmp_path):
+def test_arguments_without_options_of_sftmix_are_refused(plain, tmp_path):
     with pytest.raises(ValueError, match="a class that inherits SFTMixArguments, too"):
         SFTMixTrainer(
-            AutoModelForCausalLM.from_pretrained(tiny.model), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+            AutoModelForCausalLM.from_pretrained(plain.model), TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         )
 
 
-def test_bins_of_rows_are_not_scored(tiny, tmp_path):
+def test_bins_of_rows_are_not_scored(plain, tmp_path):
     """A bin has neither the id of a row nor its score."""
-    trainer = trainer_of(SFTMixTrainer, tiny, tmp_path, **of_transformers(tiny))
+    trainer = trainer_of(SFTMixTrainer, plain, tmp_path, **of_transformers(plain))
     trainer.args.packing = True
     trainer.add_callback(DynamicsCallback(trainer.train_dataset, tmp_path / "dynamics.parquet"))
     with pytest.raises(ValueError, match="not bins of them: set packing to false"):
@@ -157,10 +151,10 @@ def test_bins_of_rows_are_not_scored(tiny, tmp_path):
     ids=["name", "copy", "kind", "variant", "adalora"],
 )
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_adapters_that_the_loss_does_not_follow_are_refused(tiny, tmp_path, config, name, reason):
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny.model), config, adapter_name=name)
+def test_adapters_that_the_loss_does_not_follow_are_refused(plain, tmp_path, config, name, reason):
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(plain.model), config, adapter_name=name)
     with pytest.raises(ValueError, match=reason):
-        trainer_of(SFTMixTrainer, tiny, tmp_path, model=model, **of_transformers(tiny))
+        trainer_of(SFTMixTrainer, plain, tmp_path, model=model, **of_transformers(plain))
 
 
 IMAGE = 399
@@ -198,13 +192,15 @@ def gemma_3():
     )
 
 
-def test_images_are_seen(tiny, tmp_path):
+def test_images_are_seen(plain, tmp_path):
     """At mu 0 the loss is that of the model's own logits, which pictures in front of the rows change."""
-    words = of_transformers(tiny) | {"given": {"data_collator": Pictures(tokenizer_of(tiny))}, "max_steps": 1}
+    words = of_transformers(plain) | {"given": {"data_collator": Pictures(tokenizer_of(plain))}, "max_steps": 1}
     options = {"model": gemma_3(), "sftmix_mu": 0.0, "learning_rate": 0.0}
-    trainer, (line, *_) = trained(SFTMixTrainer, tiny, tmp_path, **words, **options)
+    trainer, (line, *_) = trained(SFTMixTrainer, plain, tmp_path, **words, **options)
     dataset, order = trainer.train_dataset, list(trainer._get_train_sampler())[:8]
-    batch = Pictures(tokenizer_of(tiny))([{key: dataset[row][key] for key in ("input_ids", "labels")} for row in order])
+    batch = Pictures(tokenizer_of(plain))(
+        [{key: dataset[row][key] for key in ("input_ids", "labels")} for row in order]
+    )
     labels = batch.pop("labels")
     with torch.no_grad():
         logits = trainer.model(**batch).logits

@@ -31,7 +31,7 @@ from sftmix.training.loop import train
 from sftmix.types import Split
 from sftmix.words.errors import ConfigError, DataError
 from tests.forked import on_ranks
-from tests.tiny import ROOT, Tiny, make_tiny
+from tests.tiny import ROOT, Tiny
 from tests.toy import logged, toy_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -51,11 +51,6 @@ class Plain(SFTTrainer):
     _groups = np.array([0, 1] * 14 + [-1])
     """The rows are by turns confident and unconfident; the last is unpaired."""
     _get_train_sampler = Mixed._get_train_sampler
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
 
 
 def rows_of(tiny):
@@ -97,21 +92,21 @@ def same(found, right, *names, rel=1e-5):
 
 
 @pytest.mark.parametrize("peft", [None, LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False)])
-def test_at_mu_0_it_is_sft_trainer(tiny, tmp_path, peft):
+def test_at_mu_0_it_is_sft_trainer(plain, tmp_path, peft):
     given = {"peft_config": peft}
-    _, found = trained(Mixed, tiny, tmp_path / "found", given=given, sftmix_mu=0.0)
-    _, right = trained(Plain, tiny, tmp_path / "right", given=given)
+    _, found = trained(Mixed, plain, tmp_path / "found", given=given, sftmix_mu=0.0)
+    _, right = trained(Plain, plain, tmp_path / "right", given=given)
     same(found, right, "loss", "grad_norm", rel=1e-6)
-    _, (mixed, *_) = trained(Mixed, tiny, tmp_path / "mixed", given=given)
+    _, (mixed, *_) = trained(Mixed, plain, tmp_path / "mixed", given=given)
     assert [mixed["ntp"], mixed["loss"]] == pytest.approx([right[0]["loss"], mixed["ntp"] + 0.2 * mixed["mixup"]])
 
 
 @pytest.mark.parametrize("mean", ["own", "ntp"])
-def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, mean):
+def test_20_steps_are_those_of_our_own_loop(plain, tmp_path, mean):
     """Five epochs: on the same pairs two independent loops draw the same lambdas, and agree."""
     options = {"sftmix_mu": 0.5, "sftmix_mixup_mean": mean}
-    trainer, found = trained(Mixed, tiny, tmp_path / "trl", max_steps=20, **options)
-    data, batches = rows_of(tiny), []
+    trainer, found = trained(Mixed, plain, tmp_path / "trl", max_steps=20, **options)
+    data, batches = rows_of(plain), []
     for epoch in range(5):
         sampler = trainer._get_train_sampler()
         sampler.set_epoch(epoch)
@@ -124,7 +119,7 @@ def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, mean):
     stage = toy_stage(
         tmp_path / "ours",
         batches,
-        model=AutoModelForCausalLM.from_pretrained(tiny.model),
+        model=AutoModelForCausalLM.from_pretrained(plain.model),
         data=data,
         objective=SFTMix(mu=0.5, mixup_mean=mean),
         seed=0,
@@ -136,13 +131,13 @@ def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, mean):
     same(found, lines, "grad_norm", rel=2e-4)  # of float32 weights that 20 steps of AdamW drive apart
 
 
-def test_pairs_and_lambdas_do_not_depend_on_the_size_of_a_micro_batch(tiny, tmp_path, monkeypatch):
+def test_pairs_and_lambdas_do_not_depend_on_the_size_of_a_micro_batch(plain, tmp_path, monkeypatch):
     """Rows without a partner are between the pairs: seven of the confident ones, and five of neither kind."""
     monkeypatch.setattr(Plain, "_groups", np.array([0, 1] * 8 + [0] * 8 + [-1] * 5))
-    _, right = trained(Mixed, tiny, tmp_path / "4", max_steps=8)
+    _, right = trained(Mixed, plain, tmp_path / "4", max_steps=8)
     for size, steps in ((2, 4), (8, 1)):
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
-        _, found = trained(Mixed, tiny, tmp_path / str(size), max_steps=8, **sizes)
+        _, found = trained(Mixed, plain, tmp_path / str(size), max_steps=8, **sizes)
         same(found, right, "loss", "ntp", "mixup")
     assert min(line["mixup"] for line in right) >= 0 < max(line["mixup"] for line in right)
 
@@ -156,10 +151,10 @@ def one_rank(world, model, rows, directory, right):
     same(resumed, found, "loss", "grad_norm", "ntp", "mixup")
 
 
-def test_ranks_are_micro_batches(tiny, tmp_path):
+def test_ranks_are_micro_batches(plain, tmp_path):
     """Two ranks (DDP) with one micro-batch each take the steps of one rank with two, and resume within an epoch."""
-    _, right = trained(Mixed, tiny, tmp_path / "one")
-    on_ranks(one_rank, tiny.model, tiny.train, tmp_path, right)
+    _, right = trained(Mixed, plain, tmp_path / "one")
+    on_ranks(one_rank, plain.model, plain.train, tmp_path, right)
 
 
 @pytest.mark.parametrize(
@@ -179,47 +174,47 @@ def test_ranks_are_micro_batches(tiny, tmp_path):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_it_does_not_work_with_is_named(tiny, tmp_path, options):
+def test_what_it_does_not_work_with_is_named(plain, tmp_path, options):
     name = next(iter(options.get("given", options.get("accelerator_config", options))))
     with pytest.raises(ValueError, match=f"leave out .*{name}|{name} is 3; use an even number"):
-        trainer_of(Mixed, tiny, tmp_path, **options)
+        trainer_of(Mixed, plain, tmp_path, **options)
 
 
-def test_one_process_with_several_gpus_is_refused(tiny, tmp_path, monkeypatch):
+def test_one_process_with_several_gpus_is_refused(plain, tmp_path, monkeypatch):
     """TRL would spread the model over them, and the Trainer would cut the counts of a batch."""
     monkeypatch.setattr(example.SFTMixConfig, "n_gpu", 2)
     with pytest.raises(ValueError, match=r"this one sees 2: accelerate launch, or CUDA_VISIBLE_DEVICES=0"):
-        trainer_of(Mixed, tiny, tmp_path)
+        trainer_of(Mixed, plain, tmp_path)
 
 
 @pytest.mark.parametrize("alpha", [0, -0.5])
-def test_an_alpha_without_a_distribution_is_named(tiny, tmp_path, alpha):
+def test_an_alpha_without_a_distribution_is_named(plain, tmp_path, alpha):
     with pytest.raises(ConfigError, match=rf"sftmix_alpha is {alpha}; allowed: above 0"):
-        trainer_of(Mixed, tiny, tmp_path, sftmix_alpha=alpha)
+        trainer_of(Mixed, plain, tmp_path, sftmix_alpha=alpha)
 
 
-def test_it_needs_a_split_and_rows_by_number(tiny, tmp_path):
+def test_it_needs_a_split_and_rows_by_number(plain, tmp_path):
     with pytest.raises(ValueError, match=r"sftmix_split is '', which is no file"):
-        trainer_of(Mixed, tiny, tmp_path, sftmix_split="")
+        trainer_of(Mixed, plain, tmp_path, sftmix_split="")
     with pytest.raises(ValueError, match=r"train_dataset is a list; .* use a datasets\.Dataset"):
         row_ids([{"input_ids": [1]}])
     with pytest.raises(ValueError, match="train_dataset is a IterableDataset; "):
         row_ids(Dataset.from_list([{"input_ids": [1]}]).to_iterable_dataset())
 
 
-def test_a_forward_that_replaces_ours_is_no_plain_training(tiny, tmp_path):
-    trainer = trainer_of(Mixed, tiny, tmp_path)
+def test_a_forward_that_replaces_ours_is_no_plain_training(plain, tmp_path):
+    trainer = trainer_of(Mixed, plain, tmp_path)
     trainer.model.forward = lambda sftmix, **inputs: type(trainer.model).forward(trainer.model, **inputs)
     with pytest.raises(ValueError, match="SFTMix is in the forward of the trainer's model, and another ran"):
         trainer.train()
 
 
-def test_data_seed_draws_the_pairs(tiny, tmp_path):
-    orders = [list(trainer_of(Mixed, tiny, tmp_path, data_seed=k)._get_train_sampler()) for k in (None, 0, 1)]
+def test_data_seed_draws_the_pairs(plain, tmp_path):
+    orders = [list(trainer_of(Mixed, plain, tmp_path, data_seed=k)._get_train_sampler()) for k in (None, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_ids_are_those_of_plain_rows_in_any_format(tiny, tmp_path):
+def test_ids_are_those_of_plain_rows_in_any_format(plain, tmp_path):
     rows = Dataset.from_dict({"id": [7, 8], "input_ids": [[1, 2], [3, 4]], "labels": [[1, 2], [3, 4]]})
     for kind in (rows, rows.remove_columns("id")):
         assert row_ids(kind.with_format("torch")) == row_ids(kind)
@@ -228,21 +223,21 @@ def test_ids_are_those_of_plain_rows_in_any_format(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["later tokens", "fewer embeddings"])
-def test_a_model_that_does_not_fit_is_named(tiny, tmp_path, kind):
-    model = AutoModelForCausalLM.from_pretrained(tiny.model)
+def test_a_model_that_does_not_fit_is_named(plain, tmp_path, kind):
+    model = AutoModelForCausalLM.from_pretrained(plain.model)
     if kind == "later tokens":
         model.config.is_causal = False
     else:
         model.resize_token_embeddings(90)
     model.save_pretrained(tmp_path / "model")
-    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(plain.model).save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"sees later tokens|the model embeddings for 90 ids"):
-        trainer_of(Mixed, replace(tiny, model=tmp_path / "model"), tmp_path)
+        trainer_of(Mixed, replace(plain, model=tmp_path / "model"), tmp_path)
 
 
-def test_a_run_of_trl_is_the_reference(tiny, tmp_path, sftmix):
+def test_a_run_of_trl_is_the_reference(plain, tmp_path, sftmix):
     """The callback's scores are those of the checkpoints, and `confidence` and `split` go on from its file."""
-    trainer = trainer_of(SFTTrainer, tiny, tmp_path / "out", max_steps=12, save_strategy="steps", save_steps=4)
+    trainer = trainer_of(SFTTrainer, plain, tmp_path / "out", max_steps=12, save_strategy="steps", save_steps=4)
     file = tmp_path / "dynamics.parquet"
     trainer.add_callback(DynamicsCallback(trainer.train_dataset, file, checkpoints=3))
     trainer.train()
@@ -252,7 +247,7 @@ def test_a_run_of_trl_is_the_reference(tiny, tmp_path, sftmix):
         "FromCheckpoints": ("--reference.paths", f"[{tmp_path / 'out' / 'checkpoint-*'}]"),
     }.items():
         run = tmp_path / name
-        done = sftmix("split", *tiny.bare, "--reference", name, *words, "--out", str(run))
+        done = sftmix("split", *plain.bare, "--reference", name, *words, "--out", str(run))
         assert done.code == 0, done.err
         found[name] = read_dynamics(run / "confidence" / "dynamics.parquet")
     ours, theirs = found["FromFile"], found["FromCheckpoints"]
@@ -278,27 +273,27 @@ def dynamics_of(tiny, directory, order=range(29), stop=None, resume=None, **opti
     return read_dynamics(file) if file.exists() else None
 
 
-def test_a_resumed_run_joins_its_checkpoints_by_id(tiny, tmp_path):
-    dynamics_of(tiny, tmp_path, stop=4, learning_rate=0.0)
-    found = dynamics_of(tiny, tmp_path, range(28, -1, -1), resume=True, learning_rate=0.0)
+def test_a_resumed_run_joins_its_checkpoints_by_id(plain, tmp_path):
+    dynamics_of(plain, tmp_path, stop=4, learning_rate=0.0)
+    found = dynamics_of(plain, tmp_path, range(28, -1, -1), resume=True, learning_rate=0.0)
     assert found.steps.tolist() == [4, 8]
     np.testing.assert_allclose(found.nll_sum[:, 0], found.nll_sum[:, 1], rtol=1e-5)
 
 
-def test_a_resumed_run_of_other_rows_is_refused(tiny, tmp_path):
-    dynamics_of(tiny, tmp_path, range(20), stop=4)
+def test_a_resumed_run_of_other_rows_is_refused(plain, tmp_path):
+    dynamics_of(plain, tmp_path, range(20), stop=4)
     with pytest.raises(DataError, match="has no scores of 9 of the 29 rows"):
-        dynamics_of(tiny, tmp_path, resume=True)
+        dynamics_of(plain, tmp_path, resume=True)
 
 
-def test_scores_of_an_earlier_run_do_not_stay(tiny, tmp_path):
-    dynamics_of(tiny, tmp_path, learning_rate=1e-5)
-    assert dynamics_of(tiny, tmp_path, stop=2) is None
-    whole = dynamics_of(tiny, tmp_path)
-    again = dynamics_of(tiny, tmp_path, resume=str(tmp_path / "checkpoint-6"))
+def test_scores_of_an_earlier_run_do_not_stay(plain, tmp_path):
+    dynamics_of(plain, tmp_path, learning_rate=1e-5)
+    assert dynamics_of(plain, tmp_path, stop=2) is None
+    whole = dynamics_of(plain, tmp_path)
+    again = dynamics_of(plain, tmp_path, resume=str(tmp_path / "checkpoint-6"))
     assert again.steps.tolist() == [4, 8]
     np.testing.assert_allclose(again.nll_sum, whole.nll_sum, rtol=1e-5)
-    dynamics_of(tiny, tmp_path, stop=6, learning_rate=1e-5, resume=str(tmp_path / "checkpoint-2"))
+    dynamics_of(plain, tmp_path, stop=6, learning_rate=1e-5, resume=str(tmp_path / "checkpoint-2"))
     assert read_dynamics(tmp_path / "dynamics.parquet").steps.tolist() == [4]
 
 
@@ -309,23 +304,23 @@ class Scaled(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("kind", ["scaled", "prompt"])
-def test_a_model_whose_loss_is_another_is_refused_before_the_first_step(tiny, tmp_path, kind):
-    model = (Scaled if kind == "scaled" else LlamaForCausalLM).from_pretrained(tiny.model)
+def test_a_model_whose_loss_is_another_is_refused_before_the_first_step(plain, tmp_path, kind):
+    model = (Scaled if kind == "scaled" else LlamaForCausalLM).from_pretrained(plain.model)
     if kind == "prompt":
         model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     with pytest.raises(ConfigError, match=r"would train another model|does not run as backbone and head"):
-        dynamics_of(tiny, tmp_path, model=model)
+        dynamics_of(plain, tmp_path, model=model)
     assert not (tmp_path / "checkpoint-2").exists()
 
 
-def test_a_scaled_head_is_known_under_mixed_precision(tiny, tmp_path):
+def test_a_scaled_head_is_known_under_mixed_precision(plain, tmp_path):
     """accelerate has the model's own forward in autocast, where it rounds otherwise than the head."""
-    config = GraniteConfig(**LlamaForCausalLM.from_pretrained(tiny.model).config.to_dict() | {"logits_scaling": 3.0})
+    config = GraniteConfig(**LlamaForCausalLM.from_pretrained(plain.model).config.to_dict() | {"logits_scaling": 3.0})
     model = GraniteForCausalLM(config)
-    assert dynamics_of(tiny, tmp_path, model=model, bf16=True).steps.tolist() == [4, 8]
+    assert dynamics_of(plain, tmp_path, model=model, bf16=True).steps.tolist() == [4, 8]
 
 
-def test_rows_without_labels_and_a_run_without_scorings_are_refused(tiny, tmp_path):
+def test_rows_without_labels_and_a_run_without_scorings_are_refused(plain, tmp_path):
     rows = Dataset.from_dict({"input_ids": [[1, 2]]})
     with pytest.raises(ValueError, match=r"the rows have no column labels \(they have \['input_ids'\]\)"):
         DynamicsCallback(rows, tmp_path / "dynamics.parquet")

@@ -38,7 +38,7 @@ class Text(HTMLParser):
 
 
 @pytest.fixture(scope="package")
-def run(tmp_path_factory) -> Path:
+def reported(tmp_path_factory) -> Path:
     """A finished run of rows with labels, scores and a hostile response, with its report."""
     place = tmp_path_factory.mktemp("report")
     tiny = make_tiny(place, dropout=0.0)
@@ -62,7 +62,7 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def examples(run):
+def examples(reported):
     import pandas as pd
 
-    return pd.read_parquet(run / "report" / "examples.parquet").set_index("id")
+    return pd.read_parquet(reported / "report" / "examples.parquet").set_index("id")

@@ -24,9 +24,9 @@ write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
 
 @pytest.mark.slow
-def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
-    rows = [json.loads(line) for line in (run.parent / "train.jsonl").read_text().splitlines()]
-    held_out = [json.loads(line) for line in (run.parent / "eval.jsonl").read_text().splitlines()]
+def test_the_table_has_every_example_with_its_text_and_columns(reported, examples):
+    rows = [json.loads(line) for line in (reported.parent / "train.jsonl").read_text().splitlines()]
+    held_out = [json.loads(line) for line in (reported.parent / "eval.jsonl").read_text().splitlines()]
     assert examples.held_out.tolist() == [False] * len(rows) + [True] * len(held_out)
     train, held = examples[~examples.held_out], examples[examples.held_out]
     # The table has columns `group` and `x` of its own.
@@ -34,22 +34,22 @@ def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     for column, name in names.items():
         assert train[column].tolist() == [row[name] for row in rows]
     assert train.mixed.tolist() == [str(row["mixed"]) for row in rows]  # values of several types are text
-    assert train.group.to_dict() == groups(run)
+    assert train.group.to_dict() == groups(reported)
     assert held.response.tolist() == [row["output"] for row in held_out]
     assert (held.row_group == "own").all()
     assert (held.row_confidence == "high").all()
     assert held[["group", "mixed"]].isna().all(axis=None)
 
 
-def test_the_table_has_what_the_reference_saw(run, examples):
-    found = pd.DataFrame(table(run / "confidence" / "dynamics.parquet"))
+def test_the_table_has_what_the_reference_saw(reported, examples):
+    found = pd.DataFrame(table(reported / "confidence" / "dynamics.parquet"))
     assert sorted(found.step.unique()) == [6, 12]
     for step, part in found.groupby("step"):
         expected = np.exp(part.nll_sum / part.n_tokens).to_numpy()
         assert examples.loc[part.id, f"perplexity_step_{step}"].to_numpy() == pytest.approx(expected, rel=1e-12)
     share = found.groupby("id", sort=False).apply(lambda part: (part.n_correct / part.n_tokens).mean())
     assert examples.loc[share.index, "correctness"].to_numpy() == pytest.approx(share.to_numpy(), rel=1e-12)
-    confidence = pd.DataFrame(table(run / "confidence" / "confidence.parquet")).set_index("id")
+    confidence = pd.DataFrame(table(reported / "confidence" / "confidence.parquet")).set_index("id")
     for name in ("confidence", "variability"):
         assert examples.loc[confidence.index, name].tolist() == confidence[name].tolist()
     assert examples[examples.held_out].confidence.isna().all()
@@ -71,11 +71,11 @@ def loss_of(model, tokenizer, instruction: str, response: str) -> float:
     ("column", "model"),
     [("loss_before", "../model"), ("loss_after", "train/model"), ("loss_after_baseline", "baseline/model")],
 )
-def test_losses_are_those_of_transformers(run, examples, column, model):
+def test_losses_are_those_of_transformers(reported, examples, column, model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    loaded = AutoModelForCausalLM.from_pretrained(run / model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run / "train" / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(reported / model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reported / "train" / "model")
     assert examples[~examples.held_out][column].notna().all()
     some = [*examples[~examples.held_out].index[[0, 3, 17]], *examples[examples.held_out].index[:2]]
     for _, row in examples.loc[some].iterrows():
@@ -90,30 +90,30 @@ def test_both_ends_have_a_place_on_the_map(examples):
     assert len(placed[["x", "y"]].drop_duplicates()) == 20
 
 
-def test_a_run_whose_rows_have_changed_is_not_reported(run):
-    file = run.parent / "eval.jsonl"
+def test_a_run_whose_rows_have_changed_is_not_reported(reported):
+    file = reported.parent / "eval.jsonl"
     text = file.read_text()
     file.write_text(text.replace('"output": "', '"output": "more ', 1))
     try:
         with pytest.raises(ConfigError, match="run was made from other rows"):
-            write_report(run, run.parent / "none.html", map_size=0)
+            write_report(reported, reported.parent / "none.html", map_size=0)
     finally:
         file.write_text(text)
 
 
 @pytest.mark.slow
-def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
+def test_adapters_and_a_single_checkpoint_are_reported(reported, monkeypatch):
     """The loss after training is that of the merged model; without variability, the data map has a plain axis."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    words = ["--config", str(run / "config.yaml"), "--model.lora.r", "2", "--reference.checkpoints", "1"]
+    words = ["--config", str(reported / "config.yaml"), "--model.lora.r", "2", "--reference.checkpoints", "1"]
     done = sftmix(
-        "run", *words, "--with_baseline", "false", "--training.max_steps", "3", "--out", "lora", cwd=run.parent
+        "run", *words, "--with_baseline", "false", "--training.max_steps", "3", "--out", "lora", cwd=reported.parent
     )
     assert done.returncode == 0, done.stderr
-    done = sftmix("export", "lora", "--merge", "--to", "merged", cwd=run.parent)
+    done = sftmix("export", "lora", "--merge", "--to", "merged", cwd=reported.parent)
     assert done.returncode == 0, done.stderr
-    monkeypatch.chdir(run.parent)
+    monkeypatch.chdir(reported.parent)
     write_report(Path("lora"), map_size=20, score_all=True)
     examples = pd.read_parquet("lora/report/examples.parquet").set_index("id")
     model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()

@@ -20,27 +20,27 @@ PLOTS = {"losses", "difference", "mixup", "data-map", "histogram-groups", "histo
 
 
 @pytest.fixture(scope="module")
-def page(run) -> Text:
-    return Text(run / "report" / "report.html")
+def page(reported) -> Text:
+    return Text(reported / "report" / "report.html")
 
 
-def test_plots_and_rows_are_those_of_the_run(run, page, examples):
+def test_plots_and_rows_are_those_of_the_run(reported, page, examples):
     assert set(page.plots) == PLOTS
     curves = {trace["name"]: trace["y"] for trace in page.plots["losses"]["data"]}
-    lines = metrics(run)
+    lines = metrics(reported)
     assert curves["target, ntp"] == [line["ntp"] for line in lines]
-    assert curves["NTP baseline, ntp"] == [line["ntp"] for line in metrics(run, "baseline")]
+    assert curves["NTP baseline, ntp"] == [line["ntp"] for line in metrics(reported, "baseline")]
     assert curves["target, held out"] == [line["eval_nll"] for line in lines if "eval_nll" in line]
     (gap,) = page.plots["difference"]["data"]
     ours, theirs = (
-        {line["step"]: line["eval_nll"] for line in metrics(run, stage) if "eval_nll" in line}
+        {line["step"]: line["eval_nll"] for line in metrics(reported, stage) if "eval_nll" in line}
         for stage in ("train", "baseline")
     )
     assert dict(zip(gap["x"], gap["y"], strict=True)) == {step: ours[step] - theirs[step] for step in ours}
     assert page.plots["losses"]["data"][-1]["name"].startswith("target"), "drawn above the baseline"
     counts = page.plots["histogram-labels"]["data"]
     assert {trace["name"]: sum(trace["y"]) for trace in counts} == {"low": 15, "high": 14}
-    html = (run / "report" / "report.html").read_text(encoding="utf-8")
+    html = (reported / "report" / "report.html").read_text(encoding="utf-8")
     ranked = examples[~examples.held_out].sort_values("confidence", kind="stable").source
     shown = re.findall(r'<td class="id">(.*?)</td>.*<td title="(.*?)">', html)
     assert shown == list(ranked.drop(ranked.index[14]).items())  # of 29: the one in the middle is at no end
@@ -54,17 +54,17 @@ def test_a_hostile_response_is_shown_and_not_part_of_the_page_which_needs_no_net
         assert not {"src", "href"} & set(attributes) or attributes.get("href", "").startswith("#"), (tag, attributes)
 
 
-def test_controls_of_direction_are_shown_as_such(run, page, examples):
+def test_controls_of_direction_are_shown_as_such(reported, page, examples):
     assert r"to Eve \u202e001 eroY\u202c and \u2066more\u2069" in page.text
     dots = [text for trace in page.plots["data-map"]["data"] for text in trace.get("text", ())]
     assert any(r"to Eve \u202e001" in text for text in dots)
-    written = (run / "report" / "report.html").read_text(encoding="utf-8")
+    written = (reported / "report" / "report.html").read_text(encoding="utf-8")
     assert not {"\u202e", "\u202c", "\u2066", "\u2069"} & set(written.replace(plotly.offline.get_plotlyjs(), ""))
     assert TURNED in set(examples.response)  # the table has the rows as they are
 
 
-def test_the_page_has_the_figures_of_the_summary(run, page):
-    summary = json.loads((run / "summary.json").read_text())
+def test_the_page_has_the_figures_of_the_summary(reported, page):
+    summary = json.loads((reported / "summary.json").read_text())
     baseline = summary["baseline"]
     figures = [summary["eval_nll_before"], summary["eval_nll_after"], baseline["eval_nll_after"]]
     for value in [*figures, baseline["calibration"]["ece"], summary["confidence_std"]["log_before"]]:
@@ -91,12 +91,12 @@ def browser():
 
 
 @pytest.mark.slow
-def test_the_page_works_in_a_browser(run, browser):
+def test_the_page_works_in_a_browser(reported, browser):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    browser.get((run / "report" / "report.html").as_uri())
+    browser.get((reported / "report" / "report.html").as_uri())
     everywhere = {plot.get_attribute("id"): plot for plot in browser.find_elements(By.CSS_SELECTOR, ".plot")}
     assert set(everywhere) == PLOTS
     assert browser.find_elements(By.CSS_SELECTOR, "#hidden-map .main-svg") == []  # far below: not drawn yet
@@ -128,14 +128,14 @@ def test_the_page_works_in_a_browser(run, browser):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_what_cannot_be_reported_is_refused(run, tmp_path):
+def test_what_cannot_be_reported_is_refused(reported, tmp_path):
     (tmp_path / "begun").mkdir()
-    shutil.copy(run / "config.yaml", tmp_path / "begun")
+    shutil.copy(reported / "config.yaml", tmp_path / "begun")
     with pytest.raises(ConfigError, match="is not finished"):
         write_report(tmp_path / "begun", map_size=0)
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(ConfigError, match="is no report of sftmix"):
-        write_report(run, tmp_path / "mine.html", map_size=0)
+        write_report(reported, tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 

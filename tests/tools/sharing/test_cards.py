@@ -17,7 +17,7 @@ from tests.tools.evaluate.bench import write_result
 
 
 @pytest.fixture
-def run(finished, tmp_path):
+def copied(finished, tmp_path):
     shutil.copytree(finished.path, tmp_path / "run")
     return tmp_path / "run"
 
@@ -31,11 +31,11 @@ def benchmarked(run):
     write_result(run, "a|<b>", [0.0, 1.0])
 
 
-def test_the_card_of_a_model(run, finished):
-    summary = read_json(run / "summary.json")
+def test_the_card_of_a_model(copied, finished):
+    summary = read_json(copied / "summary.json")
     summary["data"]["counts"] = {"empty_response": 4}
-    write_json(run / "summary.json", summary)
-    card = model_card(run, "train")
+    write_json(copied / "summary.json", summary)
+    card = model_card(copied, "train")
     left, right = summary["eval_nll_after"], summary["baseline"]["eval_nll_after"]
     assert f"| NLL, nats per response token | {left:.4f} | {right:.4f} |" in card
     assert {r.metric_type: r.metric_value for r in ModelCard(card).data.eval_results}["eval_nll_after"] == left
@@ -45,44 +45,44 @@ def test_the_card_of_a_model(run, finished):
     recipe = recipe_of(card)
     assert recipe["objective"]["init_args"]["mu"] == 0.2
     assert recipe["data"]["eval"] == [finished.tiny.eval.name]
-    baseline = model_card(run, "baseline")
+    baseline = model_card(copied, "baseline")
     assert ("objective NTP" in baseline, "NTP baseline, same rows" in baseline) == (True, False)
 
 
-def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_card_says_how_they_are_read(run):
-    kept = table(run / "confidence" / "dynamics.parquet")
+def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_card_says_how_they_are_read(copied):
+    kept = table(copied / "confidence" / "dynamics.parquet")
     assert kept.pop("token_nll")
-    write_scores(run, run / "scores")
-    assert table(run / "scores" / "dynamics.parquet") == kept
-    card = (run / "scores" / "README.md").read_text()
+    write_scores(copied, copied / "scores")
+    assert table(copied / "scores" / "dynamics.parquet") == kept
+    card = (copied / "scores" / "README.md").read_text()
     assert "--reference.path hub:OWNER/NAME" in card
     assert "Perplexity: The paper's confidence: minus the perplexity of the response" in card
     assert recipe_of(card)["reference"]["init_args"]["checkpoints"] == 2
 
 
-def test_benchmarks_are_told_of_the_models_that_they_measured(run):
-    benchmarked(run)
-    write_result(run, "a|<b>", [0.0, 0.0], model="base")
-    assert "- benchmarks" in model_card(run, "baseline")  # the table has no column of it
-    card = model_card(run, "train")
+def test_benchmarks_are_told_of_the_models_that_they_measured(copied):
+    benchmarked(copied)
+    write_result(copied, "a|<b>", [0.0, 0.0], model="base")
+    assert "- benchmarks" in model_card(copied, "baseline")  # the table has no column of it
+    card = model_card(copied, "train")
     assert re.search(r"\| a\\\|&lt;b&gt; \|.*\| 0.5000 \|", card)
     assert "- a\\|&lt;b&gt;: target - base = \\+0.5000" in card
     assert "- benchmarks" not in card
 
 
-def test_benchmarks_of_a_model_that_was_trained_again_are_left_out(run):
-    benchmarked(run)
-    write_result(run, "pubmedqa", [1.0, 1.0], model="base")
-    (run / "train" / "model" / "config.json").write_text("{}")
-    card = model_card(run, "train")
+def test_benchmarks_of_a_model_that_was_trained_again_are_left_out(copied):
+    benchmarked(copied)
+    write_result(copied, "pubmedqa", [1.0, 1.0], model="base")
+    (copied / "train" / "model" / "config.json").write_text("{}")
+    card = model_card(copied, "train")
     assert "0.5000" not in card
     assert "- benchmarks" in card
 
 
-def test_the_card_of_a_checkpoint_has_no_figures_of_the_run(run):
-    benchmarked(run)
-    card = ModelCard(model_card(run, "train", step=3))
-    last = read_json(run / "summary.json")["eval_nll_after"]
+def test_the_card_of_a_checkpoint_has_no_figures_of_the_run(copied):
+    benchmarked(copied)
+    card = ModelCard(model_card(copied, "train", step=3))
+    last = read_json(copied / "summary.json")["eval_nll_after"]
     assert card.data.eval_results is None
     assert f"{last:.4f}" not in card.text
     assert "a\\|&lt;b&gt;" not in card.text
@@ -90,13 +90,13 @@ def test_the_card_of_a_checkpoint_has_no_figures_of_the_run(run):
     assert "the weights at step 3" in card.text
 
 
-def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
+def test_directories_that_are_gone_stay_out_and_hub_ids_stay(copied, finished):
     there = f"train:\n  - {finished.tiny.train}\n"
-    text = (run / "config.yaml").read_text()
+    text = (copied / "config.yaml").read_text()
     assert there in text
     gone = ["/scratch/secret/a.jsonl", "~/secret/b.json", "secret/c.JSONL", "some/secret/place", "owner/name@train"]
-    (run / "config.yaml").write_text(text.replace(there, f"train: {gone}\n"))
-    card = model_card(run, "train")
+    (copied / "config.yaml").write_text(text.replace(there, f"train: {gone}\n"))
+    card = model_card(copied, "train")
     assert "secret" not in card
     assert "a.jsonl, b.json, c.JSONL, place, owner/name@train" in card
     options = {"path": "hub:me/scores@refs/pr/1", "columns": {"response": "/"}}
@@ -118,10 +118,10 @@ def test_a_directory_with_a_subset_is_cut_to_its_name(tmp_path, monkeypatch):
     assert without_directories("secret/rows:main@train") == "rows:main@train"
 
 
-def test_names_from_data_are_escaped(run):
-    config = (run / "config.yaml").read_text().replace("train.jsonl", "[x](javascript:y)|<script>.jsonl")
-    (run / "config.yaml").write_text(config)
-    prose, _, recipe = model_card(run, "train").partition("## Recipe\n")
+def test_names_from_data_are_escaped(copied):
+    config = (copied / "config.yaml").read_text().replace("train.jsonl", "[x](javascript:y)|<script>.jsonl")
+    (copied / "config.yaml").write_text(config)
+    prose, _, recipe = model_card(copied, "train").partition("## Recipe\n")
     assert "\\[x\\]\\(javascript:y\\)\\|&lt;script&gt;.jsonl |" in prose
     assert "<script>" not in prose
     assert all(line.startswith("    ") for line in recipe.splitlines() if "<script>" in line)
@@ -131,10 +131,10 @@ def test_the_citation_file_names_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
 
 
-def test_cards_that_nobody_edited_follow_the_run(run):
-    target, baseline = (run / stage / "model" / "README.md" for stage in ("train", "baseline"))
+def test_cards_that_nobody_edited_follow_the_run(copied):
+    target, baseline = (copied / stage / "model" / "README.md" for stage in ("train", "baseline"))
     baseline.write_text("mine")
-    benchmarked(run)
-    write_run_cards(run)
+    benchmarked(copied)
+    write_run_cards(copied)
     assert re.search(r"\| a\\\|&lt;b&gt; \|.*\| 0.5000 \|", target.read_text())
     assert baseline.read_text() == "mine"
