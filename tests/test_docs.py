@@ -204,26 +204,6 @@ def test_every_exit_code_is_documented():
 # -------------------------------------------------------------------------------------------- commands
 
 
-def test_readme_has_two_set_up_commands():
-    installs = [body.strip() for body in blocks(ROOT / "README.md", "bash") if body.startswith("pip install -c")]
-    first, second = installs
-    assert re.fullmatch(r"pip install [^&\n]+ && sftmix quickstart", first)
-    assert re.fullmatch(r"pip install [^&\n]+ && pytest", second)
-
-
-def test_readme_is_short():
-    """Its first screen as well, with code for a terminal of 80 columns; the site shows the cards behind it."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
-    assert len(text.split("<!-- end of the first screen -->")[0].splitlines()) <= 60
-    assert max(len(line) for _, body in FENCE.findall(text) for line in body.splitlines()) <= 80
-
-
-def test_there_are_few_pages():
-    """A new page replaces or joins others; decisions and the API are lists, whose pages are short."""
-    assert len(list((ROOT / "docs").glob("*.md"))) <= 27
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_are_of_known_programs(page):
     for words in commands(page):

@@ -1,4 +1,5 @@
-"""What can be counted of how pages are written: long sentences, and habits of the table in CONTRIBUTING.md.
+"""What can be counted of how pages are written: README's lines, pages, long sentences, and habits of the table in
+CONTRIBUTING.md.
 
 The limits only fall. Counts are no aim: a sentence that is cut in two and must still be read twice is no gain.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.test_docs import PAGES, ROOT, name_of
+from tests.test_docs import FENCE, PAGES, ROOT, blocks, name_of
 
 MOST_WORDS = 41
 MOST_LONG = 33
@@ -112,3 +113,23 @@ def test_pages_lose_their_habits():
 def test_code_loses_its_habits():
     found = sum((habits(said(path.read_text(encoding="utf-8"))) for path in (ROOT / "sftmix").rglob("*.py")), Counter())
     assert {name: number for name, number in found.items() if number > IN_CODE.get(name, 0)} == {}
+
+
+def test_readme_has_two_set_up_commands():
+    installs = [body.strip() for body in blocks(ROOT / "README.md", "bash") if body.startswith("pip install -c")]
+    first, second = installs
+    assert re.fullmatch(r"pip install [^&\n]+ && sftmix quickstart", first)
+    assert re.fullmatch(r"pip install [^&\n]+ && pytest", second)
+
+
+def test_readme_is_short():
+    """Its first screen as well, with code for a terminal of 80 columns; the site shows the cards behind it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(text.split("<!-- end of the first screen -->")[0].splitlines()) <= 60
+    assert max(len(line) for _, body in FENCE.findall(text) for line in body.splitlines()) <= 80
+
+
+def test_there_are_few_pages():
+    """A new page replaces or joins others; decisions and the API are lists, whose pages are short."""
+    assert len(list((ROOT / "docs").glob("*.md"))) <= 27
