@@ -5,12 +5,13 @@
 
 import importlib.util
 import json
+import logging
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -73,7 +74,7 @@ class Tags(HTMLParser):
 
 @pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(site):
-    pages = sorted(site.rglob("*.html"))
+    pages = [page for page in sorted(site.rglob("*.html")) if page.name not in moved()]
     assert len(pages) > 30
     for page in pages:
         fetched = Tags(page).fetched
@@ -85,13 +86,55 @@ def test_nothing_is_fetched_from_elsewhere(site):
     assert not [style for style in site.rglob("*.css") if re.search(r"url\(['\"]?https?:|@import", style.read_text())]
 
 
+def moved() -> dict[str, str]:
+    """Old addresses of the site and the new ones, as mkdocs.yml has them."""
+    section = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("  moved:")[1].split("\n\n")[0]
+    return dict(re.findall(r"^    (\S+): (\S+)$", section, re.M))
+
+
+def test_old_addresses_lead_to_new_ones(site):
+    assert {"quickstart.html", "overview.html"} <= set(moved())
+    for old, new in moved().items():
+        page, _, anchor = new.partition("#")
+        assert Tags(site / old).links == [new]
+        assert not anchor or f'id="{anchor}"' in (site / page).read_text(encoding="utf-8"), new
+
+
+def test_an_address_that_leads_nowhere_fails_a_strict_build(tmp_path):
+    """A strict build counts the warnings: a missing heading, a missing page, and a page that is still there."""
+    from mkdocs.utils import CountHandler
+
+    (tmp_path / "there.html").write_text('<h2 id="here">', encoding="utf-8")
+    addresses = {
+        "a.html": "there.html#here",
+        "b.html": "there.html#gone",
+        "c.html": "gone.html",
+        "there.html": "a.html",
+    }
+    counted = CountHandler()
+    logging.getLogger("mkdocs").addHandler(counted)
+    loaded("moved").on_post_build(SimpleNamespace(site_dir=str(tmp_path), extra={"moved": addresses}))
+    logging.getLogger("mkdocs").removeHandler(counted)
+    assert counted.get_counts() == [("WARNING", 3)]
+    assert 'id="here"' in (tmp_path / "there.html").read_text(encoding="utf-8")
+
+
 def test_links_of_the_repository_lead_to_pages(site):
-    """README.md links docs/tutorial.md, and docs/index.md links ../README.md; sources are text."""
-    assert {"tutorial.html", "own-loop.html", "changelog.html"} <= {*Tags(site / "overview.html").links}
-    assert "overview.html" in Tags(site / "index.html").links
+    """README.md links docs/tutorial.md, and its neighbours link README.md; sources are text."""
+    assert {"tutorial.html", "own-loop.html", "changelog.html"} <= {*Tags(site / "index.html").links}
+    assert "index.html#set-up" in Tags(site / "contributing.html").links
     architecture = (site / "architecture.html").read_text(encoding="utf-8")
     assert "in <code>sftmix/pipeline/recipe.py</code>: from rows" in architecture
     assert not [link for page in site.rglob("*.html") for link in Tags(page).links if link.endswith((".py", ".md"))]
+
+
+def test_the_front_page_is_readme_with_four_cards_behind_its_first_screen(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    places = [text.index(part) for part in ('id="set-up"', 'class="grid cards"', 'id="how-it-works"')]
+    assert places == sorted(places)
+    cards = text[places[1] : places[2]]
+    assert re.findall(r"<p><strong>([\w ]+)</strong></p>", cards) == ["Start", "How to", "Reference", "Research"]
+    assert 'href="glossary.html"' in cards
 
 
 def test_sources_are_linked_where_the_repository_has_an_address():
@@ -103,9 +146,9 @@ def test_sources_are_linked_where_the_repository_has_an_address():
     files = config.plugins.on_files(get_files(config), config=config)
     file = files.get_file_from_path("decisions/0001-mixup-mean.md")
     assert file is not None
-    text = "[a [b]](../../cli.py#L3), [c](../../README.md#use), [d](https://example.org/e), ![e](../images/x.svg)"
+    text = "[a [b]](../../cli.py#L3), [c](../../README.md#set-up), [d](https://example.org/e), ![e](../images/x.svg)"
     assert config.plugins.on_page_markdown(text, page=Page(None, file, config), config=config, files=files) == (
-        "[a [b]](https://example.org/sftmix/blob/HEAD/cli.py#L3), [c](../overview.md#use), "
+        "[a [b]](https://example.org/sftmix/blob/HEAD/cli.py#L3), [c](../index.md#set-up), "
         "[d](https://example.org/e), ![e](../images/x.svg)"
     )
 

@@ -141,4 +141,6 @@ usage: sftmix COMMAND [options]        sftmix COMMAND --help        sftmix run -
 {commands}
 
 New here? `sftmix quickstart`. Then your own data:
-  sftmix run --model.path NAME --data.train rows.json --data.eval_fraction 0.05 --out runs/first"""
+  sftmix run --model.path HuggingFaceTB/SmolLM2-135M-Instruct \\
+    --data.train rows.jsonl --data.eval_fraction 0.1 \\
+    --training.learning_rate 1e-4 --with_baseline --out runs/first"""

@@ -115,7 +115,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     if moved[:, :later].max() > ROUNDING.get(hidden.dtype, 0.1) * moved[:, later:].max():
         raise ConfigError(
             f"model.path: {name} sees later tokens: a change of them changes the states before them, so its NLL would "
-            "be that of tokens it has seen. If it is a causal model, mend its config.json (is_causal, "
+            "be the NLL of tokens it has seen. If it is a causal model, mend its config.json (is_causal, "
             "use_bidirectional_attention); else name another model"
         )
     if trains:

@@ -245,7 +245,7 @@ def check_ids(config: PretrainedConfig, tokenizer: object, ids: Iterable[int]) -
     if highest >= size:
         raise ConfigError(  # a Trainer may have a processor, or none
             f"model.path: the token {getattr(tokenizer, 'convert_ids_to_tokens', str)(highest)!r} has id {highest}"
-            f", the model embeddings for {size} ids: its tokenizer is that of another model, or tokens were added "
+            f", the model embeddings for {size} ids: its tokenizer is another model's, or tokens were added "
             "without resizing the model"
         )
 

@@ -8,7 +8,7 @@
 
 Each check runs the component on generated inputs, the same ones every time: its answers must keep the contract that a
 run checks, and what a run takes on trust. It raises AssertionError with the smallest input that breaks the contract of
-its base class. All need hypothesis (`pip install sftmix[test]`), no data and no GPU.
+its base class. All need hypothesis (`pip install -e '.[test]'` in the checkout), no data and no GPU.
 """
 
 import copy

@@ -20,7 +20,7 @@ from sftmix.words.errors import ConfigError
 from sftmix.words.shown import counted
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
-The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
+The options of `run` are the base of every variant, with `variants: {NAME: {option: value}}` beside it.
 Stages of equal inputs are made once (the reference is trained and scored once); the same command continues a table.
 
   sftmix compare --config recipe:table5-role --out runs/table5

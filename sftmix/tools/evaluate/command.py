@@ -18,7 +18,8 @@ Results go to RUN/evaluation; what is there with the same settings is not measur
   sftmix evaluate my-model --tasks arc_easy --to results
   sftmix evaluate runs/first --tasks mine --include_path my_tasks
 
-Tasks are lm-eval's, by name, and files of --include_path. It needs lm-eval: pip install 'sftmix[eval]'."""
+Tasks are lm-eval's, by name, and files of --include_path.
+It needs lm-eval: pip install -e '.[eval]' in the checkout."""
 
 
 def main(args: Options) -> None:
@@ -36,7 +37,7 @@ def main(args: Options) -> None:
     if problem := unwritable(place, folder=True):
         raise ConfigError(f"--to {place} {problem}")
     if find_spec("lm_eval") is None:
-        raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
+        raise ConfigError("evaluate needs lm-eval, which is not installed: pip install -e '.[eval]' in the checkout")
     if not (names := [*filter(None, map(str.strip, args.tasks.split(",")))]):
         raise ConfigError(f"no task is named in {args.tasks!r}; name tasks of lm-eval, with commas between them")
     manager, files = find_tasks(names, args.include_path)

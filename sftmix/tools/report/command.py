@@ -16,7 +16,7 @@ For a run it also writes report/examples.parquet: every example with its text, c
   sftmix report runs/first --score          the loss of every training example before and after, in the table
   sftmix report runs/table5 --margin 0.01   the differences of a table, seed by seed
 
-It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
+It needs plotly and scikit-learn: pip install -e '.[report]' in the checkout."""
 
 
 @dataclass
@@ -41,7 +41,9 @@ def main(args: Options) -> None:
     try:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:  # plotly or sklearn, which the extra has
-        raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
+        raise ConfigError(
+            f"report needs {error.name}, which is not installed: pip install -e '.[report]' in the checkout"
+        ) from None
     with naming_damage(f"a file of {run}"):
         for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)

