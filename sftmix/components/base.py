@@ -273,6 +273,11 @@ class StageState:
     objective    of the stage
     evaluations  (step, held-out NLL) of every evaluation of this stage so far, including those before a resume
     directory    of the stage, in the run directory; None outside a run
+    measure      function, in `on_delivered` alone: call `f(hidden[T, D], head, batch)` for batches of B held-out rows. It
+                 returns two lists, of tensors [T, ...] to keep and of tensors [T, ...] to add up for each row; the
+                 result has for each tensor N entries in row order, arrays [n_tokens, ...] or sums f64[...]. None without
+                 held-out rows
+    held_out     ids of the N held-out rows
     is_main      True on the one rank that writes files
     All functions make forward passes in eval mode; every rank must call them together.
     """
@@ -289,6 +294,8 @@ class StageState:
     evaluations: Sequence[tuple[int, float]] = ()
     directory: Path | None = None
     is_main: bool = True
+    measure: Callable[[Callable[..., Any]], list[list[Any]]] | None = None
+    held_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -302,8 +309,23 @@ class CallbackResult:
     stop: bool = False
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """What a callback has found of the weights that a stage delivers.
+
+    figures  values of JSON for the stage's figures.json
+    files    name -> value of JSON, each a file in the directory of the stage
+    scores   of the held-out rows, if the callback has measured them: the stage makes no pass of its own then.
+             `kept` may hold `brier_sum`, f64[N]
+    """
+
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+    scores: RowScores | None = None
+
+
 class Callback(Component):
-    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult.
+    """Hooks that are called on every rank. Those of the loop, in every training stage, may return a CallbackResult.
 
     It may need HELD_OUT (without, a run is refused, a reference trained without it), or EVALUATIONS of one before it.
     """
@@ -331,3 +353,9 @@ class Callback(Component):
 
     def on_stage_end(self, state: StageState) -> CallbackResult | None:
         """Run after the last step."""
+
+    def on_delivered(self, state: StageState) -> Delivered | None:
+        """Run on the weights that `train` or `baseline` delivers, rounded as in its model; the reference has none."""
+
+    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> Sequence[str] | None:
+        """Return sentences for `remarks` of summary.json, from stage -> its figures, at the end of a command."""

@@ -4,6 +4,7 @@ import time
 
 from sftmix.config.wants import Wants
 from sftmix.disk.files import check_room, read_steps
+from sftmix.measure.delivered import deliver
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import made_by
 from sftmix.model.rounding import refuse_overflow
@@ -45,10 +46,12 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
         as_trained = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
         if as_trained is None:
             as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
-    round_weights(config, module, dtype)  # before `measure`: figures are of the weights that are delivered
-    files, measured = measure(directory, rows.data, stage.scorer, module, step=steps)
+    round_weights(config, module, dtype)  # first: what is measured next is of the weights that are delivered
+    found = deliver(stage, module, figures=result.figures, last=lines[-1] if lines else {})
+    files, measured = measure(directory, rows.data, stage.scorer, module, step=steps, scores=found.scores)
     figures = {
         **result.figures,
+        **found.figures,
         **measured,
         "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
         "eval_nll_as_trained": as_trained,
@@ -59,6 +62,6 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
     run.directory.tell(doing="writing the model")
     weights, to = full_weights(module), directory / "model"
     run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
-    files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+    files += [*found.files, "model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
     nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
     return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")

@@ -80,8 +80,7 @@ def run(
         if until == "train":
             check_target(config, rows, ranks)
         make_stages(RunContext(config, ranks, directory, stop, rows), chosen)
-        report, path = rows.data.report, config.model.path
-        summary = summarise(directory.path, ranks, report, model=path, seed=config.seed, to=directory.path)
+        summary = summarise(directory.path, ranks, rows.data.report, config, to=directory.path)
         last = summary["stages"].get(until, {})  # what was asked for, whatever came last
         directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
         return summary

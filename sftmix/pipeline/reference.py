@@ -14,7 +14,7 @@ from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, encode_dataset
 from sftmix.disk.appended import append_batch, read_batches
-from sftmix.measure.remarks import ends_of_loss
+from sftmix.measure.model import ends_of_loss
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length

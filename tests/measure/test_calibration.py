@@ -7,8 +7,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from sftmix.measure import calibration as measures
-from sftmix.measure.calibration import (
+from sftmix.components.others import calibration as measures
+from sftmix.components.others.calibration import (
     TAUS,
     calibrate,
     fitted_temperature,

@@ -20,7 +20,7 @@ from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_config
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.disk.tables import read_table
-from sftmix.measure.summary import summarise
+from sftmix.measure.summary import MEASURING, summarise
 from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
@@ -45,7 +45,7 @@ from sftmix.words.errors import ConfigError, DataError, DifferenceError
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
 SUMMARY = "summary.json"
-OBSERVED = (Evaluate, MeasureMixing)
+OBSERVED = (Evaluate, MeasureMixing, *MEASURING)
 """Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
 would report the steps a second time."""
 OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds", "compile_seconds"}
@@ -188,10 +188,15 @@ class Replay(RunContext):
         made = stage.made(self, values)
         files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
-            report, path = self.rows.data.report, self.config.model.path
-            summarise(window.run, world, report, model=path, seed=self.config.seed, to=self.directory.path)
+            summarise(window.run, world, self.rows.data.report, self.config, to=self.directory.path)
             files.append(SUMMARY)
         world.on_main(lambda: self._compare_outputs(made.figures, files))
+
+    def training_stage(self, *args: Any, **kwargs: Any) -> Stage:
+        """Return the stage with the callbacks that are compared, or that may stop it and so decide its steps."""
+        stage = super().training_stage(*args, **kwargs)
+        stage.callbacks = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
+        return stage
 
     def train(self, stage: Stage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
@@ -203,10 +208,8 @@ class Replay(RunContext):
             def on_step_end(self, state: StageState) -> CallbackResult:
                 return CallbackResult(stop=state.step >= window.end)
 
-        # Need.STOP: what may end a training decides how many steps there are.
-        watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
-        loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
+        loop = TrainingLoop(replace(stage, callbacks=[*stage.callbacks, StopAfter()], checkpoint=unsaved), world)
         loop.machines = self.recorded  # what was chosen there; a checkpoint has it as well
         result = loop.run()
         self.machine = machine_of(world, loop.stage.options)
