@@ -145,7 +145,7 @@ def test_a_stage_of_ones_own_is_verified(clusters, asked, tmp_path, sftmix):
     file = tmp_path / "run" / "clusters" / "clusters.parquet"
     file.write_bytes(file.read_bytes() + b"x")
     done = sftmix("verify", str(tmp_path / "run"))
-    assert (done.code, "clusters.parquet is not the file this stage wrote" in done.out) == (4, True)
+    assert (done.code, "clusters.parquet does not have the hash it was written with" in done.out) == (4, True)
 
 
 def test_a_single_run_makes_its_last_split_by_the_stages_it_was_given(finished, tmp_path):
