@@ -273,9 +273,9 @@ class StageState:
     objective    of the stage
     evaluations  (step, held-out NLL) of every evaluation of this stage so far, including those before a resume
     directory    of the stage, in the run directory; None outside a run
-    measure      function, in `on_delivered` alone: call `f(hidden[T, D], head, batch)` for batches of B held-out rows. It
-                 returns two lists, of tensors [T, ...] to keep and of tensors [T, ...] to add up for each row; the
-                 result has for each tensor N entries in row order, arrays [n_tokens, ...] or sums f64[...]. None without
+    measure      function, in `on_delivered` alone: call `f(hidden[T, D], head, batch)` for batches of held-out rows. It
+                 returns two lists of tensors [T, ...]: those to keep, and those to add up for each row. The result has
+                 N entries for each tensor, in row order: arrays [n_tokens, ...], or sums f64[...]. None without
                  held-out rows
     held_out     ids of the N held-out rows
     is_main      True on the one rank that writes files
@@ -357,5 +357,5 @@ class Callback(Component):
     def on_delivered(self, state: StageState) -> Delivered | None:
         """Run on the weights that `train` or `baseline` delivers, rounded as in its model; the reference has none."""
 
-    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> Sequence[str] | None:
+    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
         """Return sentences for `remarks` of summary.json, from stage -> its figures, at the end of a command."""

@@ -78,8 +78,8 @@ class RunConfig(PlainFields):
     perturbation: Perturbation | None = None
     """What is done to the input embeddings in the target's training steps; null: nothing."""
     callbacks: list[Callback] = field(default_factory=lambda: [Calibration(), Remarks(), Evaluate()])
-    """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one, `--callbacks Evaluate`
-    leaves the measurements of a finished model out."""
+    """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one. `--callbacks
+    Evaluate` leaves out what takes time at the end."""
 
     def __eq__(self, other: object) -> bool:
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented

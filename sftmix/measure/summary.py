@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import sftmix
-from sftmix.components.contracts import check_sentences
 from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.remarks import Remarks
 from sftmix.config import RunConfig
 from sftmix.data import DataReport
 from sftmix.disk.files import naming_damage, read_json, write_json
+from sftmix.measure.delivered import check_sentences
 from sftmix.measure.model import confidence_std
 from sftmix.ranks.world import World
 
@@ -94,7 +94,7 @@ def _remarks(config: RunConfig, stages: Mapping[str, Any]) -> list[str] | None:
     """Return the sentences of all callbacks; None if no callback makes any."""
     said = [check_sentences(callback, callback.on_summary(stages)) for callback in config.callbacks]
     made = [sentences for sentences in said if sentences is not None]
-    return sum(made, []) if made else None
+    return [sentence for sentences in made for sentence in sentences] if made else None
 
 
 @cache

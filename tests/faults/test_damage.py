@@ -171,7 +171,10 @@ def test_damaged_suspects_are_not_shown(finished, tmp_path):
     one_bit(tmp_path / "run" / "suspects" / "suspects.parquet")
     refused = in_this_process(*REPORT, cwd=tmp_path)
     assert refused.returncode == 4
-    assert "suspects.parquet does not have the hash it was written with; restore it, or move run/suspects away" in refused.stderr
+    assert (
+        "suspects.parquet does not have the hash it was written with; restore it, or move run/suspects away"
+        in refused.stderr
+    )
 
 
 def test_an_export_takes_no_older_checkpoint_by_itself(whole, tmp_path):

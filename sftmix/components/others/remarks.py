@@ -1,6 +1,6 @@
 """Remarks on a run: sentences about what went wrong, or hardly went at all."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sftmix.components.base import Callback
@@ -26,7 +26,7 @@ class Remarks(Callback):
 
     gives = frozenset()
 
-    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return list(remarks(stages))
 
 

@@ -39,7 +39,7 @@ from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import adding_in_order, machine_of
-from sftmix.training.signals import StopAtOnce
+from sftmix.training.signals import StopSignal
 from sftmix.words.errors import ConfigError, DataError, DifferenceError
 
 HEAVY = (CHECKPOINTS, BEST, "model")
@@ -75,7 +75,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
             window, place = world.share((window, Path(scratch)))
             findings = world.from_main(lambda: check_files(window))
             world.on_main(lambda: lay_out(window, place))
-            with RunDirectory(place, world) as directory, StopAtOnce() as stop:
+            with RunDirectory(place, world) as directory, StopSignal("at_once") as stop:
                 check_same_directory(place, world)
                 # with_baseline: other windows do not enter the baseline.
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
