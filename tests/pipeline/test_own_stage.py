@@ -69,7 +69,8 @@ def test_a_stage_of_ones_own_is_made_and_read_back(clusters, asked, tmp_path, ca
     assert read_back(capsys.readouterr().out) == ["clusters"]
     assert contents(directory / "clusters") == before
     np.testing.assert_array_equal(seen, [made["cluster"]])
-    assert re.search(r"^\| clusters +\| done ", sftmix("status", str(directory)).out, re.M)
+    rows = re.findall(r"^\| (\w+) +\| done ", sftmix("status", str(directory)).out, re.M)
+    assert rows == ["clusters", "split"]  # where it was made, and not last
 
 
 def test_a_stage_of_ones_own_is_refused_with_other_inputs(clusters, asked, tmp_path):
