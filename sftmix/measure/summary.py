@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import sftmix
-from sftmix.components.others.calibration import Calibration
-from sftmix.components.others.remarks import Remarks
 from sftmix.config import RunConfig
 from sftmix.data import DataReport
 from sftmix.disk.files import naming_damage, read_json, write_json
@@ -17,8 +15,6 @@ from sftmix.measure.delivered import check_sentences
 from sftmix.measure.model import confidence_std
 from sftmix.ranks.world import World
 
-MEASURING = (Calibration, Remarks)
-"""Callbacks without which figures of the summary are null."""
 _OF_STAGE = [
     "wall_seconds",
     "elapsed",
@@ -67,8 +63,9 @@ def _gathered(root: Path, world: World, report: DataReport, config: RunConfig) -
         "confounds": split.get("confounds", {}),
         "remarks": _remarks(config, stages),
     }
-    if absent := [kind.__name__ for kind in MEASURING if not any(isinstance(one, kind) for one in config.callbacks)]:
-        summary["not_in_callbacks"] = absent  # so that a null is explained
+    lacks = {"Calibration": "eval_nll" in train and "calibration" not in train, "Remarks": summary["remarks"] is None}
+    if any(lacks.values()):  # so that a null is explained
+        summary["not_in_callbacks"] = [name for name, lacking in lacks.items() if lacking]
     if "confidence" in split:
         summary["confidence"] = split["confidence"]
     if train and "base" in stages:  # else it was stopped between the two

@@ -1,15 +1,22 @@
 """What callbacks find of the delivered weights, and say of the run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.components import Callback, Delivered, StageState
+from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.disk.tables import read_table
 from sftmix.measure.delivered import deliver
+from sftmix.options import DataOptions
+from sftmix.text.encoder import make_encoder
 from sftmix.training.module import TrainingModule
 from sftmix.types import RowScores
 from sftmix.words.errors import ContractError
+from tests.test_docs import ROOT, blocks
 from tests.tiny import SHORT
 from tests.toy import own_logits, toy_model, toy_rows, toy_stage
 
@@ -91,3 +98,23 @@ def test_a_run_without_the_measurements_says_what_it_lacks(tiny, finished, tmp_p
     assert "brier_sum" not in read_table(tmp_path / "train" / "eval.parquet", ["id"]).column_names
     assert sftmix("verify", str(tmp_path), "--from", "0").code == 0
     assert "not_in_callbacks" not in read_json(finished.path / "summary.json")
+
+
+def test_the_callback_of_the_page_measures_and_remarks(tiny, tmp_path, sftmix, monkeypatch):
+    """Beside Calibration, whose scores stay those of eval.parquet."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = (text for text in blocks(ROOT / "docs" / "components.md", "python") if text.startswith("# my_top5.py"))
+    Path("my_top5.py").write_text(code)
+    words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--callbacks+", "my_top5.TopFive", "--out", "run"]
+    assert sftmix(*words).code == 0
+    encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
+    options = DataOptions(train=[str(tiny.train)], eval=[str(tiny.eval)])
+    rows = encode_dataset(prepare(options, 0), encoder, max_length=128).eval
+    model = AutoModelForCausalLM.from_pretrained("run/train/model").eval()
+    hits = [(z.argsort(1)[:, -5:] == y[:, None]).any(1).sum() for z, y in own_logits(model, rows)]
+    assert read_json(Path("run/train/top_five.json")) == dict(zip(rows.ids, hits, strict=True))
+    summary = read_json(Path("run/summary.json"))
+    assert f"{sum(hits)} held-out tokens were among the five most likely." in summary["remarks"]
+    assert read_json(Path("run/train/figures.json"))["top_five"] == sum(hits)
+    assert summary["calibration"]["nll"] == summary["eval_nll_after"]
+    assert "top_five.json" in read_json(Path("run/train/MANIFEST.json"))["files"]

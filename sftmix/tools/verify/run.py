@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
+from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_config
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.disk.tables import read_table
-from sftmix.measure.summary import MEASURING, summarise
+from sftmix.measure.summary import summarise
 from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
@@ -45,7 +46,7 @@ from sftmix.words.errors import ConfigError, DataError, DifferenceError
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
 SUMMARY = "summary.json"
-OBSERVED = (Evaluate, MeasureMixing, *MEASURING)
+OBSERVED = (Calibration, Evaluate, MeasureMixing)
 """Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
 would report the steps a second time."""
 OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds", "compile_seconds"}
