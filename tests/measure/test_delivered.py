@@ -118,3 +118,5 @@ def test_the_callback_of_the_page_measures_and_remarks(tiny, tmp_path, sftmix, m
     assert read_json(Path("run/train/figures.json"))["top_five"] == sum(hits)
     assert summary["calibration"]["nll"] == summary["eval_nll_after"]
     assert "top_five.json" in read_json(Path("run/train/MANIFEST.json"))["files"]
+    certificate = sftmix("verify", "run", "--from", "0", "--trust")
+    assert (certificate.code, "train/top_five.json" in certificate.out) == (0, True)

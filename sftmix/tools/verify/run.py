@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
-from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_config
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
@@ -46,9 +45,9 @@ from sftmix.words.errors import ConfigError, DataError, DifferenceError
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
 SUMMARY = "summary.json"
-OBSERVED = (Calibration, Evaluate, MeasureMixing)
-"""Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
-would report the steps a second time."""
+OBSERVED = (Evaluate, MeasureMixing)
+"""Callbacks that only watch the steps, but have figures to compare. Others that only watch, such as trackers, are left out
+there: they would report the steps a second time. All measure the delivered weights again."""
 OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds", "compile_seconds"}
 OF_PROCESS |= {"peak_memory_bytes", "machines", "made_by", "stopped_by"}
 """Figures of a stage that do not follow from its weights and rows."""
@@ -193,12 +192,6 @@ class Replay(RunContext):
             files.append(SUMMARY)
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 
-    def training_stage(self, *args: Any, **kwargs: Any) -> Stage:
-        """Return the stage with the callbacks that are compared, or that may stop it and so decide its steps."""
-        stage = super().training_stage(*args, **kwargs)
-        stage.callbacks = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
-        return stage
-
     def train(self, stage: Stage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
         window, world, recorded = self.window, self.world, self.window.run / self.window.stage
@@ -209,8 +202,10 @@ class Replay(RunContext):
             def on_step_end(self, state: StageState) -> CallbackResult:
                 return CallbackResult(stop=state.step >= window.end)
 
+        # Need.STOP: what may end a training decides how many steps there are.
+        watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
-        loop = TrainingLoop(replace(stage, callbacks=[*stage.callbacks, StopAfter()], checkpoint=unsaved), world)
+        loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
         loop.machines = self.recorded  # what was chosen there; a checkpoint has it as well
         result = loop.run()
         self.machine = machine_of(world, loop.stage.options)
