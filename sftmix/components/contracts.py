@@ -43,7 +43,7 @@ OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "ela
 OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""
 MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_as_trained", "eval_nll_best"}
-MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration_seconds", "mixed_token_share"}
+MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration", "calibration_seconds", "mixed_token_share"}
 MEASURED |= {"scoring_seconds", "wall_seconds", "peak_memory_bytes", "made_by"}
 """The names of the other figures there, which the pipeline gives itself."""
 

@@ -16,6 +16,8 @@ from sftmix.types import Batch
 
 OWN_FILES = {"figures.json", "inputs.json", "adopted.json", "MANIFEST.json"}
 """Files of a stage that the pipeline writes itself, of those that end in .json."""
+OWN = OWN_FILES | OWN_OF_STAGE | MEASURED - {"calibration"}
+"""Names that no callback may give at the end of a stage; `calibration` is the one of whichever callback calibrates."""
 
 
 def deliver(stage: Stage, module: nn.Module, *, figures: Mapping[str, Any], last: Mapping[str, Any]) -> Delivered:
@@ -77,7 +79,7 @@ def check_delivered(callback: Callback, result: Any, taken: Set[str], rows: int)
         return None
     if not isinstance(result, Delivered):
         raise broken(callback, type(result).__name__, "sftmix.components.Delivered")
-    if both := sorted((taken | OWN_OF_STAGE | MEASURED | OWN_FILES) & (result.figures.keys() | result.files.keys())):
+    if both := sorted((taken | OWN) & (result.figures.keys() | result.files.keys())):
         allowed = f"names that nothing else has; rename it, as my_{both[0]}"
         raise broken(callback, f"{both[0]} from on_delivered()", allowed)
     for name in result.files:
