@@ -73,6 +73,7 @@ _OF_COMPONENTS = (
     "confidence",
     "labels",
     "objectives",
+    "optimizers",
     "pairing",
     "plans",
     "row_format",
