@@ -79,7 +79,7 @@ def resumes_its_metrics(world: World, place: str) -> None:
 
 def summarises(world: World, place: str) -> None:
     with pytest.raises(NoSpaceError, match=r"summary\.json") as told:
-        summarise(Path(place), world, DataReport(), model="m", seed=0, to=Path(place))
+        summarise(Path(place), world, DataReport(), RunConfig(), to=Path(place))
     assert told.value.everywhere
 
 
