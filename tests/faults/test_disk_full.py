@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from sftmix.config import RunConfig
 from sftmix.data.report import DataReport
 from sftmix.disk.appended import append_batch
 from sftmix.disk.files import verify_directory, write_text
