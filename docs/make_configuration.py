@@ -159,8 +159,9 @@ def _first_line(cls: type) -> str:
 
 def _default_class(option: str) -> str:
     value = getattr(RunConfig(), option)
-    chosen = value[0] if isinstance(value, list) else value
-    return f"`{type(chosen).__name__ if isinstance(chosen, Component) else 'null' if chosen is None else chosen}`"
+    chosen = value if isinstance(value, list) else [value]
+    names = [type(one).__name__ if isinstance(one, Component) else "null" if one is None else one for one in chosen]
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _shown(value: Any) -> str:

@@ -28,9 +28,9 @@ LEVELS = (
     {"components", "model"},
     {"text", "batches", "config"},
     {"data", "training"},
-    {"measure", "testing"},
+    {"measure"},
     {"pipeline"},
-    {"cli"},
+    {"cli", "testing"},
     {"tools"},
     {"__main__"},
 )
@@ -63,8 +63,8 @@ MOST_ARROWS = 104
 
 MAX_FLOORS = {"text": 5, "data": 5}
 _BELOW = {
-    "words": ("errors", "fields", "plain"),
-    "disk": ("files", "places", "tables"),
+    "words": ("errors", "fields", "plain", "progress"),
+    "disk": ("appended", "files", "places", "tables"),
     "ranks": ("rng", "transfer"),
 }
 _OF_COMPONENTS = (
@@ -73,6 +73,7 @@ _OF_COMPONENTS = (
     "confidence",
     "labels",
     "objectives",
+    "optimizers",
     "pairing",
     "plans",
     "row_format",
@@ -80,12 +81,13 @@ _OF_COMPONENTS = (
     "view",
 )
 COMPONENTS_MAY_IMPORT = {
-    f"sftmix.{name}" for name in ("types", "types.impossible", "functional", "functional.adamw", "components")
+    f"sftmix.{name}"
+    for name in ("types", "types.impossible", "functional", "functional.adamw", "functional.fused", "components")
 } | {"numpy"}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.options.{name}" for name in ("reference", "training")}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.{room}.{name}" for room, names in _BELOW.items() for name in names}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.components.{name}" for name in _OF_COMPONENTS}
-IN_METHODS = {"torch", "bitsandbytes", "scipy", "huggingface_hub"}
+IN_METHODS = {"torch", "bitsandbytes", "pandas", "scipy", "huggingface_hub"}
 """What component modules import where it is used, and nowhere else."""
 MAX_LINES = 400
 
@@ -217,6 +219,14 @@ def test_components_import_little_and_what_is_heavy_only_in_functions():
         names += [name for name in imported(at_import_time(tree), path) if name.partition(".")[0] in IN_METHODS]
         wrong += [f"{name_of(path)} imports {name}" for name in names]
     assert wrong == []
+
+
+def test_the_checks_for_writers_of_components_are_apart():
+    """A run does not need them; the command that lists components imports them when it is asked to check one."""
+    users = {name_of(path) for path in SOURCES if "testing" in map(part_of, ours(path))}
+    assert {name for name in users if not name.startswith("sftmix/testing/")} == {"sftmix/tools/listing/command.py"}
+    command = PACKAGE / "tools" / "listing" / "command.py"
+    assert "sftmix.testing" not in set(imported(at_import_time(tree_of(command)), command))
 
 
 def test_the_mathematics_need_torch_alone():

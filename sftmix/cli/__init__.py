@@ -10,8 +10,8 @@ from typing import Any
 from sftmix import __version__
 from sftmix.cli.say import say
 from sftmix.ranks.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
+from sftmix.words.ends import FIRST_OF_NODE, RANK_0, end_of
 from sftmix.words.errors import (
-    INTERRUPTED,
     OUTPUT_CLOSED,
     ConfigError,
     NoSpaceError,
@@ -76,17 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(leave.code or 0)
     except (SFTMixError, Stopped) as error:
         code = _report(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         say(
             "interrupted; the same command continues from what is finished, a run from its last checkpoint (SIGTERM "
             "saves one first)"
         )
-        code = INTERRUPTED
+        code = end_of(interrupt).code
     except Exception as error:
         from sftmix.config.schema import name_component  # after the command: it imports more
 
         name_component(error)
-        record_error(f"{type(error).__name__}: {error}")
+        record_error(end_of(error).words)
         raise
     sys.stdout.flush()  # before it is asked what was lost
     lost = [output.code for output in outputs if output.code]
@@ -117,21 +117,17 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _report(error: SFTMixError | Stopped) -> int:
-    """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
-
-    Under torchrun a rank whose error the first rank of its node reports says nothing more.
-    """
+    """Print the message of an error, if it is for this rank to print (`SPEAKERS`), and return the exit code."""
     # RANK=x is what the error is about
     rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
-    shared = error.everywhere or isinstance(error, ConfigError)
-    if not (shared and first_rank_tells(message)):
-        # ranks of srun hear nothing of each other: what all have is printed by rank 0 alone
-        if not (shared and rank) or BY_TORCHRUN in os.environ:
+    end = end_of(error, started_by="torchrun" if BY_TORCHRUN in os.environ else "another")
+    if not (end.speaker == FIRST_OF_NODE and first_rank_tells(message)):
+        if not (end.speaker == RANK_0 and rank):
             print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
         record_error(message)
-    return error.exit_code
+    return end.code
 
 
 _OVERVIEW = """sftmix {version}: instruction tuning with confidence-guided Mixup (arXiv 2410.05248)

@@ -99,7 +99,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
             yield HelpRow(key, "...", doc)
             yield from option_rows(group, f"{key}.")
         elif (base := component_in(hint)) and owner is RunConfig:  # objective.mu, a number or a Schedule, is below
-            chosen = option.default[0] if is_list(hint) else option.default
+            chosen = option.default[-1] if is_list(hint) else option.default
             default = type(chosen).__name__ if isinstance(chosen, base) else chosen
             names = f"One of {listed_components(base, words_of(hint))}."
             yield HelpRow(key, "CLASS", f"{doc} {names}{_default(default, doc)}")

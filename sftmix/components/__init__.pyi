@@ -4,6 +4,7 @@
 from sftmix.components.base import Callback as Callback
 from sftmix.components.base import CallbackResult as CallbackResult
 from sftmix.components.base import ConfidenceEstimator as ConfidenceEstimator
+from sftmix.components.base import Delivered as Delivered
 from sftmix.components.base import Objective as Objective
 from sftmix.components.base import Optimizer as Optimizer
 from sftmix.components.base import PairSampler as PairSampler
@@ -28,6 +29,7 @@ from sftmix.components.objectives import DecomposedMixup as DecomposedMixup
 from sftmix.components.objectives import MixupOnly as MixupOnly
 from sftmix.components.objectives import SFTMix as SFTMix
 from sftmix.components.optimizers import AdamW as AdamW
+from sftmix.components.others.calibration import Calibration as Calibration
 from sftmix.components.others.confidences import IFD as IFD
 from sftmix.components.others.confidences import Correctness as Correctness
 from sftmix.components.others.confidences import LearningPercentage as LearningPercentage
@@ -48,6 +50,7 @@ from sftmix.components.others.places import CutMix as CutMix
 from sftmix.components.others.places import EmbeddingMixup as EmbeddingMixup
 from sftmix.components.others.places import ManifoldMixup as ManifoldMixup
 from sftmix.components.others.places import MixtureDivergence as MixtureDivergence
+from sftmix.components.others.remarks import Remarks as Remarks
 from sftmix.components.others.reweighting import DFT as DFT
 from sftmix.components.others.reweighting import IRDRO as IRDRO
 from sftmix.components.others.reweighting import LabelSmoothing as LabelSmoothing

@@ -6,7 +6,6 @@ choice is drawn from `sftmix.ranks.rng.generator(seed, purpose, ...)`. The comma
 must start fast: they import torch inside methods.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -241,22 +240,6 @@ class Optimizer(Component, ABC):
         """
 
 
-# experts.gate_up_proj_bias (gpt-oss), self_attn.q_norm (Cohere), final_layer_norm, norm1, mixer.A_log, mixer.D (Mamba);
-# not mlp.D or normalizer. GPT-2's ln_1 is a vector, which needs no name
-NOT_DECAYED = re.compile(r"bias|(^|[._])(layer|rms)?norm\d*([._]|$)|(^|\.)(A_log|D)$", re.IGNORECASE)
-"""Names of biases and norms, which some models have as matrices (of experts, of heads), and of state-space models."""
-
-
-def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
-    """Return parameter groups: matrices decay; vectors, and what is a bias or a norm by its name, do not."""
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
-    for name, p in parameters.items():
-        (matrices if p.ndim >= 2 and not NOT_DECAYED.search(name) else others).append(p)
-    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
-
-
 @dataclass(frozen=True)
 class StageState:
     """The state of a stage, for callbacks to read.
@@ -273,6 +256,10 @@ class StageState:
     objective    of the stage
     evaluations  (step, held-out NLL) of every evaluation of this stage so far, including those before a resume
     directory    of the stage, in the run directory; None outside a run
+    measure      function, in `on_delivered` alone: call `f(hidden[T, D], head, batch)` for batches of held-out rows. f
+                 returns two lists of tensors [T, ...], to keep and to add up for each row. The result has N entries
+                 for each tensor, in row order: arrays [n_tokens, ...], or sums f64[...]. None without such rows
+    held_out     ids of the N held-out rows
     is_main      True on the one rank that writes files
     All functions make forward passes in eval mode; every rank must call them together.
     """
@@ -289,21 +276,34 @@ class StageState:
     evaluations: Sequence[tuple[int, float]] = ()
     directory: Path | None = None
     is_main: bool = True
+    measure: Callable[[Callable[..., Any]], list[list[Any]]] | None = None
+    held_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class CallbackResult:
-    """Metrics to add to the log, or at the end of a stage to its figures.json.
-
-    `stop` ends the training after this step, on all ranks if any asks for it.
-    """
+    """Metrics for the log, or for figures.json at the end of a stage. `stop` on any rank ends all after this step."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     stop: bool = False
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """What a callback found of the delivered weights.
+
+    figures  values of JSON for the stage's figures.json
+    files    name -> value of JSON, each a file in the directory of the stage
+    scores   of the held-out rows, if the callback has measured them: the stage then makes no pass of its own
+    """
+
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+    scores: RowScores | None = None
+
+
 class Callback(Component):
-    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult.
+    """Hooks that are called on every rank. Those of the loop, in every training stage, may return a CallbackResult.
 
     It may need HELD_OUT (without, a run is refused, a reference trained without it), or EVALUATIONS of one before it.
     """
@@ -331,3 +331,9 @@ class Callback(Component):
 
     def on_stage_end(self, state: StageState) -> CallbackResult | None:
         """Run after the last step."""
+
+    def on_delivered(self, state: StageState) -> Delivered | None:
+        """Run on the weights that `train` or `baseline` delivers, rounded as in its model; the reference has none."""
+
+    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
+        """Return sentences for `remarks` of summary.json, from stage -> its figures, at the end of a command."""

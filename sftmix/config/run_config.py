@@ -24,6 +24,8 @@ from sftmix.components.component import Need, plain
 from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
 from sftmix.components.optimizers import AdamW
+from sftmix.components.others.calibration import Calibration
+from sftmix.components.others.remarks import Remarks
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import TrainedReference
 from sftmix.components.renderer import Renderer
@@ -75,8 +77,9 @@ class RunConfig(PlainFields):
     """The update rule, in every training stage."""
     perturbation: Perturbation | None = None
     """What is done to the input embeddings in the target's training steps; null: nothing."""
-    callbacks: list[Callback] = field(default_factory=lambda: [Evaluate()])
-    """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one."""
+    callbacks: list[Callback] = field(default_factory=lambda: [Calibration(), Remarks(), Evaluate()])
+    """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one. `--callbacks
+    Evaluate` leaves out what takes time at the end."""
 
     def __eq__(self, other: object) -> bool:
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented

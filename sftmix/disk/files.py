@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -191,8 +191,10 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
-def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object], known: Mapping[str, Any] = {}) -> None:
-    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`).
+def write_manifest(
+    directory: Path, outputs: Sequence[str], *, about: Mapping[str, object] = {}, known: Mapping[str, Any] = {}
+) -> None:
+    """Write size and hash of some files of a directory, once these are on disk, or of all files in a folder of it.
 
     The manifest also holds a hash of itself: a bit of a step's number may flip as well as one of a weight.
 
@@ -200,13 +202,24 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
     """
 
     def entry(path: Path) -> tuple[str, dict[str, Any]]:
-        name = path.relative_to(staging).as_posix()
+        name = path.relative_to(directory).as_posix()
         return name, known.get(name) or file_entry(path)
 
+    # model -> model/config.json, ...; split.parquet, which has nothing below, -> itself
+    files = list[Path]()
+    for output in (directory / name for name in outputs):
+        files += [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]
     with ThreadPoolExecutor() as threads:  # hashing and fsync let other threads run
-        entries = dict(threads.map(entry, filter(Path.is_file, sorted(staging.rglob("*")))))
-    manifest = {**about, "files": {**known, **entries}}
-    write_json(staging / MANIFEST, hashed(manifest))
+        entries = dict(threads.map(entry, files))
+    write_json(directory / MANIFEST, hashed({**about, "files": {**known, **entries}}))
+
+
+def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object], known: Mapping[str, Any] = {}) -> None:
+    """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`).
+
+    about, known  as of `write_manifest`
+    """
+    write_manifest(staging, [""], about=about, known=known)
     sync_path(staging)
     if final.exists():  # os.rename replaces no directory that has files
         shutil.rmtree(final)
@@ -214,14 +227,15 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
     sync_path(final.parent)
 
 
-def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
+def verify_directory(path: Path, *, hashes: bool = True, without: str | None = None) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
     A file of tensors that the manifest does not list is also a problem, hidden or not: torch's reader takes every
     *.safetensors in the directory. Other files, as editors and file systems leave them, do no harm. A log elsewhere
     may have grown since, or grow now.
 
-    hashes  False: look at the sizes alone, which reads no file
+    hashes   False: look at the sizes alone, which reads no file
+    without  a folder that is left out
     """
     try:
         manifest = read_json(path / MANIFEST, files=dict, sha256=str)
@@ -241,8 +255,9 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
             return f"{name} does not have the hash it was written with"
         return None
 
+    names = [name for name in manifest["files"] if name.partition("/")[0] != without]
     with ThreadPoolExecutor() as threads:
-        return next(filter(None, threads.map(problem, manifest["files"])), None)
+        return next(filter(None, threads.map(problem, names)), None)
 
 
 def sync_path(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Measurements of the base model and of the models trained from it, outside the training steps.
 
-The base model: the held-out metrics, and the confidence of a sample of training rows. The trained target: the same,
-token calibration, and the share of the response tokens that was mixed. The NTP baseline is measured in the same way, on
-the same rows.
+The base model: the held-out metrics, and the confidence of a sample of training rows. The trained target: the same, and
+the share of the response tokens that was mixed. The NTP baseline is measured in the same way, on the same rows. What
+callbacks measure beside that is in delivered.py.
 """
 
 from collections import Counter
@@ -15,13 +15,12 @@ from torch import nn
 
 from sftmix.batches.order import RowSubset
 from sftmix.data import LoadedData
-from sftmix.disk.files import write_json
+from sftmix.disk.files import read_steps
 from sftmix.disk.tables import read_dynamics, write_dynamics, write_eval
-from sftmix.measure.calibration import calibrate
 from sftmix.ranks.rng import stable_hash
 from sftmix.training.dynamics import one_checkpoint
 from sftmix.training.scoring import Scorer, held_out_metrics
-from sftmix.types import Float64, Int64, Rows
+from sftmix.types import Float64, Int64, Rows, RowScores
 
 SAMPLE = "sample.parquet"
 """The file in which a stage keeps the dynamics of the sample under its model."""
@@ -44,30 +43,24 @@ def measure(
     scorer: Scorer,
     module: nn.Module,
     *,
-    step: int | None = None,
+    step: int = 0,
+    scores: RowScores | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Measure a model by all ranks together; return the files written into `directory`, and figures for figures.json.
 
-    step  up to which the model was trained, which is then calibrated as well; None: it is the base model
+    step    up to which the model was trained
+    scores  of the held-out rows, if they are known; None: they are measured
     """
     on_main = scorer.world.on_main
     files = [SAMPLE]
     figures = dict[str, Any]()
     if (held_out := data.eval) is not None:
-        if step is None:
-            scores = scorer(module, held_out)
-            brier = None
-        else:
-            scores, brier, calibration = calibrate(module, held_out, scorer)
-            on_main(lambda: write_json(directory / "calibration.json", calibration))
-            files.append("calibration.json")
-            del calibration["reliability"]  # which is long
-            figures["calibration"] = calibration
-        on_main(lambda: write_eval(directory / "eval.parquet", held_out.ids, scores, brier))
+        of_rows = scores or scorer(module, held_out)
+        figures |= held_out_metrics(of_rows)
+        on_main(lambda: write_eval(directory / "eval.parquet", held_out.ids, of_rows, of_rows.kept.get("brier_sum")))
         files.append("eval.parquet")
-        figures |= held_out_metrics(scores)
     sample = RowSubset(data.train, sample_rows(data.train.ids))
-    dynamics = one_checkpoint(sample.ids, step or 0, scorer(module, sample))
+    dynamics = one_checkpoint(sample.ids, step, scorer(module, sample))
     on_main(lambda: write_dynamics(directory / SAMPLE, dynamics))
     return files, figures
 
@@ -140,3 +133,19 @@ def mixed_share(batch: Callable[[int], Any], lines: Sequence[Any], n_tokens: Int
                 depths[line["epoch"], row] = max(depth, depths[line["epoch"], row])
     # 5, 3 and 2 tokens, the first two a pair: 3 + 3 of 10 were mixed
     return sum(depths.values()) / max(1, sum(counts[row] for _, row in depths))
+
+
+def ends_of_loss(stage: Path) -> dict[str, float]:
+    """Return the loss per token of the first and of the last steps of a stage: a tenth of all, or 8, or half.
+
+    Steps whose loss was not finite are left out; {} with fewer than two others. It is weighted by tokens, because the
+    last step of an epoch may hold a single short response.
+    """
+    lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
+    size = min(len(lines) // 2, max(8, len(lines) // 10))  # 200 lines: 20; 40: 8; 10: 5
+    means = {}
+    for name, end in (("loss_first", lines[:size]), ("loss_last", lines[-size:])):
+        if size:
+            tokens = [line["ntp_tokens"] for line in end]
+            means[name] = float(np.average([line["loss"] for line in end], weights=tokens))
+    return means

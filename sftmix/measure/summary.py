@@ -1,16 +1,18 @@
 """summary.json, which gathers the figures of all stages of a run."""
 
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import sftmix
+from sftmix.config import RunConfig
 from sftmix.data import DataReport
 from sftmix.disk.files import naming_damage, read_json, write_json
+from sftmix.measure.delivered import check_sentences
 from sftmix.measure.model import confidence_std
-from sftmix.measure.remarks import remarks
 from sftmix.ranks.world import World
 
 _OF_STAGE = [
@@ -37,30 +39,33 @@ _OF_ARM = [
 """Figures of stages, and of a trained one, that the summary has."""
 
 
-def summarise(root: Path, world: World, report: DataReport, *, model: str, seed: int, to: Path) -> dict[str, Any]:
+def summarise(root: Path, world: World, report: DataReport, config: RunConfig, *, to: Path) -> dict[str, Any]:
     """Write summary.json of the run directory `root` into the directory `to` (rank 0), and return it.
 
     Raises DifferenceError for figures of stages that are not as a run writes them.
     """
     with naming_damage(f"a figures.json of {root}"):
-        summary = _gathered(root, world, report, model=model, seed=seed)
+        summary = _gathered(root, world, report, config)
     world.on_main(lambda: write_json(to / "summary.json", summary))
     return summary
 
 
-def _gathered(root: Path, world: World, report: DataReport, *, model: str, seed: int) -> dict[str, Any]:
+def _gathered(root: Path, world: World, report: DataReport, config: RunConfig) -> dict[str, Any]:
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     train, split = stages.get("train", {}), stages.get("split", {})
     summary = {
         **made_by(world.size),
         **train.get("made_by", {}),
-        "model": model,
-        "seed": seed,
+        "model": config.model.path,
+        "seed": config.seed,
         "data": report.to_dict(),
         "stages": {name: {k: figures[k] for k in _OF_STAGE if k in figures} for name, figures in stages.items()},
         "confounds": split.get("confounds", {}),
-        "remarks": list(remarks(stages)),
+        "remarks": _remarks(config, stages),
     }
+    lacks = {"Calibration": "eval_nll" in train and "calibration" not in train, "Remarks": summary["remarks"] is None}
+    if any(lacks.values()):  # so that a null is explained
+        summary["not_in_callbacks"] = [name for name, lacking in lacks.items() if lacking]
     if "confidence" in split:
         summary["confidence"] = split["confidence"]
     if train and "base" in stages:  # else it was stopped between the two
@@ -80,6 +85,13 @@ def _gathered(root: Path, world: World, report: DataReport, *, model: str, seed:
             "mu_effective": train["mu_effective"] if ntp or not mixup else None,
         }
     return summary
+
+
+def _remarks(config: RunConfig, stages: Mapping[str, Any]) -> list[str] | None:
+    """Return the sentences of all callbacks; None if no callback makes any."""
+    said = [check_sentences(callback, callback.on_summary(stages)) for callback in config.callbacks]
+    made = [sentences for sentences in said if sentences is not None]
+    return [sentence for sentences in made for sentence in sentences] if made else None
 
 
 @cache

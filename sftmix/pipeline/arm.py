@@ -1,9 +1,14 @@
 """The training of an arm, the target or its NTP baseline; its model is measured and exported."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from sftmix.config.wants import Wants
 from sftmix.disk.files import check_room, read_steps
+from sftmix.measure.delivered import deliver
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import made_by
 from sftmix.model.rounding import refuse_overflow
@@ -13,6 +18,7 @@ from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.pipeline.order import losses_of, order_of_arm
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.scoring import held_out_metrics
+from sftmix.training.step import Stage
 from sftmix.types import Scores, Split
 
 
@@ -40,15 +46,13 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
     run.directory.tell(doing="measuring the trained model")
     began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
     lines = run.world.from_main(lambda: read_steps(directory))
-    as_trained = None
-    if dtype.itemsize < 4 and rows.data.eval is not None:
-        as_trained = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
-        if as_trained is None:
-            as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
-    round_weights(config, module, dtype)  # before `measure`: figures are of the weights that are delivered
-    files, measured = measure(directory, rows.data, stage.scorer, module, step=steps)
+    as_trained = _nll_as_trained(stage, module, lines) if dtype.itemsize < 4 else None
+    round_weights(config, module, dtype)  # first: what is measured next is of the weights that are delivered
+    found = deliver(stage, module, figures=result.figures, last=lines[-1] if lines else {})
+    files, measured = measure(directory, rows.data, stage.scorer, module, step=steps, scores=found.scores)
     figures = {
         **result.figures,
+        **found.figures,
         **measured,
         "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
         "eval_nll_as_trained": as_trained,
@@ -59,6 +63,17 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
     run.directory.tell(doing="writing the model")
     weights, to = full_weights(module), directory / "model"
     run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
-    files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+    files += [*found.files, "model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
     nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
     return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
+
+
+def _nll_as_trained(stage: Stage, module: nn.Module, lines: Sequence[Any]) -> float | None:
+    """Return the held-out NLL of the weights before they are rounded; None without held-out rows.
+
+    lines  of metrics.jsonl
+    """
+    if stage.eval_data is None:
+        return None
+    logged = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
+    return held_out_metrics(stage.scorer(module, stage.eval_data))["eval_nll"] if logged is None else logged

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sftmix.ranks.world import World
     from sftmix.text.encoder import Encoder
     from sftmix.training.loop import Stage, StageResult
-    from sftmix.training.signals import StopAtOnce
+    from sftmix.training.signals import StopSignal
 
 Values = dict[str, Any]
 """Name of a stage -> its value, of all stages before."""
@@ -97,7 +97,7 @@ class RunContext:
     config: RunConfig
     world: World
     directory: RunDirectory
-    stop: StopAtOnce
+    stop: StopSignal
     rows: RunRows
 
     @property

@@ -19,6 +19,7 @@ from sftmix.disk.files import (
     read_json,
     remove_leftovers,
     write_json,
+    write_manifest,
     write_text,
 )
 from sftmix.disk.places import PathLike
@@ -30,7 +31,6 @@ from sftmix.pipeline.validity import (
     is_finished,
     origin,
     refuse_others,
-    write_manifest,
 )
 
 if TYPE_CHECKING:

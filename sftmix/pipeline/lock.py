@@ -13,7 +13,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 from sftmix.config.read import STARTED
 from sftmix.disk.files import NOT_SUPPORTED, read_json, remove_leftovers, write_json
 from sftmix.disk.places import PathLike, path_problem
-from sftmix.words.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
+from sftmix.words.ends import end_of
+from sftmix.words.errors import ConfigError, DifferenceError, InUseError, NoSpaceError
 
 
 class Hold:
@@ -84,8 +85,8 @@ class Hold:
         """Note the error that ended the command, if any, and give the lock back."""
         if (error := raised[1]) is not None:
             with contextlib.suppress(NoSpaceError, DifferenceError):  # they would hide the error itself
-                code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-                self.status(exit_code=code, message=f"{type(error).__name__}: {error}")
+                end = end_of(error)
+                self.status(exit_code=end.code, message=end.words)
         self._lock.release()
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:

@@ -28,7 +28,7 @@ from sftmix.pipeline.start import check_directory, entered, refuse_other_inputs
 from sftmix.ranks.world import World, start_world
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
-from sftmix.training.signals import StopAtOnce, StopLater
+from sftmix.training.signals import StopSignal
 from sftmix.words.errors import ConfigError
 
 
@@ -58,9 +58,9 @@ def run(
     with (
         adding_in_order(config.training.deterministic),  # before CUDA starts, which reads its variable then
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
-        StopLater(),  # outside the directory, which notes an error in STATUS.json first
+        StopSignal("later"),  # outside the directory, which notes an error in STATUS.json first
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
-        StopAtOnce() as stop,  # inside: what it raises is noted as well
+        StopSignal("at_once") as stop,  # inside: what it raises is noted as well
     ):
         ranks.on_main(lambda: refuse_links(directory.path))
         check_same_directory(directory.path, ranks)
@@ -80,8 +80,7 @@ def run(
         if until == "train":
             check_target(config, rows, ranks)
         make_stages(RunContext(config, ranks, directory, stop, rows), chosen)
-        report, path = rows.data.report, config.model.path
-        summary = summarise(directory.path, ranks, report, model=path, seed=config.seed, to=directory.path)
+        summary = summarise(directory.path, ranks, rows.data.report, config, to=directory.path)
         last = summary["stages"].get(until, {})  # what was asked for, whatever came last
         directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
         return summary

@@ -2,32 +2,22 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
-from sftmix.config import RunConfig
-from sftmix.data import EncodedDataset, encode_dataset
-from sftmix.disk.appended import append_batch, read_batches
-from sftmix.measure.remarks import ends_of_loss
-from sftmix.model.load import load_tokenizer, model_config
+from sftmix.components.others.endpoint import score_each
+from sftmix.data import EncodedDataset
+from sftmix.measure.model import ends_of_loss
 from sftmix.model.paths import named
-from sftmix.model.probes import context_length
 from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.machines import check_same
-from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, resolve_max_length
+from sftmix.pipeline.rows import check_rows_fit, check_same_ids, rows_of_reference
 from sftmix.ranks.rng import stable_hash
-from sftmix.ranks.world import World
-from sftmix.text.encoder import Encoder, encoder_for
-from sftmix.text.templates import same_tokenizer
 from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
@@ -36,68 +26,7 @@ from sftmix.training.dynamics import (
     one_checkpoint,
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
-from sftmix.words.errors import ConfigError, ContractError
-from sftmix.words.progress import progress_bar
-
-
-def rows_of_reference(
-    config: RunConfig,
-    rows: RunRows,
-    model: ReferenceModel,
-    world: World,
-    *,
-    key: str = "reference.model.path",
-    say: Callable[[str], object] = lambda line: None,
-) -> tuple[str, Encoder, EncodedDataset]:
-    """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
-
-    What is not set is the run's if the tokenizer is the target's: the confidence is then about the tokens which
-    the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
-    of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut
-    others.
-
-    key  the option that names the model, beside the options of its template and length
-    """
-    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
-    if model == ReferenceModel(lora=model.lora):  # nothing set beside adapters: the rows are the target's
-        return path, encoder, rows.data.train
-    option = key.rpartition(".")[0]
-    with named(key if model.path else "model.path"):
-        tokenizer = world.node_first(lambda: load_tokenizer(path))
-        same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
-        if model.template is not None or not same:
-            data = replace(config.data, template=model.template)
-            with named(f"{option}.template", "data.template"):
-                encoder = world.node_first(
-                    lambda: encoder_for(tokenizer, data, config.renderer, thinks=rows.prepared.thinks)
-                )
-        if model.max_length is None and same:
-            length = min(length, context_length(model_config(path)) or length)
-        else:
-            length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
-    say(f"reference ({path}): template {encoder.name}, max_length {length}")
-    # Such as a smaller model of the target's family, whose context is long enough.
-    if encoder is rows.encoder and length == rows.data.report.max_length:
-        return path, encoder, rows.data.train
-    if rows.prepared.text:
-        raise ConfigError(
-            "with data.format text a reference reads the windows of the target: leave reference.model.template and "
-            "reference.model.max_length out, and use a reference with the target's tokenizer and context"
-        )
-    encoded = world.node_first(
-        lambda: encode_dataset(
-            rows.prepared,
-            encoder,
-            max_length=length,
-            keep=rows.data.train.ids,  # what the target dropped is not the reference's, either
-            progress=world.is_main,
-        )
-    )
-    check_same(lambda: {option: encoded.train.fingerprint}, world)
-    for line in encoded.report.lines():
-        say(f"reference ({path}): {line}")
-    return path, encoder, encoded.train
-
+from sftmix.words.errors import ConfigError
 
 NO_EPOCH = (
     "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
@@ -222,8 +151,12 @@ class ReferenceRun:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
             def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowScores]:
-                file = run.path / "reference" / f"scores-{number}"
-                return partial(score_each, ready[name], file, threads=threads, token_nll=token_nll)
+                def scores_of(rows: TokenisedRows) -> RowScores:
+                    ending = "-alone" if isinstance(rows, ResponsesAlone) else ""
+                    file = run.path / "reference" / f"scores-{number}{ending}.jsonl"
+                    return score_each(ready[name], file, rows, threads=threads, token_nll=token_nll)
+
+                return scores_of
 
             return self._checkpoints(data, list(ready), scorer_of, response_alone)
 
@@ -247,51 +180,6 @@ class ReferenceRun:
             parts.append(one_checkpoint(data.ids, number, *map(scorer_of(number, name), rows)))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
-
-
-def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: int, token_nll: bool) -> RowScores:
-    """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
-
-    place  the file without its ending, which for responses without their instructions is another one
-    Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
-    error of a row is raised once the scores under way are on disk.
-    """
-    failed = list[Exception]()
-    file = Path(f"{place}-alone.jsonl" if isinstance(data, ResponsesAlone) else f"{place}.jsonl")
-
-    def record(number: int) -> dict[str, Any] | None:
-        try:
-            if not failed:  # after the first error, waiting rows are passed over
-                row = data[number]
-                nll, correct = map(np.asarray, score(row))
-                n_tokens = np.count_nonzero(row.target[1:])
-                if not nll.shape == correct.shape == (n_tokens,):
-                    raise ContractError(
-                        f"a function of score_rows returned NLL {list(nll.shape)} and correct {list(correct.shape)} "
-                        f"for {row.id}; allowed: one for each of its {n_tokens} response tokens"
-                    )
-                scores = {"nll": float(nll.sum()), "tokens": len(nll), "correct": int(correct.sum())}
-                return {"id": row.id, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
-        except Exception as error:
-            failed.append(error)
-        return None
-
-    scored = {one["id"]: one for one in read_batches(file)}
-    waiting = [number for number, name in enumerate(data.ids) if name not in scored]
-    with (
-        ThreadPool(threads) as pool,  # which waits for no thread when a signal ends this
-        progress_bar("reference: scoring", total=len(data), done=len(scored), unit=" examples") as bar,
-    ):
-        for one in filter(None, pool.imap_unordered(record, waiting)):
-            append_batch(file, [one])  # by this thread alone
-            scored[one["id"]] = one
-            bar.update()
-    if failed:
-        raise failed[0]
-    # [N] each, in row order, whichever thread was first
-    nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
-    each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
-    return RowScores(nll, tokens, correct, each)
 
 
 def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:

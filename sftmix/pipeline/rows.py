@@ -1,6 +1,6 @@
 """The rows of a run: read once, then tokenised for the target, and again for a reference with another tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +23,14 @@ from sftmix.model.load import (
     refuse_quantized,
     say_once,
 )
+from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border
 from sftmix.options.data import LENGTHS
+from sftmix.options.reference import ReferenceModel
 from sftmix.pipeline.machines import check_same
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder, encoder_for
+from sftmix.text.templates import same_tokenizer
 from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
 
@@ -169,3 +172,62 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
             f"RoPE of this model goes by the longest, so losses depend on the batches; with {key} {border} they do not"
         )
     return length
+
+
+def rows_of_reference(
+    config: RunConfig,
+    rows: RunRows,
+    model: ReferenceModel,
+    world: World,
+    *,
+    key: str = "reference.model.path",
+    say: Callable[[str], object] = lambda line: None,
+) -> tuple[str, Encoder, EncodedDataset]:
+    """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
+
+    What is not set is the run's if the tokenizer is the target's: the confidence is then about the tokens which
+    the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
+    of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut
+    others.
+
+    key  the option that names the model, beside the options of its template and length
+    """
+    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
+    if model == ReferenceModel(lora=model.lora):  # nothing set beside adapters: the rows are the target's
+        return path, encoder, rows.data.train
+    option = key.rpartition(".")[0]
+    with named(key if model.path else "model.path"):
+        tokenizer = world.node_first(lambda: load_tokenizer(path))
+        same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
+        if model.template is not None or not same:
+            data = replace(config.data, template=model.template)
+            with named(f"{option}.template", "data.template"):
+                encoder = world.node_first(
+                    lambda: encoder_for(tokenizer, data, config.renderer, thinks=rows.prepared.thinks)
+                )
+        if model.max_length is None and same:
+            length = min(length, context_length(model_config(path)) or length)
+        else:
+            length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
+    say(f"reference ({path}): template {encoder.name}, max_length {length}")
+    # Such as a smaller model of the target's family, whose context is long enough.
+    if encoder is rows.encoder and length == rows.data.report.max_length:
+        return path, encoder, rows.data.train
+    if rows.prepared.text:
+        raise ConfigError(
+            "with data.format text a reference reads the windows of the target: leave reference.model.template and "
+            "reference.model.max_length out, and use a reference with the target's tokenizer and context"
+        )
+    encoded = world.node_first(
+        lambda: encode_dataset(
+            rows.prepared,
+            encoder,
+            max_length=length,
+            keep=rows.data.train.ids,  # what the target dropped is not the reference's, either
+            progress=world.is_main,
+        )
+    )
+    check_same(lambda: {option: encoded.train.fingerprint}, world)
+    for line in encoded.report.lines():
+        say(f"reference ({path}): {line}")
+    return path, encoder, encoded.train

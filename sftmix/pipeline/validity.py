@@ -6,12 +6,11 @@ and refuses both when the inputs differ: nothing is ever recomputed over other w
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sftmix.disk.files import MANIFEST, read_json, sync_path, write_json
-from sftmix.disk.hashes import sha256_file
+from sftmix.disk.files import MANIFEST, read_json, verify_directory
 from sftmix.pipeline.releases import completed
 from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError, DifferenceError
@@ -39,17 +38,6 @@ ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that run's stage is, relative to the stage directory."""
 
 
-def write_manifest(directory: Path, outputs: Sequence[str]) -> None:
-    """Write the hashes of some files of a directory, or of all files in a folder of it: `is_finished` compares them."""
-    hashes = {}
-    for output in (directory / name for name in outputs):
-        # model -> model/config.json, ...; split.parquet, which has nothing below, -> itself
-        for file in [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]:
-            sync_path(file)  # the manifest is, and would name what a power cut has taken
-            hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
-    write_json(directory / MANIFEST, {"files": hashes})  # last: with it the stage is finished
-
-
 def is_finished(stage: Path, *, weights: bool = True) -> bool:
     """Return True if a stage is finished; raise DifferenceError if an output of it is not what its manifest says.
 
@@ -57,10 +45,8 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
     """
     if not (stage / MANIFEST).exists():
         return False
-    for name, expected in read_json(stage / MANIFEST, files=dict)["files"].items():
-        file, counts = stage / name, weights or not name.startswith("model/")
-        if counts and not (file.is_file() and sha256_file(file) == expected):
-            raise DifferenceError(f"{stage}: {name} is not the file this stage wrote; restore it, or move {stage} away")
+    if problem := verify_directory(stage, without=None if weights else "model"):
+        raise DifferenceError(f"{stage}: {problem}; restore it, or move {stage} away")
     return True
 
 

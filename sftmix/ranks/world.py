@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from sftmix.ranks.launcher import end_with_launcher, launch_problem
+from sftmix.words.ends import end_of
 from sftmix.words.errors import ConfigError, HangError, RankError, SFTMixError, Stopped
 
 T = TypeVar("T")
@@ -135,8 +136,8 @@ class World:
             )
         with contextlib.suppress(dist.DistError):  # the store is gone with the rank that had it
             if not (broken or isinstance(error, Stopped)):
-                note = f"{getattr(error, 'exit_code', 1)} rank {self.rank}: {type(error).__name__}: {error}"
-                self.store.compare_set("error", "", note)  # the first one stays
+                end = end_of(error)
+                self.store.compare_set("error", "", f"{end.code} rank {self.rank}: {end.words}")  # the first one stays
             elif self.store.check(["error"]):
                 code, _, words = self.store.get("error").decode().partition(" ")
                 error = RankError(words)

@@ -33,6 +33,7 @@ from sftmix.components.base import StageState
 from sftmix.components.component import Need
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
+from sftmix.measure.delivered import check_delivered, check_sentences
 from sftmix.options.training import TrainingOptions
 from sftmix.testing.renderers import check_renderer as check_renderer
 from sftmix.testing.shared import answer_of, check_rows, no_global_draws, on_examples
@@ -170,7 +171,10 @@ def check_schedule(schedule: base.Schedule) -> None:
 
 
 def check_callback(callback: base.Callback) -> None:
-    """Check that every hook returns None or a CallbackResult, with held-out rows or without; observers never stop."""
+    """Check that every hook returns what it may, with held-out rows or without; observers never stop.
+
+    `state.measure` is None here: what `on_delivered` measures of a model is seen in a run alone.
+    """
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0}
     logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
 
@@ -182,6 +186,8 @@ def check_callback(callback: base.Callback) -> None:
         state = StageState("train", 1, 4, 0, logged, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
+        check_delivered(callback, callback.on_delivered(state), set(), 0)
+    check_sentences(callback, callback.on_summary({}))
 
 
 def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: float | np.ndarray = 0.0) -> np.ndarray:

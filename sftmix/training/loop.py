@@ -104,7 +104,7 @@ class TrainingLoop:
             progress_bar(
                 stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
             ) as bar,
-            StopSignal() as signal,
+            StopSignal("at_step") as signal,
             few_plans(self.module, stage.data.lengths),
             self.store.finishing(),
         ):

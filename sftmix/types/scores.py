@@ -21,13 +21,13 @@ class RowScores:
     n_tokens   i64[N]
     n_correct  i64[N]
     kept       what else was asked for: `token_nll`, `entropy` and `margin`, N arrays f32[n_tokens] each, and `states`,
-               N arrays f16[D]
+               N arrays f16[D]; of held-out rows `brier_sum`, f64[N]
     """
 
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 RowScorer = Callable[[Encoded], tuple[Float64, Bool]]

@@ -86,7 +86,7 @@ def test_several_files_are_added_in_order(configured):
 
 def test_callbacks_are_replaced_added_and_removed(configured):
     words = ["--callbacks.every", "7", "--callbacks+", "Evaluate", "--callbacks.every", "5"]
-    assert [c["init_args"]["every"] for c in configured(*words).plain()["callbacks"]] == [7, 5]
+    assert [c["init_args"]["every"] for c in configured(*words).plain()["callbacks"][2:]] == [7, 5]
     assert configured("--callbacks", "[]").callbacks == []
 
 

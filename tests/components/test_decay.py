@@ -6,7 +6,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 from transformers.trainer_pt_utils import get_parameter_names
 
-from sftmix.components.base import decay_groups
+from sftmix.components.optimizers import decay_groups
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
-from sftmix.components.base import decay_groups
+from sftmix.components.optimizers import decay_groups
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions

@@ -11,11 +11,13 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.confidence import LogPerplexity, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
+from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.confidences import IFD, Correctness, LearningPercentage, LowVariability
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.components.others.pairings import ConfidenceGapPairs, LengthMatchedPairs
 from sftmix.components.others.perturbations import NEFTune
 from sftmix.components.others.places import CutMix, ManifoldMixup
+from sftmix.components.others.remarks import Remarks
 from sftmix.components.others.schedules import AfterFraction, Linear
 from sftmix.components.others.selectors import ScoreAtLeast
 from sftmix.components.pairing import RandomPairs
@@ -78,7 +80,7 @@ VARIED = [
 def test_the_defaults_are_the_papers():
     config = RunConfig()
     classes = [config.reference, config.confidence, config.splitter, config.objective, *config.callbacks]
-    assert [type(c) for c in classes] == [TrainedReference, Perplexity, Median, SFTMix, Evaluate]
+    assert [type(c) for c in classes] == [TrainedReference, Perplexity, Median, SFTMix, Calibration, Remarks, Evaluate]
     objective, training = config.objective, config.training
     assert (objective.mu, objective.alpha, config.reference.checkpoints) == (0.2, 0.5, 5)
     assert (training.learning_rate, training.weight_decay, training.global_batch_size) == (2e-6, 0.1, 32)

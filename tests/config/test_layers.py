@@ -254,6 +254,7 @@ def test_a_key_that_stands_twice_is_refused(write, text, told):
 
 
 QUANTILE = {"splitter": {"class_path": "Quantile", "init_args": {"levels": 6}}}
+DEFAULT = ["Calibration", "Remarks", "Evaluate"]
 RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
 
 
@@ -271,7 +272,14 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
         ({"data.train+": "b", "data": {"train": "a"}}, {"data": {"train": ["a", "b"]}}),
         (
             {"callbacks.every": 3, "callbacks+": "MeasureMixing"},
-            {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
+            {
+                "callbacks": [
+                    "Calibration",
+                    "Remarks",
+                    "Evaluate",
+                    {"class_path": "MeasureMixing", "init_args": {"every": 3}},
+                ]
+            },
         ),
         (
             {"callbacks": "Evaluate", "callbacks+": "MeasureMixing", "callbacks.every": 3},

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sftmix.disk.files import read_json, verify_directory, write_json
-from sftmix.disk.hashes import sha256_file
+from sftmix.disk.files import file_entry, hashed, read_json, verify_directory, write_json
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore
 from tests.fast import some_fast
@@ -123,7 +122,7 @@ def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words):
     assert refused.returncode == 4, refused.stderr
     stage, _, file = name.partition("/")
     assert refused.stderr.endswith(
-        f"{stage}: {file} is not the file this stage wrote; restore it, or move run/{stage} away\n"
+        f"{stage}: {file} does not have the hash it was written with; restore it, or move run/{stage} away\n"
     )
     assert contents(tmp_path) == before
 
@@ -156,7 +155,7 @@ def test_figures_of_another_kind_are_no_traceback(finished, tmp_path, command, s
     write_json(file, figures)
     files = read_json(manifest)["files"]
     if "figures.json" in files:
-        write_json(manifest, {"files": files | {"figures.json": sha256_file(file)}})
+        write_json(manifest, hashed({"files": files | {"figures.json": file_entry(file)}}))
     words = [*finished.words, "--out", str(run)] if command == "run" else ["report", str(run), "--map", "0"]
     done = in_this_process(*words, cwd=tmp_path)
     assert done.returncode in (0, 4), done.stderr
@@ -172,7 +171,10 @@ def test_damaged_suspects_are_not_shown(finished, tmp_path):
     one_bit(tmp_path / "run" / "suspects" / "suspects.parquet")
     refused = in_this_process(*REPORT, cwd=tmp_path)
     assert refused.returncode == 4
-    assert "suspects.parquet is not the file this stage wrote; restore it, or move run/suspects away" in refused.stderr
+    assert (
+        "suspects.parquet does not have the hash it was written with; restore it, or move run/suspects away"
+        in refused.stderr
+    )
 
 
 def test_an_export_takes_no_older_checkpoint_by_itself(whole, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from sftmix.config import RunConfig
 from sftmix.data.report import DataReport
 from sftmix.disk.appended import append_batch
 from sftmix.disk.files import verify_directory, write_text
@@ -79,7 +80,7 @@ def resumes_its_metrics(world: World, place: str) -> None:
 
 def summarises(world: World, place: str) -> None:
     with pytest.raises(NoSpaceError, match=r"summary\.json") as told:
-        summarise(Path(place), world, DataReport(), model="m", seed=0, to=Path(place))
+        summarise(Path(place), world, DataReport(), RunConfig(), to=Path(place))
     assert told.value.everywhere
 
 

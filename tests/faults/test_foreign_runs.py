@@ -1,6 +1,5 @@
 """Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
 
-import hashlib
 import io
 import json
 import shutil
@@ -15,7 +14,7 @@ import pytest
 
 from sftmix.components import SFTMix
 from sftmix.config.read import from_plain, read_config
-from sftmix.disk.files import write_json
+from sftmix.disk.files import file_entry, hashed, read_json, write_json
 from sftmix.tools.runs.read import read_finished
 from sftmix.words.errors import ConfigError
 
@@ -99,9 +98,8 @@ def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, r
     """Its hash in the manifest is that of the file as it is, as anyone may write it."""
     file, manifest = run / "base" / "eval.parquet", run / "base" / "MANIFEST.json"
     pq.write_table(strange(pq.read_table(file), name, values), file)
-    files = json.loads(manifest.read_text())
-    files["files"]["eval.parquet"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    manifest.write_text(json.dumps(files))
+    files = read_json(manifest)["files"]
+    write_json(manifest, hashed({"files": files | {"eval.parquet": file_entry(file)}}))
     ended = sftmix("report", str(run), "--map", "0")
     assert ended.code == 3, ended.err
     assert str(file) in ended.err.splitlines()[-1]

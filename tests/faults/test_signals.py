@@ -96,7 +96,7 @@ def test_a_rank_whose_peer_has_failed_waits_for_no_step_boundary(tmp_path, monke
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     own.touch()
-    with StopSignal() as told:
+    with StopSignal("at_step") as told:
         os.kill(os.getpid(), TERM)
         assert told.received
         others.touch()

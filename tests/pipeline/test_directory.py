@@ -62,7 +62,8 @@ def test_what_the_manifest_names_survives_a_power_cut(directory):
     with syncs() as seen:
         make(directory, "split", {})
     names = [path.name.removeprefix(".tmp-").partition(".")[0] for path, _ in seen]
-    assert names[-4:] == ["a", "b", "figures", "MANIFEST"]
+    assert {*names[-4:-1]} == {"a", "b", "figures"}
+    assert names[-1] == "MANIFEST"
 
 
 def test_a_stage_that_made_nothing_yet_may_be_corrected(directory):
@@ -178,7 +179,7 @@ def test_a_stage_that_a_sibling_finished_from_the_same_inputs_is_adopted_with_al
     assert os.path.samefile(ours / "out" / "b", theirs / "out" / "b")
     assert sibling.begin("split", {"data": "x"}) is True  # and it is found done from now on, by its own manifest
     (ours / "out" / "b").unlink()
-    with pytest.raises(DifferenceError, match="out/b is not the file"):
+    with pytest.raises(DifferenceError, match="out/b is missing"):
         sibling.begin("split", {"data": "x"})
     (ours / "MANIFEST.json").unlink()  # as if it had been interrupted: it is done again
     assert sibling.begin("split", {"data": "x"}) is True
@@ -193,7 +194,7 @@ def test_nothing_is_adopted_from_other_inputs_unfinished_or_damaged_stages(direc
     assert not (sibling.path / "split" / "adopted.json").exists()
     make(directory, "confidence", {"data": "x"})
     (directory.path / "confidence" / "a").write_text("edited")
-    with pytest.raises(DifferenceError, match="confidence: a is not the file"):
+    with pytest.raises(DifferenceError, match="confidence: a does not have the hash"):
         sibling.begin("confidence", {"data": "x"})
     assert sorted(p.name for p in (sibling.path / "confidence").iterdir()) == ["inputs.json"]
 

@@ -12,7 +12,7 @@ from tests.tiny import sftmix as command
 pytestmark = pytest.mark.long
 
 SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--training.max_steps", "12")
-STOPPING = ("--callbacks", "Evaluate", "--callbacks.every", "2", "--callbacks+", "EarlyStopping")
+STOPPING = ("--callbacks.every", "2", "--callbacks+", "EarlyStopping")
 HOT = ("--training.learning_rate", "0.1")
 """A learning rate at which the first evaluations are the best."""
 

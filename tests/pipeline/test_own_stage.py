@@ -69,7 +69,8 @@ def test_a_stage_of_ones_own_is_made_and_read_back(clusters, asked, tmp_path, ca
     assert read_back(capsys.readouterr().out) == ["clusters"]
     assert contents(directory / "clusters") == before
     np.testing.assert_array_equal(seen, [made["cluster"]])
-    assert re.search(r"^\| clusters +\| done ", sftmix("status", str(directory)).out, re.M)
+    rows = re.findall(r"^\| (\w+) +\| done ", sftmix("status", str(directory)).out, re.M)
+    assert rows == ["clusters", "split"]  # where it was made, and not last
 
 
 def test_a_stage_of_ones_own_is_refused_with_other_inputs(clusters, asked, tmp_path):
@@ -145,7 +146,7 @@ def test_a_stage_of_ones_own_is_verified(clusters, asked, tmp_path, sftmix):
     file = tmp_path / "run" / "clusters" / "clusters.parquet"
     file.write_bytes(file.read_bytes() + b"x")
     done = sftmix("verify", str(tmp_path / "run"))
-    assert (done.code, "clusters.parquet is not the file this stage wrote" in done.out) == (4, True)
+    assert (done.code, "clusters.parquet does not have the hash it was written with" in done.out) == (4, True)
 
 
 def test_a_single_run_makes_its_last_split_by_the_stages_it_was_given(finished, tmp_path):

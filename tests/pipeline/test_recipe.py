@@ -27,7 +27,7 @@ from sftmix.options import TrainingOptions
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.recipe import run
 from sftmix.ranks.rng import stable_hash
-from sftmix.training.signals import StopLater
+from sftmix.training.signals import StopSignal
 from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
 from tests.tiny import SHORT, contents, groups, metrics, status, table, weights
@@ -226,7 +226,7 @@ def test_a_signal_that_comes_while_a_run_ends_does_not_hide_how(finished, tmp_pa
             run(config, until="split")
         assert status(tmp_path / "run")["exit_code"] == 1
         assert signal.getsignal(signal.SIGTERM) is end
-        with pytest.raises(SystemExit), StopLater():
+        with pytest.raises(SystemExit), StopSignal("later"):
             signal.raise_signal(signal.SIGTERM)  # nothing came of it within
     finally:
         signal.signal(signal.SIGTERM, before)

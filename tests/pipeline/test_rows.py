@@ -16,8 +16,7 @@ from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.options import DataOptions, ReferenceModel
 from sftmix.pipeline.recipe import run
-from sftmix.pipeline.reference import rows_of_reference
-from sftmix.pipeline.rows import read_rows
+from sftmix.pipeline.rows import read_rows, rows_of_reference
 from sftmix.ranks.world import World
 from sftmix.text.encoder import encoder_for
 from sftmix.tools.quickstart import write_jsonl

@@ -18,7 +18,7 @@ from sftmix.pipeline.context import RunContext
 from sftmix.ranks.world import World
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, train
-from sftmix.training.signals import StopAtOnce
+from sftmix.training.signals import StopSignal
 from sftmix.words.errors import Stopped
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
@@ -135,11 +135,27 @@ def test_a_signal_after_the_last_step_saves_what_was_trained(tmp_path):
 
 def test_a_signal_handler_gives_way_to_the_one_before_it():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped), StopAtOnce():
+    with pytest.raises(Stopped), StopSignal("at_once"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
-    with StopAtOnce() as stop:
+    with StopSignal("at_once") as stop:
         stop.check(World())  # nothing has arrived
+
+
+def test_a_process_has_one_handler_and_the_innermost_work_decides():
+    with StopSignal("at_once") as outer:
+        handler = signal.getsignal(signal.SIGTERM)
+        with contextlib.suppress(KeyError), StopSignal("at_step") as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert inner.received
+            raise KeyError("what came of the signal")
+        assert not outer.received
+        assert signal.getsignal(signal.SIGTERM) is handler
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert outer.received
+    with StopSignal("at_step") as later:
+        assert not later.received  # the outermost work is over
 
 
 class OnOneRank(Callback):
@@ -232,7 +248,7 @@ def test_every_step_and_seed_has_a_dropout_mask_of_its_own(tmp_path):
 
 def test_the_loop_stops_for_a_signal_that_was_swallowed_before_it(tmp_path):
     stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED)
-    with StopAtOnce():
+    with StopSignal("at_once"):
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped, match="after step 0;"):
@@ -260,7 +276,7 @@ AT_END: list[signal.Signals] = []
 
 def test_a_signal_after_the_last_look_of_the_loop_ends_the_run_before_it_measures(tmp_path):
     stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[Ends()])
-    with StopAtOnce() as stop:
+    with StopSignal("at_once") as stop:
         run = RunContext(None, LateSignal(), None, stop, None)  # type: ignore[arg-type]
         with pytest.raises(Stopped, match="what was finished is kept"):
             run.train(stage)

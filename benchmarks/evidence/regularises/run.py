@@ -232,7 +232,7 @@ def answers(run: Path, prompts: Path) -> Plain:
 
 def held_out_losses(score: Any, module: Any, data: Any) -> tuple[Plain, Plain]:
     """Return the figures of a model on held-out rows, and its losses by row, in nats."""
-    from sftmix.measure.calibration import TAUS, fitted_temperature, temperature_scaling, token_statistics
+    from sftmix.components.others.calibration import TAUS, fitted_temperature, temperature_scaling, token_statistics
     from sftmix.training.scoring import sum_by_slot
 
     def statistics_of(target: Any, batch: Any) -> list[Any]:

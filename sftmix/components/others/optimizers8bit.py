@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from sftmix.components.base import Optimizer, decay_groups
+from sftmix.components.base import Optimizer
 from sftmix.components.component import Need
+from sftmix.components.optimizers import decay_groups
 from sftmix.options.training import TrainingOptions
 from sftmix.types import Tensor, TorchOptimizer
 

@@ -60,13 +60,13 @@ def compare(comparison: Comparison) -> Table:
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         _refuse_changed(cells, out)
     from sftmix.ranks.world import start_world
-    from sftmix.training.signals import StopLater
+    from sftmix.training.signals import StopSignal
 
     summaries = {}
     say_rows = cache(print)  # equal rows are printed once
     # One process group serves all cells.
     timeout = max(config.training.timeout for config in comparison.variants.values())
-    with start_world(timeout) as world, StopLater(), RunDirectory(out, world) as directory:
+    with start_world(timeout) as world, StopSignal("later"), RunDirectory(out, world) as directory:
         _check_starts(cells[: len(comparison.variants)], world)  # each variant, at the first seed
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
         world.on_main(lambda: write_text(out / TABLE, plan))

@@ -24,8 +24,7 @@ from sftmix.model.packing import is_skipping
 from sftmix.options.model import LoraOptions
 from sftmix.options.reference import ReferenceModel, inherit, reference_lora
 from sftmix.options.training import TrainingOptions
-from sftmix.pipeline.reference import rows_of_reference
-from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.rows import RunRows, rows_of_reference
 from sftmix.ranks.rng import generator
 from sftmix.ranks.world import World, accelerator
 from sftmix.tools.estimate.gpus import GPUS, gpu_named

@@ -1,5 +1,6 @@
 """Files of runs as tools read them: configurations, from anyone and anywhere, and whether a run is what it wrote."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,9 +39,13 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 
 def stages_in(run: Path) -> list[str]:
-    """Return the names of stages: those of every run, in their order, then others that this run has."""
-    others = sorted(file.parent.name for file in run.glob("*/inputs.json"))
-    return list(dict.fromkeys([*by_name(), *others]))
+    """Return the names of stages: those of every run, in their order, and others behind what began before them."""
+    began = {file.parent.name: file.stat().st_mtime_ns for file in run.glob("*/inputs.json")}
+    names = list(by_name())
+    for other in sorted(began.keys() - set(names), key=lambda name: (began[name], name)):
+        before = [place for place, name in enumerate(names) if began.get(name, math.inf) <= began[other]]
+        names.insert(max(before, default=-1) + 1, other)
+    return names
 
 
 def check_finished(run: Path) -> None:

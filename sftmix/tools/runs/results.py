@@ -23,7 +23,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
     made = by_name()[until].result
     return rendered(
         "runs/results.txt",
-        summary={"remarks": (), **dict.fromkeys(("stages", "mu_effective", "confidence")), **summary},
+        summary={**dict.fromkeys(("stages", "mu_effective", "confidence", "remarks")), **summary},
         until=until,
         held_out=held_out(summary),
         mixed=at(summary, "confounds.mixed_token_share"),

@@ -12,10 +12,9 @@ import numpy as np
 
 from sftmix.cli.say import say
 from sftmix.config.schema import find_component
-from sftmix.disk.files import placing
+from sftmix.disk.files import placing, write_manifest
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
-from sftmix.pipeline.validity import write_manifest
 from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics

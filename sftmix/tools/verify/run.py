@@ -39,15 +39,15 @@ from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import adding_in_order, machine_of
-from sftmix.training.signals import StopAtOnce
+from sftmix.training.signals import StopSignal
 from sftmix.words.errors import ConfigError, DataError, DifferenceError
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
 SUMMARY = "summary.json"
 OBSERVED = (Evaluate, MeasureMixing)
-"""Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
-would report the steps a second time."""
+"""Callbacks that only watch the steps, but have figures to compare. Others that only watch, such as trackers, are left
+out there: they would report the steps a second time. All measure the delivered weights again."""
 OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds", "compile_seconds"}
 OF_PROCESS |= {"peak_memory_bytes", "machines", "made_by", "stopped_by"}
 """Figures of a stage that do not follow from its weights and rows."""
@@ -75,7 +75,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
             window, place = world.share((window, Path(scratch)))
             findings = world.from_main(lambda: check_files(window))
             world.on_main(lambda: lay_out(window, place))
-            with RunDirectory(place, world) as directory, StopAtOnce() as stop:
+            with RunDirectory(place, world) as directory, StopSignal("at_once") as stop:
                 check_same_directory(place, world)
                 # with_baseline: other windows do not enter the baseline.
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
@@ -188,8 +188,7 @@ class Replay(RunContext):
         made = stage.made(self, values)
         files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
-            report, path = self.rows.data.report, self.config.model.path
-            summarise(window.run, world, report, model=path, seed=self.config.seed, to=self.directory.path)
+            summarise(window.run, world, self.rows.data.report, self.config, to=self.directory.path)
             files.append(SUMMARY)
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from sftmix.cli.parsing import read_arguments
+from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
+from sftmix.components.others.mixing import MeasureMixing
 from sftmix.components.reference import TrainedReference
 from sftmix.config.read import from_plain
 from sftmix.tools.compare import Comparison, compare
@@ -46,7 +48,8 @@ def test_a_variant_is_its_options_over_those_of_all(table):
     assert base.objective.spec()["init_args"]["mu"] == 0.3
     assert (mu.objective.spec()["init_args"]["mu"], mu.training.epochs) == (0.4, 5.0)
     assert base.training.epochs == 2.0
-    assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
+    evaluate, mixing = added.callbacks[-2:]
+    assert (type(evaluate), evaluate.every, type(mixing), mixing.every) == (Evaluate, None, MeasureMixing, 3)
     assert (added.data.train, base.data.train) == (["a.json", "b.json"], ["a.json"])
     assert made.baseline == "NTP"
     assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "added")]

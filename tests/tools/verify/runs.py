@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftmix.cli import main
-from sftmix.disk.files import hashed
+from sftmix.disk.files import file_entry, hashed, read_json, write_json
 from tests.tiny import Tiny, make_tiny, metrics
 
 WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")
@@ -31,9 +31,9 @@ class Copy:
     def edit(self, name: str, change: Callable[[Path], None]) -> None:
         file, stage = self.run / name, self.run / name.split("/")[0]
         change(file)
-        manifest = json.loads((stage / "MANIFEST.json").read_text())
-        manifest["files"][str(file.relative_to(stage))] = hashlib.sha256(file.read_bytes()).hexdigest()
-        (stage / "MANIFEST.json").write_text(json.dumps(manifest))
+        manifest = read_json(stage / "MANIFEST.json")
+        manifest["files"][str(file.relative_to(stage))] = file_entry(file)
+        write_json(stage / "MANIFEST.json", hashed(manifest))
         for of_checkpoint in stage.glob("checkpoints/*/MANIFEST.json"):
             manifest, beside = json.loads(of_checkpoint.read_text()), f"../../{file.relative_to(stage)}"
             if beside in manifest["files"]:

@@ -42,7 +42,7 @@ def test_a_table_that_was_removed_is_a_difference(name, honest, tmp_path, sftmix
     (run / name).unlink()
     done = sftmix("verify", str(run))
     assert done.code == 4
-    assert f"{name.partition('/')[2]} is not the file this stage wrote" in done.out
+    assert f"{name.partition('/')[2]} is missing" in done.out
     assert "inputs    differs: " in done.out
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 
 from sftmix.components import Optimizer
-from sftmix.components.base import decay_groups
+from sftmix.components.optimizers import decay_groups
 from sftmix.options import TrainingOptions
 
 

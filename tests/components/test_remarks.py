@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
+from sftmix.components.others.remarks import remarks
 from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
-from sftmix.measure.remarks import ends_of_loss, remarks
+from sftmix.measure.model import ends_of_loss
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from sftmix.text.encoder import encoder_for
@@ -18,7 +19,6 @@ from tests.toy import own_nll
 
 SINGLE = ("--objective", "NTP", "--training.warmup_ratio", "0", "--checkpoint.every", "0")
 """Options of a training without pairs, which needs no reference."""
-EVALUATE = '[{"class_path": "Evaluate", "init_args": {"every": 2}}]'
 
 
 def test_a_reference_that_diverged(tiny, tmp_path, sftmix):
@@ -35,7 +35,7 @@ def worse(tmp_path_factory, finished) -> Path:
     """A run at a learning rate under which the first evaluation is the best."""
     place = tmp_path_factory.mktemp("worse")
     words = ["run", *finished.tiny.options, *SINGLE, "--training.learning_rate", "0.1", "--training.max_steps", "6"]
-    words += ["--callbacks", EVALUATE, "--checkpoint.keep_best", "true", "--out", "run"]
+    words += ["--callbacks.every", "2", "--checkpoint.keep_best", "true", "--out", "run"]
     assert in_this_process(*words, cwd=place).returncode == 0
     return place / "run"
 

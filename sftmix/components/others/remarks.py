@@ -1,12 +1,9 @@
 """Remarks on a run: sentences about what went wrong, or hardly went at all."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sftmix.disk.files import read_steps
+from sftmix.components.base import Callback
 
 UNMOVED = 5e-3
 """Relative change of the held-out NLL below which a training is said to have hardly changed the model."""
@@ -24,20 +21,13 @@ TIED = 0.01
 """Share of the examples above which ties at the cut get a remark."""
 
 
-def ends_of_loss(stage: Path) -> dict[str, float]:
-    """Return the loss per token of the first and of the last steps of a stage: a tenth of all, or 8, or half.
+class Remarks(Callback):
+    """Sentences about what went wrong in a run, or hardly went at all, for `remarks` of summary.json."""
 
-    Steps whose loss was not finite are left out; {} with fewer than two others. It is weighted by tokens, because the
-    last step of an epoch may hold a single short response.
-    """
-    lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
-    size = min(len(lines) // 2, max(8, len(lines) // 10))  # 200 lines: 20; 40: 8; 10: 5
-    means = {}
-    for name, end in (("loss_first", lines[:size]), ("loss_last", lines[-size:])):
-        if size:
-            tokens = [line["ntp_tokens"] for line in end]
-            means[name] = float(np.average([line["loss"] for line in end], weights=tokens))
-    return means
+    gives = frozenset()
+
+    def on_summary(self, stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        return list(remarks(stages))
 
 
 def remarks(stages: Mapping[str, Any]) -> Iterator[str]:

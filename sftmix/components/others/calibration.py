@@ -17,14 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from sftmix.batches.order import TokenisedRows
-from sftmix.functional.fused import block_rows, statistics_dtype
+from sftmix.components.base import Callback, Delivered, StageState
 from sftmix.ranks.rng import stable_hash
-from sftmix.training.scoring import Scorer, held_out_metrics, split_by_slot, sum_by_slot
-from sftmix.types import Batch, Float64, Int64, RowScores
+from sftmix.types import Batch, Float64, Int64, RowScores, Tensor
 
 N_BINS = 15
 
@@ -42,38 +38,45 @@ _LEAST_LOGIT, _LEAST_EXPONENT = -1e4, -87.0
 float32 has no normal numbers; a logit may be that far below the largest, and is at a temperature of 1/4."""
 
 
-def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[RowScores, Float64, dict[str, Any]]:
-    """Measure N rows in one pass, together with all ranks: their scores, Brier sums f64[N], and the figures.
+class Calibration(Callback):
+    """Token calibration of the delivered weights on the held-out rows: ECE, Brier, temperature, reliability curve."""
 
-    The figures are the same on each rank: ECE, Brier, NLL before and after temperature scaling, reliability curve.
-    `reliability` has the bins of the curve, each with mean confidence, accuracy and number of tokens; the other figures
-    are the ones in the table in docs/calibration.md. Raises NonFiniteError if a row has no NLL.
-    """
+    gives = frozenset()
 
-    def statistics(module: Any, batch: Batch) -> list[Any]:
-        hidden = module.hidden_states(batch)
-        confidence, correct, brier, tempered = token_statistics(hidden, module.head, batch.labels)
-        of_tokens = [split_by_slot(confidence, batch), split_by_slot(correct, batch)]
-        return [*of_tokens, sum_by_slot(brier, batch), sum_by_slot(tempered, batch)]
+    def on_delivered(self, state: StageState) -> Delivered | None:
+        """Measure N rows in one pass; `reliability`, in calibration.json alone, has the bins of the curve.
 
-    confidences, hits, *sums = scorer.columns(module, data, statistics)  # N entries each: f32[n], bool[n]
-    brier_sum, tempered = map(np.array, sums)  # f64[N], f64[N, 11, 3]
-    n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
-    scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct)  # the NLL at temperature 1
-    metrics, confidence = held_out_metrics(scores), np.concatenate(confidences)
-    tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
-    figures = {
-        "examples": len(data),
-        "tokens": tokens,
-        "nll": metrics["eval_nll"],
-        "accuracy": metrics["eval_accuracy"],
-        "confidence": float(confidence.mean(dtype=np.float64)),
-        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
-        "brier": float(brier_sum.sum()) / tokens,
-        **temperature_scaling(tempered, n_tokens, data.ids),
-        "reliability": curve,
-    }
-    return scores, brier_sum, figures
+        The figures are those of the table in docs/calibration.md; a model without an NLL for some row has none.
+        """
+        if state.measure is None:
+            return None
+        # N entries each: f32[n], bool[n], f64[], f64[11, 3]
+        confidences, hits, *sums = state.measure(_statistics)
+        brier_sum, tempered = map(np.array, sums)
+        n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
+        # the NLL at temperature 1
+        scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct, {"brier_sum": brier_sum})
+        if np.isnan(scores.nll_sum).any():
+            return Delivered(scores=scores)
+        confidence = np.concatenate(confidences)
+        tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
+        figures = {
+            "examples": len(state.held_out),
+            "tokens": tokens,
+            "nll": float(scores.nll_sum.sum()) / tokens,
+            "accuracy": float(n_correct.sum()) / tokens,
+            "confidence": float(confidence.mean(dtype=np.float64)),
+            "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
+            "brier": float(brier_sum.sum()) / tokens,
+            **temperature_scaling(tempered, n_tokens, state.held_out),
+        }
+        return Delivered({"calibration": figures}, {"calibration.json": {**figures, "reliability": curve}}, scores)
+
+
+def _statistics(hidden: Tensor, head: Any, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """Return confidence and correct of each token, to keep, and Brier score and tempered NLL, to add up."""
+    confidence, correct, brier, tempered = token_statistics(hidden, head, batch.labels)
+    return [confidence, correct], [brier, tempered]
 
 
 def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
@@ -85,6 +88,10 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
     With p the distribution at temperature tau and b = 1 / tau, the NLL is log sum_k exp(b x_k) - b x_label; by b its
     first derivative is E_p[x] - x_label, and its second the variance of x under p.
     """
+    import torch
+
+    from sftmix.functional.fused import block_rows, statistics_dtype
+
     block = block_rows(len(head.weight), hidden.device)
     parts = []
     for h, y in zip(hidden.split(max(block, _ROWS)), labels.split(max(block, _ROWS)), strict=True):
@@ -97,6 +104,8 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
 
 def _block_statistics(x: Tensor, labels: Tensor) -> list[Tensor]:
     """Return what `token_statistics` does, from logits x [rows, V], which are written over."""
+    import torch
+
     x.sub_(x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
     at_label = x.gather(1, labels[:, None]).squeeze(1)  # [rows], before small logits are raised
     x.clamp_(min=_LEAST_LOGIT)  # times exp(_LEAST_EXPONENT) it is still nothing

@@ -7,23 +7,25 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from sftmix.measure import calibration as measures
-from sftmix.measure.calibration import (
+from sftmix.components.base import Delivered
+from sftmix.components.others.calibration import (
     TAUS,
-    calibrate,
+    Calibration,
     fitted_temperature,
     reliability,
     temperature_scaling,
     token_statistics,
 )
+from sftmix.disk.files import read_json
+from sftmix.functional import fused
+from sftmix.measure.delivered import deliver
 from sftmix.model.head import Head
 from sftmix.ranks.rng import stable_hash
-from sftmix.ranks.world import World
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import Scorer
+from sftmix.training.scoring import held_out_metrics
 from sftmix.words.errors import NonFiniteError
-from tests.toy import VOCABULARY, own_logits, toy_model, toy_rows
+from tests.toy import VOCABULARY, own_logits, toy_model, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
 
@@ -56,8 +58,16 @@ def finest(part) -> float:
 # ------------------------------------------------------------------------------------------ one pass
 
 
-def test_every_figure_is_that_of_the_models_own_logits(logits):
-    scores, brier_sum, told = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
+def measured(model, place) -> Delivered:
+    stage = toy_stage(place, [[]], eval_data=DATA, data=toy_rows([]), callbacks=[Calibration()])
+    return deliver(stage, TrainingModule(model), figures={"steps": 1}, last={})
+
+
+def test_every_figure_is_that_of_the_models_own_logits(logits, tmp_path):
+    found = measured(toy_model(), tmp_path)
+    scores, brier_sum, told = found.scores, found.scores.kept["brier_sum"], found.files["calibration.json"]
+    assert read_json(tmp_path / "calibration.json") == told
+    assert found.figures == {"calibration": {name: told[name] for name in told if name != "reliability"}}
     p, hits = [probabilities(z) for z, _ in logits], [z.argmax(axis=1) == y for z, y in logits]
     brier = [((q - np.eye(VOCABULARY)[y]) ** 2).sum() for q, (_, y) in zip(p, logits, strict=True)]
     for column, expected in (
@@ -71,8 +81,8 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
     assert (told["examples"], told["tokens"]) == (len(DATA), len(confidence))
     means = [nll(logits) / told["tokens"], correct.mean(), confidence.mean(), sum(brier) / told["tokens"]]
     assert [told[name] for name in ("nll", "accuracy", "confidence", "brier")] == pytest.approx(means, rel=1e-12)
-    for measured, expected in zip(told["reliability"], reliability(confidence, correct), strict=True):
-        assert measured == pytest.approx(expected, rel=1e-12)
+    for bin, expected in zip(told["reliability"], reliability(confidence, correct), strict=True):
+        assert bin == pytest.approx(expected, rel=1e-12)
     distances = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in told["reliability"]]
     assert told["ece"] == pytest.approx(sum(distances) / told["tokens"])
     tempered = np.stack([tempered_of(*row) for row in logits])
@@ -83,7 +93,7 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block, monkeypatch):
     """The NLL at each temperature, and both derivatives by its inverse, are those of the logits."""
-    monkeypatch.setattr(measures, "block_rows", lambda *_: block)
+    monkeypatch.setattr(fused, "block_rows", lambda *_: block)
     torch.manual_seed(0)
     linear = nn.Linear(8, 19).double()
     hidden, labels = 3 * torch.randn(23, 8, dtype=torch.float64), torch.randint(0, 19, (23,))
@@ -120,12 +130,14 @@ def test_a_masked_token_of_the_vocabulary_is_as_if_it_were_not_there(spread):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-24)
 
 
-def test_a_broken_model_is_not_calibrated():
+def test_a_broken_model_is_not_calibrated(tmp_path):
     model = toy_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
+    found = measured(model, tmp_path)
+    assert (found.figures, found.files) == ({}, {})
     with pytest.raises(NonFiniteError, match="11 examples have no finite NLL"):
-        calibrate(TrainingModule(model), DATA, Scorer(world=World()))
+        held_out_metrics(found.scores)
 
 
 # ------------------------------------------------------------------------------------------- figures
