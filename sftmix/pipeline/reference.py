@@ -79,10 +79,11 @@ def rows_of_reference(
     # Such as a smaller model of the target's family, whose context is long enough.
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train
-    if rows.prepared.text:
+    if rows.encoder.renderer.packs:
         raise ConfigError(
-            "with data.format text a reference reads the windows of the target: leave reference.model.template and "
-            "reference.model.max_length out, and use a reference with the target's tokenizer and context"
+            f"renderer {rows.encoder.name} makes windows, and a reference reads the windows of the target: leave "
+            "reference.model.template and reference.model.max_length out, and use a reference with the target's "
+            "tokenizer and context"
         )
     encoded = world.node_first(
         lambda: encode_dataset(
@@ -214,8 +215,8 @@ class ReferenceRun:
         _, encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:
             raise ConfigError(
-                "data.format text packs documents into windows, which a reference that scores single rows cannot keep "
-                "apart: set data.packing false"
+                f"renderer {encoder.name} packs examples into windows, which a reference that scores single rows "
+                "cannot keep apart: set data.packing false for plain text, or renderer to null"
             )
 
         def collected() -> TrainingDynamics:

@@ -68,21 +68,17 @@ def read_rows(
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
     prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format, progress=progress))
-    if prepared.text:
-        if config.renderer is not None:
-            raise ConfigError(
-                f"renderer {config.renderer} and data.format text exclude each other: set renderer to null"
-            )
-        if Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False):
-            raise ConfigError(
-                "data.format text has no instructions, and a response is to be scored without its instruction: use "
-                "--confidence Perplexity, without reference.response_alone"
-            )
-        config = replace(config, data=replace(config.data, format="text"))
+    config = replace(config, data=prepared.options)
     path = config.model.path
     encoder = world.node_first(
         lambda: encoder_for(load_tokenizer(path), config.data, config.renderer, thinks=prepared.thinks)
     )
+    alone = Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False)
+    if encoder.renderer.packs and alone:
+        raise ConfigError(
+            f"windows (of renderer {encoder.name}) have no instructions, and a response is to be scored without its "
+            "instruction: use --confidence Perplexity, without reference.response_alone"
+        )
     refuse_quantized(path)  # before rows are tokenised and a reference is trained
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 

@@ -314,5 +314,5 @@ def test_text_files_beside_rows_are_notes_about_them(write, read, tmp_path):
     write("README.txt", "About these rows.\n")
     assert len(read(str(tmp_path)).train.records) == 1
     write("rows.jsonl", [{"text": "a tale", "prompt": "p", "completion": "c"}])
-    assert not read(str(tmp_path)).train.is_text
+    assert read(str(tmp_path)).options.format == "auto"
     assert len(read(str(tmp_path), format="text").train.records) == 2
