@@ -23,6 +23,7 @@ class Renderer(Component, ABC):
     """
 
     option = "renderer"
+    instead = "; templates are chosen by data.template"
     tokenizer: Any = None
     cut = True
     """Examples are cut at data.max_length before `windows` gets them."""

@@ -81,6 +81,11 @@ def _of_rows(config: RunConfig) -> Iterator[str]:
             value = getattr(data, name)
             if part and value != getattr(DataOptions, name):  # the class has the default
                 yield f"{part.option} {part} and data.{name} ({value}) exclude each other: leave one out"
+    given = config.reference._init_args
+    of_model = getattr(given.get("model"), "template", None)
+    for name, template in (("template", given.get("template")), ("model.template", of_model)):
+        if config.renderer and template is not None:
+            yield f"renderer {config.renderer} and reference.{name} ({template}) exclude each other: leave one out"
 
 
 # ------------------------------------------------------------------------------------------------ options

@@ -10,7 +10,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
-from sftmix.disk.places import HUB_ID, place_of
+from sftmix.disk.places import HUB_ID, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
 from sftmix.words.plain import not_utf8
@@ -25,6 +25,9 @@ _NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.js
 # test-00000-of-00001, medqa_4options_test_800, alpaca.dev; not contest, latest, devices
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
 """Names of files that are not for training if there are others."""
+
+_BINARY = re.compile(rb"(?=.*\0)(?!\xff\xfe|\xfe\xff).*[\x02-\x08\x0e-\x19]", re.S)
+"""The beginning of what is no text: no mark of UTF-16, and both NUL and another character that texts do not have."""
 
 _NO_FILE = (
     ": there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT; without a network, name the data set's "
@@ -123,6 +126,13 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
         files = {str(Path(name) / file.name): file for file in found}
         lines.append(f"{option}: read: {listed(files)}; left out of {name}: {left_out}")
     elif not path.exists():
+        if problem := path_problem(place):
+            raise DataError(f"{option}: {name} {problem}, or a hub id")
+        if re.search(r"[*?\[]", place):
+            raise DataError(
+                f"{option}: {name} is a pattern, and only names are read: name the directory, or each file, "
+                f"--{option} '[a.jsonl, b.jsonl]'"
+            )
         if place_of(place).exists():  # datasets would read it, and whatever else its README.md names
             raise DataError(
                 f"{option}: {name}: {place} is on this disk, and only hub ids take a subset, a split or a part of one; "
@@ -141,6 +151,15 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
             raise DataError(f"{option} is {problem}")
         if path.stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
+        with path.open("rb") as opened:
+            head = opened.read(1024)
+        if head.startswith(b"ARROW1") and path.suffix.lower() == ".arrow":
+            raise DataError(
+                f"{file}: an Arrow IPC file, of pyarrow.ipc.new_file; .arrow files are read as `datasets` writes them, "
+                "as a stream: write the rows as Parquet, or by pyarrow.ipc.new_stream"
+            )
+        if path.suffix.lower() not in (".arrow", ".parquet") and _BINARY.match(head):
+            raise DataError(f"{file}: binary, and no text; files ending in {path.suffix} are text in UTF-8")
     return files
 
 

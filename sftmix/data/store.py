@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.data.report import DataReport
-from sftmix.disk.cache import Record, key_of
-from sftmix.disk.hashes import short_hash
+from sftmix.disk.cache import Record, key_of, short_hash
 from sftmix.options.data import DataOptions
 from sftmix.text.examples import examples_of
 from sftmix.types import Example, Int64, Message

@@ -1,6 +1,7 @@
 """Examples -> rows of token ids to store, by the renderer of the encoder."""
 
 import bisect
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,16 +79,15 @@ def with_room(renderer: Renderer, examples: Sequence[Example], max_length: int) 
     if len(examples) < MANY or thinks(examples[-1]):
         return len(examples)
 
-    def head(place: int) -> list[int] | None:
-        """Return the first max_length ids of a prompt, or None if it has fewer."""
+    def head(place: int) -> list[int]:
+        """Return the first max_length ids of a prompt."""
         *before, _ = examples[place].messages
-        ids = renderer.prompt(before, examples[place].tools)
-        return ids[:max_length] if len(ids) >= max_length else None
+        return renderer.prompt(before, examples[place].tools)[:max_length]
 
-    try:
-        if (last := head(len(examples) - 1)) is None:
-            return len(examples)
-        first = bisect.bisect_left(range(len(examples)), True, key=lambda place: head(place) is not None)
-        return first if head(first) == last else len(examples)
-    except TemplateRefusal:
-        return len(examples)
+    with contextlib.suppress(TemplateRefusal):
+        last = head(-1)
+        if len(last) == max_length:
+            first = bisect.bisect_left(range(len(examples)), max_length, key=lambda place: len(head(place)))
+            if head(first) == last:
+                return first
+    return len(examples)

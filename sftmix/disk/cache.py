@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ Record = dict[str, Any]
 
 PATIENCE = 10.0
 """Seconds of waiting for another process before a line says for what."""
+
+
+def short_hash(content: bytes) -> str:
+    """Return the hash of some bytes, 16 hex digits."""
+    return blake2b(content, digest_size=8).hexdigest()
 
 
 @cache

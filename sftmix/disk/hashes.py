@@ -12,11 +12,6 @@ def sha256_file(path: Path, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def short_hash(content: bytes) -> str:
-    """Return the hash of some bytes, 16 hex digits."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
 def sha256_json(value: object) -> str:
     """Return the hash of a JSON-able value; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -142,6 +142,11 @@ def encoder_for(
         )
     )
     renderer = copy(renderer or default)  # `begin` keeps a tokenizer in it; a reference has its own
+    if getattr(tokenizer, "split_special_tokens", False) and not is_text:
+        raise ConfigError(
+            "model.path: its tokenizer_config.json has split_special_tokens: true, by which the tokens of a chat "
+            "template are taken apart as well: remove the line; rows have none (data.special_tokens)"
+        )
     if isinstance(renderer, ChatTemplate):
         _try_out(*chosen(tokenizer, renderer.chosen), token_roles(tokenizer), options.cache_dir)
     renderer.begin(tokenizer, thinks=thinks)

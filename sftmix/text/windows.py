@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.components.renderer import Renderer
-from sftmix.disk.hashes import short_hash
+from sftmix.disk.cache import short_hash
 from sftmix.text.examples import EncodedRow
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import decode, written_bos

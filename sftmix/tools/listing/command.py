@@ -30,7 +30,7 @@ NESTED: dict[str, type[Component]] = {"objective.mu": Schedule}
 @dataclass
 class Options:
     name: str | None = None
-    """NAME: a component"""
+    """NAME: a component, or a kind of them"""
     _: KW_ONLY
     check: bool = False
     """run the checks of sftmix.testing on it, with its defaults"""
@@ -46,8 +46,9 @@ def main(args: Options) -> None:
     places, shipped = component_bases() | NESTED, dict(catalogue())
     if args.check and not args.name:
         raise ConfigError("--check is for one component: name it, as in `sftmix components my.Pairs --check`")
-    if not args.name:
-        print(rendered("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
+    kinds = {option: base for option, base in places.items() if base.__name__ == args.name}  # RowFormat
+    if not args.name or (kinds and not args.check):
+        print(rendered("listing/catalogue.txt", places=kinds or places, shipped=shipped, as_shipped=as_shipped))
         return
     named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
     more = {} if args.finite_differences is None else {"finite_differences": args.finite_differences}
