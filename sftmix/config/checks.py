@@ -82,10 +82,12 @@ def _of_rows(config: RunConfig) -> Iterator[str]:
             if part and value != getattr(DataOptions, name):  # the class has the default
                 yield f"{part.option} {part} and data.{name} ({value}) exclude each other: leave one out"
     given = config.reference._init_args
-    of_model = getattr(given.get("model"), "template", None)
-    for name, template in (("template", given.get("template")), ("model.template", of_model)):
-        if config.renderer and template is not None:
-            yield f"renderer {config.renderer} and reference.{name} ({template}) exclude each other: leave one out"
+    template = given.get("template") or getattr(given.get("model"), "template", None)
+    if config.renderer and template is not None:
+        yield (
+            f"renderer {config.renderer} and reference.template or reference.model.template ({template}) exclude each "
+            "other: leave one out"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ options

@@ -24,7 +24,7 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.tokenise import named, tokenise, with_room
+from sftmix.data.tokenise import reported_as, tokenise, with_room
 from sftmix.disk.cache import Record, get_or_build, key_of
 from sftmix.disk.hashes import sha256_json
 from sftmix.text.encoder import Encoder
@@ -225,19 +225,18 @@ class _Encoding(NamedTuple):
         report, content = DataReport(max_length=self.max_length), sha256()
         renderer = self.encoder.renderer
 
-        def hashed() -> Iterator[Record]:
+        def kept() -> Iterator[Record]:
             """Yield the rows to store; the places of the rows, which may move, are not among their content."""
-            for row in itertools.islice(kept, limit):
-                content.update(sha256_json({**row, "source": None}).encode())
-                yield row
+            for row in tokenise(examples, renderer, self.max_length, report, splits=before is None):
+                if selected is None or row["id"] in selected:
+                    content.update(sha256_json({**row, "source": None}).encode())
+                    yield row
 
         with progress_bar("Tokenising", total=len(rows.records), unit=" rows", delay=1, enabled=self.progress) as bar:
             # A window is selected by its own id, which no example in it has.
             before = None if renderer.packs else selected
             examples = self._examples(rows, before, report, bar)
-            made = tokenise(examples, renderer, self.max_length, report, splits=before is None)
-            kept = (row for row in made if selected is None or row["id"] in selected)
-            report.train = write_rows(directory / "tokens.arrow", SCHEMA, hashed())
+            report.train = write_rows(directory / "tokens.arrow", SCHEMA, itertools.islice(kept(), limit))
         if report.train == limit:
             report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
         return report.to_dict() | {"content": content.hexdigest()}
@@ -258,7 +257,7 @@ class _Encoding(NamedTuple):
             count = with_room(self.encoder.renderer, chosen, self.max_length)
             yield from chosen[:count]
             for example in chosen[count:]:
-                report.add("no_response_token", named(example))
+                report.add("no_response_token", reported_as(example))
 
     def refuse_losses(self, found: DataReport) -> None:
         """Raise DataError if the template fails for too many training examples."""

@@ -33,7 +33,7 @@ def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None
     reader = RowReader("data.train", options, form)
     is_text = reader.form == TEXT
     if is_text:
-        options = replace(options, format=TEXT)
+        options = replace(options, format="text")
         refuse(list(options.problems()), "the options of the rows")
     elif options.packing:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")

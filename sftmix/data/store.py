@@ -46,13 +46,15 @@ def in_parts(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[lis
 
     size  function: an item -> its characters
     """
-    part, characters = list[Item](), 0
+    part = list[Item]()
+    characters = 0
     for item in items:
         part.append(item)
         characters += size(item)
         if len(part) == AT_ONCE or characters >= CHARACTERS:
             yield part
-            part, characters = [], 0
+            part = []
+            characters = 0
     if part:
         yield part
 
@@ -79,7 +81,7 @@ def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
     """Read whole rows in the given order, one at a time."""
     # [3, 4, 5, 9] -> [3, 4, 5], [9]: neighbours are one slice of the table.
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        part = table.slice(int(run[0]), len(run)) if len(run) else table.slice(0, 0)
+        part = table.slice(int(run[0]) if len(run) else 0, len(run))
         for values in zip(*part.columns, strict=True):
             yield {name: value.as_py() for name, value in zip(table.column_names, values, strict=True)}
 

@@ -32,7 +32,7 @@ def tokenise(
                 renderer, part, max_length if renderer.cut else sys.maxsize, splits=splits
             ):
                 for reason in found.reasons:
-                    report.add(reason, named(example) + found.detail)
+                    report.add(reason, reported_as(example) + found.detail)
                 if found.ids:
                     yield example, found
 
@@ -43,7 +43,7 @@ def tokenise(
                 f"{max_length} (data.max_length)"
             )
         if not found.spans:
-            report.add("no_target", named(example))
+            report.add("no_target", reported_as(example))
             continue
         row = {
             **stored(example),
@@ -54,12 +54,12 @@ def tokenise(
             "starts": found.starts or None,
         }
         if set(found.span_weights) != {1.0}:  # null for the others: most data sets have none
-            report.add("weighted", named(example))
+            report.add("weighted", reported_as(example))
             row["weights"] = found.span_weights
         yield row
 
 
-def named(example: Example) -> str:
+def reported_as(example: Example) -> str:
     """Return the id and the place of an example, for the report."""
     return f"{example.id} ({example.source})"
 

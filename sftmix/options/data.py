@@ -96,21 +96,16 @@ class DataOptions(PlainFields):
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from out_of_range("data", self, _DATA)
-        if self.format == TEXT:
-            yield from self._problems_of_text()
-        if problem := path_problem(cache := self.cache_dir or os.environ.get("SFTMIX_CACHE", "")):
-            yield f"data.cache_dir, or $SFTMIX_CACHE: {cache!r} cannot be the directory of the cache: it {problem}"
-
-    def _problems_of_text(self) -> Iterator[str]:
-        """Yield a sentence for each option that says nothing of plain text."""
-        for name in OF_CONVERSATIONS:
-            if (value := getattr(self, name)) != getattr(DataOptions, name):  # the class has the defaults
-                yield f"data.{name} ({value}) and data.format text exclude each other: leave it out"
-        if self.label_field is not None and self.packing is not False:
+        for name in OF_CONVERSATIONS if self.format == TEXT else ():
+            if (given := getattr(self, name)) != getattr(DataOptions, name):  # the class has the defaults
+                yield f"data.{name} ({given}) and data.format text exclude each other: leave it out"
+        if self.format == TEXT and self.label_field is not None and self.packing is not False:
             yield (
                 f"data.label_field ({self.label_field}) and data.format text exclude each other, as a window holds "
                 "several documents: leave it out, or set data.packing to false"
             )
+        if problem := path_problem(cache := self.cache_dir or os.environ.get("SFTMIX_CACHE", "")):
+            yield f"data.cache_dir, or $SFTMIX_CACHE: {cache!r} cannot be the directory of the cache: it {problem}"
 
     def _problems_of_files(self) -> Iterator[str]:
         """Yield a sentence if a file of rows is missing, has no name, no label, or is trained on and held out."""

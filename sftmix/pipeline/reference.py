@@ -81,7 +81,7 @@ def rows_of_reference(
         return path, encoder, rows.data.train
     if rows.encoder.renderer.packs:
         raise ConfigError(
-            f"renderer {rows.encoder.name} makes windows, and a reference reads the windows of the target: leave "
+            "a reference reads the windows of the target (of plain text, or of your renderer): leave "
             "reference.model.template and reference.model.max_length out, and use a reference with the target's "
             "tokenizer and context"
         )
@@ -215,8 +215,8 @@ class ReferenceRun:
         _, encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:
             raise ConfigError(
-                f"renderer {encoder.name} packs examples into windows, which a reference that scores single rows "
-                "cannot keep apart: set data.packing false for plain text, or renderer to null"
+                "a reference that scores single rows cannot keep apart what is packed into windows: set data.packing "
+                "false for plain text, or renderer to null"
             )
 
         def collected() -> TrainingDynamics:

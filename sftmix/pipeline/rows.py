@@ -76,8 +76,8 @@ def read_rows(
     alone = Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False)
     if encoder.renderer.packs and alone:
         raise ConfigError(
-            f"windows (of renderer {encoder.name}) have no instructions, and a response is to be scored without its "
-            "instruction: use --confidence Perplexity, without reference.response_alone"
+            "windows (of plain text, or of your renderer) have no instructions, and a response is to be scored without "
+            "its instruction: use --confidence Perplexity, without reference.response_alone"
         )
     refuse_quantized(path)  # before rows are tokenised and a reference is trained
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")

@@ -27,14 +27,15 @@ class Packed(ChatTemplate):
         for example, row in examples:
             if len(ids) + len(row.ids) > length:
                 yield replace(first, id="+".join(names)), EncodedRow([], "", ids, spans, weights, starts)
-                names, ids, spans, weights, starts = [], [], [], [], []
-            first = first if names else example
+                first, names, ids, spans, weights, starts = None, [], [], [], [], []
+            first = first or example
             names.append(example.id)
             starts.append(len(ids))
             spans += [(start + len(ids), stop + len(ids)) for start, stop in row.spans]
             weights += row.span_weights
             ids = [*ids, *row.ids]
-        yield replace(first, id="+".join(names)), EncodedRow([], "", ids, spans, weights, starts)
+        if first:
+            yield replace(first, id="+".join(names)), EncodedRow([], "", ids, spans, weights, starts)
 
 
 @pytest.fixture

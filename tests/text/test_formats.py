@@ -253,7 +253,7 @@ def test_a_system_field_is_the_first_turn(name):
     found = convert({**row, "system": "S"}, name)
     assert found.messages == (Message("system", "S"), *expected)
     assert "system" not in found.columns
-    with pytest.raises(BadRow, match="turn 2 is system's"):
+    with pytest.raises(BadRow, match=r"has a field system and a system turn; leave one out .*\{system: null\}"):
         convert({**CASES["messages"][0], "system": "T"}, "messages")
 
 
