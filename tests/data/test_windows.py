@@ -93,11 +93,13 @@ LAST_TWO = "{% for m in messages[-2:] %}{{ '<|im_start|>' + m.role + '\\n' + m.c
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 
 
-def long_row(turns: int, **answer) -> dict:
-    question = {"role": "user", "content": "Why?"}
-    return {
-        "messages": [t for i in range(turns) for t in (question, {"role": "assistant", "content": f"{i}.", **answer})]
-    }
+def long_row(count: int, questions: dict[int, str] | None = None, **answer) -> dict:
+    asked = [(questions or {}).get(i, "Why?") for i in range(count)]
+    pairs = [
+        ({"role": "user", "content": a}, {"role": "assistant", "content": f"{i}."} | answer)
+        for i, a in enumerate(asked)
+    ]
+    return {"messages": [turn for pair in pairs for turn in pair]}
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,9 @@ def long_row(turns: int, **answer) -> dict:
         ("chatml", long_row(15), 15),
         ("chatml", long_row(40, reasoning_content="Well."), 40),
         (LAST_TWO, long_row(40), 40),
+        (LAST_TWO, long_row(40, {20: "Why so? " * 40, 39: "Why not? " * 40}), 40),
     ],
-    ids=["many turns", "few turns", "thoughts", "a template that leaves out turns"],
+    ids=["many turns", "few turns", "thoughts", "a template that leaves out turns", "and two long questions"],
 )
 def test_turns_without_room_are_not_tokenised(template, row, tokenised, write, load, read, small, monkeypatch):
     """The rows, and what the report counts, are those of each turn tokenised alone."""
