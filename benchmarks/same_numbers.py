@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 MIXUP_IN_TWO = ["--objective", "DecomposedMixup"]
+TEXT = ["--data.format", "text", "--data.columns", "{text: output}"]
 CASES: dict[str, tuple[int, list[str]]] = {
     "one_process": (1, ["run", "--with_baseline", "--reference.token_nll", "true"]),
     "accumulation": (1, ["run", "--training.micro_batch_tokens", "300", "--training.length_groups", "2"]),
@@ -36,6 +37,8 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "single_run": (1, ["run", "--reference", "Online", "--training.epochs", "3", "--with_baseline"]),
     "online": (1, ["run", "--reference.checkpoints", "online"]),
     "selected": (1, ["run", "--selector", "Longest", "--selector.k", "40", "--splitter", "Quantile"]),
+    "documents": (1, ["run", *TEXT]),
+    "documents_apart": (1, ["run", *TEXT, "--data.packing", "false"]),
     "ddp": (2, ["run", "--training.parallel", "ddp", "--with_baseline"]),
     "fsdp": (2, ["run", "--training.parallel", "fsdp", "--model.lora.r", "4"]),
     "fsdp_whole": (2, ["run", "--training.parallel", "fsdp", "--with_baseline"]),

@@ -80,6 +80,7 @@ class Component(metaclass=_Kept):
     package: str | None = None
     """The package that has to be installed for it."""
     option = ""  # that chooses a component of this kind, for messages
+    instead = ""  # which option chooses ours, if it is another
     _init_args: Mapping[str, Any] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:

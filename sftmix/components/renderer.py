@@ -1,7 +1,7 @@
 """The base class of renderers: what makes token ids of conversations, beside the format that reads these from rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sftmix.components.component import Component
@@ -23,7 +23,15 @@ class Renderer(Component, ABC):
     """
 
     option = "renderer"
+    instead = "; templates are chosen by data.template"
     tokenizer: Any = None
+    cut = True
+    """Examples are cut at data.max_length before `windows` gets them."""
+
+    @property
+    def packs(self) -> bool:
+        """True if it has `windows` of its own."""
+        return type(self).windows is not Renderer.windows
 
     def begin(self, tokenizer: Any, *, thinks: bool | None = False) -> None:
         """Take the tokenizer, before anything else is asked for.
@@ -81,6 +89,18 @@ class Renderer(Component, ABC):
     def batch(self, examples: Sequence[Example]) -> list[list[RenderedTurn]]:
         """Return the trained turns of each conversation; a class that tokenises many texts faster may do so here."""
         return [self.turns(example) for example in examples]
+
+    def windows(self, examples: Iterator[tuple[Example, Any]], length: int) -> Iterator[tuple[Example, Any]]:
+        """Yield what is stored and trained: by default each example, as it comes.
+
+        A class may put several examples into a window, which is an example with an id of its own. Tokens of different
+        examples never attend to each other.
+
+        examples  in file order, each with its `sftmix.text.EncodedRow`; those without a trained token are left out
+        length    data.max_length, the most ids of a window
+        The EncodedRow of a window has `starts`, and spans with a weight each.
+        """
+        return examples
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Return an answer that the model has written, through the id before the one that ends its turn, as text."""

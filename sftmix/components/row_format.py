@@ -12,10 +12,14 @@ class RowFormat(Component, ABC):
     """A row -> its conversation. Ours are chosen by the words of data.format, yours by its import path."""
 
     option = "row_format"
+    instead = "; our formats are words of data.format"
     fields: Collection[str] = ()
     """The fields that it reads. Of the others the report counts those that say something; scalars become columns."""
     turns: Collection[str] = ()
     """The fields with turns as our own formats have them, whose own fields are looked at as well."""
+
+    shared: Collection[str] = ("system", "weight", "loss_weight", "tools", "functions")
+    """The fields that are read behind it, of every row of conversations; of documents none."""
 
     @abstractmethod
     def read(self, row: Mapping[str, Any], *, roles: Mapping[str, str]) -> list[Message]:

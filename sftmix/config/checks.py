@@ -69,18 +69,25 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
 
 
 _OF_FORMATS = ("format",)
-_OF_TEMPLATES = ("template", "template_options", "thoughts", "special_tokens")
+_OF_RENDERERS = ("template", "template_options", "thoughts", "special_tokens", "packing")
 
 
 def _of_rows(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each option of the rows that says nothing beside a class that reads or renders them."""
     data = config.data
     yield from column_problems(config.row_format or data.format, data.columns or {})
-    for part, names in ((config.row_format, _OF_FORMATS), (config.renderer, _OF_TEMPLATES)):
+    for part, names in ((config.row_format, _OF_FORMATS), (config.renderer, _OF_RENDERERS)):
         for name in names:
             value = getattr(data, name)
             if part and value != getattr(DataOptions, name):  # the class has the default
                 yield f"{part.option} {part} and data.{name} ({value}) exclude each other: leave one out"
+    given = config.reference._init_args
+    template = given.get("template") or getattr(given.get("model"), "template", None)
+    if config.renderer and template is not None:
+        yield (
+            f"renderer {config.renderer} and reference.template or reference.model.template ({template}) exclude each "
+            "other: leave one out"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ options

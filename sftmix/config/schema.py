@@ -176,7 +176,7 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
 
 def listed_components(base: type[Component], words: Sequence[str] = ()) -> str:
     """List the components of a kind for a message; `words` are what an option takes beside them."""
-    own = "the import path of your own class (my_module.MyClass)"
+    own = f"the import path of your own class (my_module.MyClass){base.instead}"
     names = ", ".join([*known_components(base), *words])
     return f"{names}, or {own}" if names else own
 

@@ -153,6 +153,8 @@ def words_of(hint: Any) -> list[str]:
 def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
+    if key == "data.format":
+        words.append("and a class of your own by row_format")
     allowed = listed_components(base, words) if base else ", ".join(words)
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,15 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.tokenise import encode_windows, tokenise
+from sftmix.data.tokenise import reported_as, tokenise, with_room
 from sftmix.disk.cache import Record, get_or_build, key_of
+from sftmix.disk.hashes import sha256_json
 from sftmix.text.encoder import Encoder
 from sftmix.text.examples import examples_of
 from sftmix.text.mask import LOST
 from sftmix.types import Encoded, Example, Int64
 from sftmix.words.errors import DataError
+from sftmix.words.fields import TEXT
 from sftmix.words.progress import progress_bar
 
 TEMPLATE_REASONS = (*LOST, "no_end_of_turn", "split_alone")
@@ -48,8 +51,7 @@ SCHEMA = pa.schema(
         ("starts", _NUMBERS),
     ]
 )
-"""Windows of plain text have the source, label and columns of their first document, and `starts`, the places where the
-documents begin, which is null in other rows."""
+"""Windows have `starts`, the places where what they hold begins, which is null in other rows."""
 
 MAX_CUT = 0.05
 """Largest share of the training examples that may be cut without a warning."""
@@ -58,17 +60,16 @@ MAX_CUT = 0.05
 class EncodedDataset(Sequence[Encoded]):
     """N tokenised examples in file order; `dataset[row]` reads one of them from the Arrow file.
 
-    fingerprint  hash of the rows' content, the tokenizer, the template, the length and the code version. Artefacts
+    fingerprint  hash of the examples, as text and as ids, of the tokenizer, the renderer and the length. Artefacts
                  made from this data set carry it, and are refused beside another data set.
-    is_text      they are windows of plain text
     ids          N example ids
     lengths      i64[N], tokens per example
     n_targets    i64[N], response tokens per example, end-of-turn token included
     truncated    bool[N], True if the example was cut at the maximum length
     """
 
-    def __init__(self, path: Path, fingerprint: str, is_text: bool) -> None:
-        self._table, self.fingerprint, self.is_text = open_rows(path), fingerprint, is_text
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._table, self.fingerprint = open_rows(path), fingerprint
         self.ids = self._table["id"].to_pylist()
         self.lengths = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
         self.n_targets = self._table["n_targets"].to_numpy().astype(np.int64)
@@ -88,7 +89,7 @@ class EncodedDataset(Sequence[Encoded]):
             target[start:end] = True
             if weight is not None:
                 weight[start:end] = weights[span]
-        starts = self._numbers(number, "starts") if self.is_text else None
+        starts = self._numbers(number, "starts") if self._table["starts"][number].is_valid else None
         return Encoded(number, self.ids[number], ids, target, bool(self.truncated[number]), starts, weight)
 
     def _numbers(self, row: int, column: str) -> Int64:
@@ -102,7 +103,7 @@ class EncodedDataset(Sequence[Encoded]):
 
     @cached_property
     def sources(self) -> list[str]:
-        """N places of the rows, such as `file:line`; a window of text has its first document's."""
+        """N places of the rows, such as `file:line`; a window has the place of what is first in it."""
         return self._table["source"].to_pylist()
 
     @cached_property
@@ -122,7 +123,7 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def packed(self) -> bool:
         """True if some example holds several documents, which must not attend to each other."""
-        return self.is_text and pc.max(pc.list_value_length(self._table["starts"])).as_py() > 1
+        return (pc.max(pc.list_value_length(self._table["starts"])).as_py() or 0) > 1  # None: no row has any
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
@@ -165,7 +166,8 @@ def encode_dataset(
     job = _Encoding(prepared, encoder, max_length, progress)
     report = DataReport(notes=list(encoder.notices), max_length=max_length)
     report.take(prepared.report)
-    train, found = job.side(prepared.train, limit=prepared.options.limit, keep=keep)
+    is_text = prepared.options.format == TEXT
+    train, found = job.side(prepared.train, limit=prepared.options.limit if is_text else None, keep=keep)
     report.take(found)
     if (cut := found.counts.get("truncated", 0)) > MAX_CUT * len(train):
         report.notes.append(
@@ -179,7 +181,7 @@ def encode_dataset(
         report.take(found)
         _refuse_nothing("data.eval", found)
     report.train, report.eval = len(train), len(held_out or ())
-    if prepared.text:
+    if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
     return LoadedData(train, held_out, report)
 
@@ -195,62 +197,67 @@ class _Encoding(NamedTuple):
     def side(
         self, rows: Conversations, *, limit: int | None = None, keep: Sequence[str] | None = None
     ) -> tuple[EncodedDataset, DataReport]:
-        """Return one side, tokenised or from the cache, and the report on it alone."""
-        options, is_text = self.prepared.options, self.prepared.text
-        whole = options.multi_turn == "whole"
+        """Return one side, tokenised or from the cache, and the report on it alone.
+
+        limit  most windows of a renderer that makes some
+        """
         selected = None if keep is None else frozenset(keep)
-        cut = "as kept" if whole and selected is not None else whole  # not by this template alone
-        settings = [
-            self.encoder.fingerprint,
-            self.max_length,
-            cut,
-            None if selected is None else key_of(sorted(selected)),
-        ]
-        # null is true here; the limit counts windows, which are made here.
-        settings += [options.packing is not False, limit] if is_text else []
-        key = key_of("tokens", rows.cache_key, settings)
-        directory, summary = get_or_build(
-            options.cache_dir, f"tokens-{key}", lambda place: self._build(place, rows, limit, selected)
+        key = key_of(
+            rows=rows.key,
+            encoder=self.encoder.fingerprint,
+            max_length=self.max_length,
+            multi_turn=self.prepared.options.multi_turn,
+            selected=None if keep is None else sha256_json(sorted(keep)),
+            limit=limit,
         )
-        fingerprint = key_of("tokens", rows.fingerprint, settings)
-        return EncodedDataset(directory / "tokens.arrow", fingerprint, is_text), DataReport(**summary)
+        directory, summary = get_or_build(
+            self.prepared.options.cache_dir,
+            f"tokens-{key}",
+            lambda place: self._build(place, rows, limit, selected),
+        )
+        fingerprint = sha256_json([summary.pop("content"), self.encoder.fingerprint, self.max_length])[:32]
+        return EncodedDataset(directory / "tokens.arrow", fingerprint), DataReport(**summary)
 
     def _build(
         self, directory: Path, rows: Conversations, limit: int | None, selected: frozenset[str] | None
     ) -> Record:
-        """Write the tokens of one side, and return its report for the cache."""
-        report = DataReport(max_length=self.max_length)
-        unit = " documents" if rows.is_text else " rows"
-        with progress_bar("Tokenising", total=len(rows.records), unit=unit, delay=1, enabled=self.progress) as bar:
-            examples = self._examples(rows, selected, bar)
-            given = examples, self.encoder, self.max_length, report
-            stored: Iterator[Record]
-            if rows.is_text:
-                windows = encode_windows(*given, packed=self.prepared.options.packing is not False)
-                kept = (window for window in windows if selected is None or window["id"] in selected)
-                stored = itertools.islice(kept, limit)
-            else:
-                stored = tokenise(*given, splits=selected is None)
-            report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
-        if rows.is_text and report.train == limit:
-            report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
-        return report.to_dict()
+        """Write the tokens of one side; return its report for the cache, with the hash of its content."""
+        report, content = DataReport(max_length=self.max_length), sha256()
+        renderer = self.encoder.renderer
 
-    def _examples(self, rows: Conversations, selected: frozenset[str] | None, bar: Any) -> Iterator[Example]:
-        """Yield the documents, or the examples of conversations that are selected.
+        def kept() -> Iterator[Record]:
+            """Yield the rows to store; the places of the rows, which may move, are not among their content."""
+            for row in tokenise(examples, renderer, self.max_length, report, splits=before is None):
+                if selected is None or row["id"] in selected:
+                    content.update(sha256_json({**row, "source": None}).encode())
+                    yield row
+
+        with progress_bar("Tokenising", total=len(rows.records), unit=" rows", delay=1, enabled=self.progress) as bar:
+            # A window is selected by its own id, which no example in it has.
+            before = None if renderer.packs else selected
+            examples = self._examples(rows, before, report, bar)
+            report.train = write_rows(directory / "tokens.arrow", SCHEMA, itertools.islice(kept(), limit))
+        if report.train == limit:
+            report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
+        return report.to_dict() | {"content": content.hexdigest()}
+
+    def _examples(
+        self, rows: Conversations, selected: frozenset[str] | None, report: DataReport, bar: Any
+    ) -> Iterator[Example]:
+        """Yield the examples of rows that are selected and may have a response within the maximum length.
 
         They also decide which conversations are one example, so that a reference has the examples of the target.
         """
         whole = self.prepared.options.multi_turn == "whole"
         for row in rows.read():
             bar.update()
-            if rows.is_text:
-                yield row
-                continue
             # The target has trained c1 as one example, or its turns apart: then the ids are c1@turn0, c1@turn1.
-            for example in examples_of(row, whole=whole and (selected is None or row.id in selected)):
-                if selected is None or example.id in selected:
-                    yield example
+            found = examples_of(row, whole=whole and (selected is None or row.id in selected))
+            chosen = [example for example in found if selected is None or example.id in selected]
+            count = with_room(self.encoder.renderer, chosen, self.max_length)
+            yield from chosen[:count]
+            for example in chosen[count:]:
+                report.add("no_response_token", reported_as(example))
 
     def refuse_losses(self, found: DataReport) -> None:
         """Raise DataError if the template fails for too many training examples."""

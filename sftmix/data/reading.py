@@ -1,5 +1,6 @@
 """Reading of rows: sources -> records of checked conversations (or documents) with ids, and a report, both cached."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +12,8 @@ import pyarrow as pa
 from sftmix.components.row_format import RowFormat
 from sftmix.data.report import DataReport
 from sftmix.data.sources import expand
-from sftmix.data.store import AT_ONCE, EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
-from sftmix.disk.cache import Record, get_or_build, key_of, short_hash
+from sftmix.data.store import EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
+from sftmix.disk.cache import Record, get_or_build, key_of
 from sftmix.options.data import DataOptions
 from sftmix.text.encoder import identity
 from sftmix.text.examples import has_response, left_out
@@ -29,25 +30,6 @@ from sftmix.words.shown import counted, quoted
 SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 """Examples with the hash of their content."""
 
-DOCUMENTS_AT_ONCE = 16
-"""Documents that are in memory until they are written; each may have 64 MiB."""
-
-
-def read_side(
-    option: str, options: DataOptions, form: RowFormat | str, progress: bool
-) -> tuple[Conversations, DataReport]:
-    """Return the checked rows of data.train or data.eval, and the report; from the cache if all is as it was.
-
-    form  a row format, or a word of data.format
-    """
-    reader = RowReader(option, options, form)
-    directory, summary = get_or_build(
-        options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, progress=progress)
-    )
-    report = DataReport(**summary)
-    report.notes[:0] = reader.lines  # files that a directory has, and are not read, are not in the key
-    return Conversations(directory, reader.content_key, reader.key, reader.is_text), report
-
 
 class RowReader:
     """The reading of one side.
@@ -57,8 +39,9 @@ class RowReader:
     sources      the files and data sets that the option names
     lines        what is to be said of them
     labels, label_field  one for each entry of data.train, or the field with them, or None; held-out rows need none
+    form         a row format, or a word of data.format: text if auto finds text files alone
+    most         None, or the number of rows behind which nothing is read
     converter    of its rows, whose fields it learns to know while it reads
-    key, content_key  of the cache, and of what the rows hold wherever their files are
     """
 
     def __init__(self, option: str, options: DataOptions, form: RowFormat | str) -> None:
@@ -71,27 +54,40 @@ class RowReader:
         # A text file among rows has no field of a conversation, and is a bad row.
         if form == "auto" and all(source.name.lower().endswith(".txt") for source in self.sources):
             form = TEXT
-        last = options.trained_turns == "last"
-        self.converter = Converter(columns, form, options.roles, self.label_field, last)
-        marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field
-        digests = [source.digest for source in self.sources]
-        content = [digests, identity(form), marks, options.columns, options.roles, last]
-        places = [source.name for source in self.sources]
-        # Places are stored with the rows; held-out rows may lack the label and the fields of data.columns.
-        self.key = key_of("rows", content, places, options.skip_bad, option)
-        self.content_key = key_of("rows", content)  # so that files may be moved: artefacts carry this one
+        self.form = form
+        self.converter = Converter(columns, form, options.roles, self.label_field, last=options.trained_turns == "last")
+        # All rows are needed to hold some out or to leave some out, and of text the limit is one of windows.
+        chosen = options.eval_fraction is not None or options.exclude is not None or options.duplicates == "drop"
+        # One more, which says that there are more.
+        self.most = options.limit + 1 if train and options.limit and not chosen and form != TEXT else None
         self.report = DataReport()
         self.times = Counter[str]()  # how often each id came before
 
-    @property
-    def is_text(self) -> bool:
-        return self.converter.form == TEXT
+    def read(self, progress: bool) -> tuple[Conversations, DataReport]:
+        """Return the checked rows, and the report; from the cache if all is as it was."""
+        options = self.options
+        key = key_of(
+            files=[(source.name, source.digest) for source in self.sources],  # names are stored with the rows
+            form=identity(self.form),
+            labels=[self.labels[source.entry] for source in self.sources] if self.labels else self.label_field,
+            columns=options.columns,
+            roles=options.roles,
+            trained_turns=options.trained_turns,
+            skip_bad=options.skip_bad,
+            option=self.option,  # held-out rows may lack the label and the fields of data.columns
+            most=self.most,
+        )
+        directory, summary = get_or_build(
+            options.cache_dir, f"rows-{key}", lambda place: self.build(place, progress=progress)
+        )
+        report = DataReport(**summary)
+        report.notes[:0] = self.lines  # files that a directory has, and are not read, are not in the key
+        return Conversations(directory, key), report
 
     def build(self, directory: Path, *, progress: bool) -> Record:
         """Write the records, and return the report for the cache."""
-        at_once = DOCUMENTS_AT_ONCE if self.is_text else AT_ONCE
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(bar), at_once)
+            count = write_rows(directory / "rows.arrow", SCHEMA, itertools.islice(self._records(bar), self.most))
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all
             _check_present(columns, self.label_field)
@@ -130,7 +126,7 @@ class RowReader:
             self.report.add(reason, example.source)
         if not has_response(example):
             return
-        content = short_hash(example.messages[0].content.encode()) if self.is_text else content_hash(example.messages)
+        content = content_hash(example.messages)
         name = example.id or id_of(example, content)
         repeats = self.times[name]
         self.times[name] += 1

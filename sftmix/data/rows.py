@@ -1,12 +1,13 @@
 """Rows -> checked conversations (or documents) with ids, for training and held out: none of a list (data.exclude), once
 each or repeated, and the held-out ones. No tokenizer or model is needed."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.reading import read_side
+from sftmix.data.reading import RowReader
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations, Prepared
 from sftmix.disk.places import place_of
@@ -16,19 +17,8 @@ from sftmix.ranks.rng import stable_hash
 from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool
 from sftmix.words.errors import ConfigError, DataError, refuse
-from sftmix.words.fields import RESERVED_ID, column_problems, listed
+from sftmix.words.fields import RESERVED_ID, TEXT, column_problems, listed
 from sftmix.words.shown import quoted
-
-OF_CONVERSATIONS = (
-    "template",
-    "template_options",
-    "thoughts",
-    "multi_turn",
-    "trained_turns",
-    "roles",
-    "labels",
-)
-"""Options that say nothing of plain text."""
 
 
 def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None, *, progress: bool = True) -> Prepared:
@@ -40,51 +30,45 @@ def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None
     """
     form = row_format or options.format
     refuse([*options.problems(), *column_problems(form, options.columns or {})], "the options of the rows")
-    train, report = read_side("data.train", options, form, progress)
-    thinking = _thinks(train, report, options)
-    _refuse_for_kind(options, train.is_text)
+    reader = RowReader("data.train", options, form)
+    is_text = reader.form == TEXT
+    if is_text:
+        options = replace(options, format="text")
+        refuse(list(options.problems()), "the options of the rows")
+    elif options.packing:
+        raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
+    train, report = reader.read(progress)
+    thinking = _thinks(report, options)
     seed = seed if options.seed is None else options.seed
     if options.exclude is not None:
         train = exclude(train, options.exclude, report)
     train = repeated(train, report, drop=options.duplicates == "drop")
     held_out = None
     if options.eval is not None:
-        held_out, more = read_side("data.eval", options, form, progress)
+        reader = RowReader("data.eval", options, form)
+        if (reader.form == TEXT) != is_text:
+            raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")
+        held_out, more = reader.read(progress)
         repeated(held_out, more)
         report.take(more)
-        if train.is_text != held_out.is_text:
-            raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")
     elif options.eval_fraction is not None:
-        train, held_out = divide(train, options.eval_fraction, seed)
+        # Documents are few and long: a share of less than two would be chance.
+        train, held_out = divide(train, options.eval_fraction, seed, least=2 if is_text else 0)
     # Behind the held-out rows, so that runs with several limits hold out the same.
     limit = options.limit
     # For text, data.limit counts windows; these are cut later, from the tokens.
-    if limit is not None and not train.is_text and len(train.records) > limit:
-        report.notes.append(f"{len(train.records) - limit:,} training rows left out (data.limit)")
+    if limit is not None and not is_text and len(train.records) > limit:
+        report.notes.append(f"no more than the first {limit:,} training rows are used (data.limit)")
         train = train.some(train.records[:limit])
     if held_out is not None:
         in_both(held_out, train, report)
     return Prepared(train, held_out, report, options, thinking)
 
 
-def _refuse_for_kind(options: DataOptions, is_text: bool) -> None:
-    """Raise ConfigError for options that say nothing of rows of this kind."""
-    if options.packing and not is_text:
-        raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    for name in OF_CONVERSATIONS if is_text else ():
-        if (value := getattr(options, name)) != getattr(DataOptions, name):  # the class has the defaults
-            raise ConfigError(f"data.{name} ({value}) and data.format text exclude each other: leave it out")
-    if is_text and options.label_field is not None and options.packing is not False:
-        raise ConfigError(
-            f"data.label_field ({options.label_field}) and data.format text exclude each other, as a window holds "
-            "several documents: leave it out, or set data.packing to false"
-        )
-
-
-def _thinks(rows: Conversations, report: DataReport, options: DataOptions) -> bool:
+def _thinks(report: DataReport, options: DataOptions) -> bool:
     """Return True if some row has a thought. Raises DataError if none has, and data.thoughts is not train."""
     found = "thought" in report.counts
-    if options.thoughts != "train" and not (found or rows.is_text):
+    if options.thoughts != "train" and not found:
         raise DataError(
             f"data.thoughts is {options.thoughts}, and no row of data.train has a thought, in {listed(THOUGHT_FIELDS)} "
             f"of its turns or behind {listed(TAGS)} in their content: leave it out, or give thoughts in these forms"
@@ -141,14 +125,14 @@ def report_rows(rows: Conversations, marked: Bool, reason: str, report: DataRepo
         report.add(reason, f"{name} ({source})")
 
 
-def divide(rows: Conversations, fraction: float, seed: int) -> tuple[Conversations, Conversations]:
+def divide(rows: Conversations, fraction: float, seed: int, least: int) -> tuple[Conversations, Conversations]:
     """Divide rows into (training side, held-out side), by the smallest hashes of (seed, id).
 
-    Raises ConfigError if there are too few: of text, the share must be two documents, as they are few and long.
+    Raises ConfigError if no training row is left, or if the share is of fewer than `least` rows.
     """
     total = len(rows.records)
     count = max(1, round(fraction * total))
-    if count >= total or (rows.is_text and total * fraction < 2):
+    if count >= total or total * fraction < least:
         raise ConfigError(
             f"data.eval_fraction = {fraction} of {total} rows leaves no training row, or holds out less than two "
             "documents of text: name held-out rows, data.eval"

@@ -10,7 +10,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
-from sftmix.disk.places import HUB_ID, place_of
+from sftmix.disk.places import HUB_ID, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
 from sftmix.words.plain import not_utf8
@@ -25,6 +25,9 @@ _NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.js
 # test-00000-of-00001, medqa_4options_test_800, alpaca.dev; not contest, latest, devices
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
 """Names of files that are not for training if there are others."""
+
+_BINARY = re.compile(rb"(?=.*\0)(?!\xff\xfe|\xfe\xff).*[\x02-\x08\x0e-\x19]", re.S)
+"""The beginning of what is no text: no mark of UTF-16, and both NUL and another character that texts do not have."""
 
 _NO_FILE = (
     ": there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT; without a network, name the data set's "
@@ -123,25 +126,47 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
         files = {str(Path(name) / file.name): file for file in found}
         lines.append(f"{option}: read: {listed(files)}; left out of {name}: {left_out}")
     elif not path.exists():
-        if place_of(place).exists():  # datasets would read it, and whatever else its README.md names
-            raise DataError(
-                f"{option}: {name}: {place} is on this disk, and only hub ids take a subset, a split or a part of one; "
-                "name files alone"
-            )
-        if HUB_ID.match(place) and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
-            return {}
-        raise DataError(
-            f"{option}: {name}: no such file or directory (looked for {path.absolute()}); name a file, a directory or "
-            "a hub id"
-        )
+        if problem := _why_absent(place, path):
+            raise DataError(f"{option}: {name}{problem}")
+        return {}
     for file, path in files.items():
-        if path.suffix.lower() not in READERS:
-            raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
         if problem := not_utf8(file):
             raise DataError(f"{option} is {problem}")
-        if path.stat().st_size == 0:
-            raise DataError(f"{file}:1: the file is empty")
+        if problem := _why_unread(path):
+            raise DataError(f"{file}{problem}")
     return files
+
+
+def _why_absent(place: str, path: Path) -> str:
+    """Return why a name without subset and split, for which there is no path, is no hub id; "" if it may be one."""
+    if problem := path_problem(place):
+        return f" {problem}, or a hub id"
+    if re.search(r"[*?\[]", place):
+        return " is a pattern, and only names are read: name the directory, or each file, '[a.jsonl, b.jsonl]'"
+    if place_of(place).exists():  # datasets would read it, and whatever else its README.md names
+        return f": {place} is on this disk, and only hub ids take a subset, a split or a part of one; name files alone"
+    if HUB_ID.match(place) and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
+        return ""
+    return f": no such file or directory (looked for {path.absolute()}); name a file, a directory or a hub id"
+
+
+def _why_unread(path: Path) -> str:
+    """Return why a file is not read, by its name and its beginning; "" if it is."""
+    ending = path.suffix.lower()
+    if ending not in READERS:
+        return f": files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}"
+    if path.stat().st_size == 0:
+        return ":1: the file is empty"
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if head.startswith(b"ARROW1"):
+        return (
+            ": an Arrow IPC file, of pyarrow.ipc.new_file; .arrow files are read as `datasets` writes them, as a "
+            "stream: write the rows as Parquet, or by pyarrow.ipc.new_stream"
+        )
+    if ending not in (".arrow", ".parquet") and _BINARY.match(head):
+        return f": binary, and no text; files ending in {ending} are text in UTF-8"
+    return ""
 
 
 def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:

@@ -2,12 +2,11 @@
 
 import copy
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +16,15 @@ from sftmix.disk.cache import Record, key_of, short_hash
 from sftmix.options.data import DataOptions
 from sftmix.text.examples import examples_of
 from sftmix.types import Example, Int64, Message
+from sftmix.words.fields import TEXT
 
 AT_ONCE = 256
-"""Rows that are read, tokenised and written together: enough for the tokenizer's threads, little memory."""
+"""Most rows that are tokenised and written together: enough for the tokenizer's threads, little memory."""
+
+CHARACTERS = 1 << 20
+"""Characters of their texts from which on no more rows are added: tokenising takes some 150 times their size."""
+
+Item = TypeVar("Item")
 
 EXAMPLE = [
     ("id", pa.string()),
@@ -36,15 +41,32 @@ message of the role text."""
 # --------------------------------------------------------------------------------------------- Arrow files
 
 
-def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int = AT_ONCE) -> int:
-    """Write an Arrow IPC file of rows, column -> value, `batch` rows at a time; return their number.
+def in_parts(items: Iterable[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Divide items into parts of at most AT_ONCE, which end as soon as they have CHARACTERS.
+
+    size  function: an item -> its characters
+    """
+    part = list[Item]()
+    characters = 0
+    for item in items:
+        part.append(item)
+        characters += size(item)
+        if len(part) == AT_ONCE or characters >= CHARACTERS:
+            yield part
+            part = []
+            characters = 0
+    if part:
+        yield part
+
+
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record]) -> int:
+    """Write an Arrow IPC file of rows with the columns of EXAMPLE and others, column -> value; return their number.
 
     A column that a row lacks is null.
     """
     count = 0
-    rest = iter(rows)
     with pa.ipc.new_file(str(path), schema) as writer:
-        while part := list(itertools.islice(rest, batch)):
+        for part in in_parts(rows, lambda row: len(row["messages"])):
             writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))
             count += len(part)
     return count
@@ -55,13 +77,13 @@ def open_rows(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def rows_of(table: pa.Table, rows: Int64, at_once: int = AT_ONCE) -> Iterator[Record]:
-    """Read whole rows in the given order; at most `at_once` neighbours are read together."""
+def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
+    """Read whole rows in the given order, one at a time."""
     # [3, 4, 5, 9] -> [3, 4, 5], [9]: neighbours are one slice of the table.
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        for start in range(0, len(run), at_once):
-            part = run[start : start + at_once]
-            yield from table.slice(int(part[0]), len(part)).to_pylist()
+        part = table.slice(int(run[0]) if len(run) else 0, len(run))
+        for values in zip(*part.columns, strict=True):
+            yield {name: value.as_py() for name, value in zip(table.column_names, values, strict=True)}
 
 
 # ------------------------------------------------------------------------------------------------ examples
@@ -93,7 +115,9 @@ def _plain(message: Message) -> tuple[Any, ...]:
 
 
 def content_hash(messages: Sequence[Message]) -> str:
-    """Hash of the turns in their order, and of nothing else; 16 hex digits."""
+    """Hash of the turns in their order, or of a document's text, and of nothing else; 16 hex digits."""
+    if messages[0].role == TEXT:
+        return short_hash(messages[0].content.encode())
     # Thoughts and calls only where there are any: plain rows keep the ids that they had before these were read.
     turns = [[m.role, m.content, m.trained, *([m.thought, m.more] if m.thought or m.more else [])] for m in messages]
     return short_hash(json.dumps(turns, separators=(",", ":")).encode())
@@ -112,25 +136,21 @@ def id_of(row: Example, content: str) -> str:
 class Conversations:
     """The conversations or documents of one side: records of a directory, in file order, read when they are asked for.
 
-    records      i64[n], the records of this side; at first all of the directory
-    is_text      they are documents
-    fingerprint  hash of the rows' content, the same under any file names
-    cache_key    hash of the content and of the files' names, which the records give as their source
+    records  i64[n], the records of this side; at first all of the directory
+    key      of the cache: hash of all that the records depend on, and of the chosen ones
     """
 
-    def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
-        self._table = open_rows(directory / "rows.arrow")
+    def __init__(self, directory: Path, key: str) -> None:
+        self._table, self.key = open_rows(directory / "rows.arrow"), key
         self.records = np.arange(self._table.num_rows)
-        self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
     def some(self, records: Int64) -> Self:
         """Return a side with some of the records of this one."""
-        if len(records) == len(self.records):  # all of them: the keys stay
+        if len(records) == len(self.records):  # all of them: the key stays
             return self
-        chosen = hashlib.sha256(records.astype("<i8").tobytes()).hexdigest()
         side = copy.copy(self)  # with the same memory map
         side.records = records
-        side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
+        side.key = key_of(rows=self.key, chosen=hashlib.sha256(records.astype("<i8").tobytes()).hexdigest())
         return side
 
     def values(self, column: str) -> list[Any]:
@@ -138,11 +158,11 @@ class Conversations:
         return self._table[column].take(self.records).to_pylist()
 
     def read(self) -> Iterator[Example]:
-        """Read the rows with empty responses, and turns behind the last trained one; documents one at a time."""
-        return map(example_of, rows_of(self._table, self.records, 1 if self.is_text else AT_ONCE))
+        """Read the rows with empty responses, and turns behind the last trained one."""
+        return map(example_of, rows_of(self._table, self.records))
 
     def examples(self, *, whole: bool) -> Iterator[Example]:
-        """Read the conversations of this side as examples; without `whole`, each of their trained turns is one."""
+        """Read the rows of this side as examples; without `whole`, each of their trained turns is one."""
         for row in self.read():
             yield from examples_of(row, whole=whole)
 
@@ -152,7 +172,7 @@ class Prepared(NamedTuple):
 
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far
-    options      the options under which the rows were read
+    options      the options under which the rows were read; data.format is text if all files are documents
     thinks       some training row has a thought
     """
 
@@ -161,8 +181,3 @@ class Prepared(NamedTuple):
     report: DataReport
     options: DataOptions
     thinks: bool = False
-
-    @property
-    def text(self) -> bool:
-        """The rows are documents of plain text."""
-        return self.train.is_text

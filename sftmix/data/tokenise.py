@@ -1,126 +1,93 @@
-"""Conversations -> rows of examples to store, and documents -> rows of windows.
+"""Examples -> rows of token ids to store, by the renderer of the encoder."""
 
-In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
-with BOS if the tokenizer writes one before plain text. Packed documents follow one another and are cut into
-windows of exactly max_length tokens. A window names the places where its documents begin: neither attention nor targets
-may cross them, or the model would learn from an unrelated text.
-"""
-
+import bisect
+import contextlib
 import itertools
-from collections import Counter
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
+from sftmix.components.renderer import Renderer
 from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE, stored
-from sftmix.disk.cache import Record, short_hash
-from sftmix.text.encoder import Encoder
+from sftmix.data.store import in_parts, stored
+from sftmix.disk.cache import Record
+from sftmix.text.examples import EncodedRow
 from sftmix.text.mask import encode_each
-from sftmix.text.templates import written_bos
-from sftmix.types import Example, Message
-from sftmix.words.fields import TEXT
-
-
-def _tokens_of(example: Example, ids: Sequence[int], spans: Sequence[tuple[int, int]], **more: Any) -> Record:
-    """Return the row to store of an example: its values, its token ids, and [start, end) of each response in them."""
-    return {
-        **stored(example),
-        "input_ids": ids,
-        "spans": list(itertools.chain(*spans)),  # [(3, 7), (9, 12)] -> [3, 7, 9, 12]
-        "n_targets": sum(end - start for start, end in spans),
-        **more,
-    }
-
-
-# -------------------------------------------------------------------------------------------- conversations
+from sftmix.text.thoughts import thinks
+from sftmix.types import Example
+from sftmix.words.errors import ContractError, TemplateRefusal
 
 
 def tokenise(
-    examples: Iterator[Example], encoder: Encoder, max_length: int, report: DataReport, *, splits: bool
+    examples: Iterable[Example], renderer: Renderer, max_length: int, report: DataReport, *, splits: bool
 ) -> Iterator[Record]:
     """Tokenise examples in their order; yield the rows to store, and add what is to be said to the report.
 
     splits  the turns of a conversation that must be split take its place; else it has no row: the ids of its turns are
             not among those that a reference is asked for
     """
-    assert encoder.renderer is not None
-    while part := list(itertools.islice(examples, AT_ONCE)):
-        for example, found in encode_each(encoder.renderer, part, max_length, splits=splits):
-            name = f"{example.id} ({example.source})"
-            for reason in found.reasons:
-                report.add(reason, name + found.detail)
-            if found.ids:
-                row = _tokens_of(example, found.ids, found.spans, truncated="truncated" in found.reasons)
-                if set(found.span_weights) != {1.0}:  # null for the others: most data sets have none
-                    report.add("weighted", name)
-                    row["weights"] = found.span_weights
-                yield row
 
+    def encoded() -> Iterator[tuple[Example, EncodedRow]]:
+        for part in in_parts(examples, lambda example: sum(len(turn.content) for turn in example.messages)):
+            for example, found in encode_each(
+                renderer, part, max_length if renderer.cut else sys.maxsize, splits=splits
+            ):
+                for reason in found.reasons:
+                    report.add(reason, reported_as(example) + found.detail)
+                if found.ids:
+                    yield example, found
 
-# ------------------------------------------------------------------------------------------------ documents
-
-
-def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool) -> Iterator[Any]:
-    """Cut the tokens of documents, which follow one another, into windows of `length`; the last may be shorter.
-
-    documents  (document, token ids)
-    packed     a window may hold several documents; else each document is cut alone, and its last window may be shorter
-    Yields (first document, tokens, places where documents begin).
-    """
-    ids, starts = list[int](), list[int]()
-    for document, tokens in documents:
-        at = 0
-        while at < len(tokens):
-            if not ids:
-                first = document
-            # length 4, [1, 1, 1] and [2, 2, 2] -> [1, 1, 1, 2] with starts [0, 3], and [2, 2] with [0]
-            starts.append(len(ids))
-            piece = tokens[at : at + length - len(ids)]
-            ids += piece
-            at += len(piece)
-            if len(ids) == length or not (packed or at < len(tokens)):
-                yield first, ids, starts
-                ids, starts = [], []
-    if ids:
-        yield first, ids, starts
-
-
-def encode_windows(
-    documents: Iterable[Example], encoder: Encoder, length: int, report: DataReport, *, packed: bool
-) -> Iterator[Record]:
-    """Make the windows of documents, as `sftmix.data.dataset` stores them.
-
-    The report counts documents that spell special tokens, and windows without a target.
-    """
-    bos = written_bos(encoder.tokenizer)
-    eos = [encoder.end_of_turn_id]
-
-    def tokens() -> Iterator[tuple[Example, list[int]]]:
-        """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
-        for document in documents:
-            text = document.messages[0].content
-            content = encoder.spellings.as_text(text)
-            if content != text:
-                report.add("spelt_in_document", document.source)
-            (ids,) = encoder.spellings.tokenize([content])
-            yield document, [*bos, *ids, *eos]
-
-    counts = Counter[str]()
-    for document, ids, starts in windows(tokens(), length, packed):
-        bounds = itertools.pairwise([*starts, len(ids)])  # [0, 3] of 4 ids -> (0, 3), (3, 4)
-        spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
-        if not spans:
-            report.add("no_target", document.source)
+    for example, found in renderer.windows(encoded(), max_length):
+        if len(found.ids) > max_length:
+            raise ContractError(
+                f"renderer {renderer}: windows returned {len(found.ids)} ids for {example.id}; allowed: at most "
+                f"{max_length} (data.max_length)"
+            )
+        if not found.spans:
+            report.add("no_target", reported_as(example))
             continue
-        # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
-        # so no file about them is taken for one about these.
-        # The lengths keep a token from being taken for a start.
-        numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
-        name = short_hash(numbers.tobytes())
-        suffix = f"#{counts[name]}" if counts[name] else ""
-        counts[name] += 1
-        example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))
-        yield _tokens_of(example, ids, spans, truncated=False, starts=starts)
+        row = {
+            **stored(example),
+            "input_ids": found.ids,
+            "spans": list(itertools.chain(*found.spans)),  # [(3, 7), (9, 12)] -> [3, 7, 9, 12]
+            "n_targets": sum(end - start for start, end in found.spans),
+            "truncated": "truncated" in found.reasons,
+            "starts": found.starts or None,
+        }
+        if set(found.span_weights) != {1.0}:  # null for the others: most data sets have none
+            report.add("weighted", reported_as(example))
+            row["weights"] = found.span_weights
+        yield row
+
+
+def reported_as(example: Example) -> str:
+    """Return the id and the place of an example, for the report."""
+    return f"{example.id} ({example.source})"
+
+
+MANY = 16
+"""Turns of a conversation from which on those without room are looked for before they are tokenised."""
+
+
+def with_room(renderer: Renderer, examples: Sequence[Example], max_length: int) -> int:
+    """Return how many of the examples of a conversation may have a response within max_length; those behind have none.
+
+    Each turn's prompt holds the turns before it, so tokenising them all takes the square of their number: 400 turns,
+    of which the first 22 have room, take the time of 9,000. The first prompt without room is found by halving. Those
+    behind it have none either if the last one begins with the same ids. Templates may leave out earlier thoughts: of
+    conversations with thoughts all turns are tokenised, and so are those of which the template leaves out a turn.
+    """
+    if len(examples) < MANY or thinks(examples[-1]):
+        return len(examples)
+
+    def head(place: int) -> list[int]:
+        """Return the first max_length ids of a prompt."""
+        *before, _ = examples[place].messages
+        return renderer.prompt(before, examples[place].tools)[:max_length]
+
+    with contextlib.suppress(TemplateRefusal):
+        last = head(-1)
+        if len(last) == max_length:
+            first = bisect.bisect_left(range(len(examples)), max_length, key=lambda place: len(head(place)))
+            if head(first) == last:
+                return first
+    return len(examples)

@@ -1,11 +1,12 @@
 """The cache: directories under keys that change with all that their content depends on, never with file times."""
 
 import contextlib
-import hashlib
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from sftmix.disk.files import commit_directory, is_full, read_json, remove_lefto
 from sftmix.disk.hashes import sha256_json
 from sftmix.words.errors import ConfigError, NoSpaceError
 
-CODE_VERSION = 12
-"""Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
+SOURCES = ("text/*", "data/*", "types/*", "words/*", "components/renderer", "components/row_format", "disk/texts")
+"""The modules that are between a file of rows and the token ids that are stored of it."""
 
 Record = dict[str, Any]
 """A stored row, column -> value; or the summary of a directory."""
@@ -25,14 +26,25 @@ PATIENCE = 10.0
 """Seconds of waiting for another process before a line says for what."""
 
 
-def key_of(*parts: Any) -> str:
-    """Hash of parts that JSON can write, 32 hex digits."""
-    return sha256_json([CODE_VERSION, *parts])[:32]
-
-
 def short_hash(content: bytes) -> str:
-    """Hash of some bytes, 16 hex digits."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    """Return the hash of some bytes, 16 hex digits."""
+    return blake2b(content, digest_size=8).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """Return the hash of SOURCES: entries of another release, or from before an edit, are not read."""
+    package = Path(__file__).parents[1]
+    files = sorted(path for name in SOURCES for path in package.glob(f"{name}.py"))
+    return sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def key_of(**fields: Any) -> str:
+    """Return the key of an entry: the hash of all that decides its content, by name, and of the code; 32 hex digits.
+
+    fields  values that JSON can write
+    """
+    return sha256_json({"code": code_version(), **fields})[:32]
 
 
 # Read; else lock, read again, build beside it, rename, unlock.

@@ -17,7 +17,7 @@ _NODE = re.compile(r"^node \d+ \(.*\): \Z")  # "node 1 (gpu-07, from rank 8): "
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """Where transformers looks for weights, unless config.json names another file."""
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".gguf")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
 
 
@@ -51,6 +51,8 @@ def refuse_files(path: str | Path) -> None:
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may be beside the weights
+        if pickle.endswith(".gguf"):
+            raise ConfigError(f"model.path: {path} has GGUF files alone; name the model that {pickle} was made from")
         raise ConfigError(
             f"model.path: {path}: there is no safetensors file; found {pickle}, a pickle, which can run a program "
             "when it is read. Only safetensors are read. If you trust the directory, write its weights anew, and name "

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
-from sftmix.words.fields import ROLES, FormatName, MultiTurn, SpecialTokens, Thoughts, TrainedTurns
+from sftmix.words.fields import ROLES, TEXT, FormatName, MultiTurn, SpecialTokens, Thoughts, TrainedTurns
 from sftmix.words.plain import PlainFields, as_list
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
@@ -19,6 +19,9 @@ _DATA = (
     ("limit", at_least_1, "at least 1, or null"),
 )
 
+
+OF_CONVERSATIONS = ("template", "template_options", "thoughts", "multi_turn", "trained_turns", "roles", "labels")
+"""Options that say nothing of plain text."""
 
 _LISTS = ("train", "eval", "labels")
 """Options for which a single value counts as a list of one, in YAML, on the command line and in Python."""
@@ -93,6 +96,14 @@ class DataOptions(PlainFields):
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from out_of_range("data", self, _DATA)
+        for name in OF_CONVERSATIONS if self.format == TEXT else ():
+            if (given := getattr(self, name)) != getattr(DataOptions, name):  # the class has the defaults
+                yield f"data.{name} ({given}) and data.format text exclude each other: leave it out"
+        if self.format == TEXT and self.label_field is not None and self.packing is not False:
+            yield (
+                f"data.label_field ({self.label_field}) and data.format text exclude each other, as a window holds "
+                "several documents: leave it out, or set data.packing to false"
+            )
         if problem := path_problem(cache := self.cache_dir or os.environ.get("SFTMIX_CACHE", "")):
             yield f"data.cache_dir, or $SFTMIX_CACHE: {cache!r} cannot be the directory of the cache: it {problem}"
 

@@ -143,8 +143,8 @@ class ReferenceRun:
         _, encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:
             raise ConfigError(
-                "data.format text packs documents into windows, which a reference that scores single rows cannot keep "
-                "apart: set data.packing false"
+                "a reference that scores single rows cannot keep apart what is packed into windows: set data.packing "
+                "false for plain text, or renderer to null"
             )
 
         def collected() -> TrainingDynamics:

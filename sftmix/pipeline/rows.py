@@ -71,21 +71,17 @@ def read_rows(
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
     prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format, progress=progress))
-    if prepared.text:
-        if config.renderer is not None:
-            raise ConfigError(
-                f"renderer {config.renderer} and data.format text exclude each other: set renderer to null"
-            )
-        if Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False):
-            raise ConfigError(
-                "data.format text has no instructions, and a response is to be scored without its instruction: use "
-                "--confidence Perplexity, without reference.response_alone"
-            )
-        config = replace(config, data=replace(config.data, format="text"))
+    config = replace(config, data=prepared.options)
     path = config.model.path
     encoder = world.node_first(
         lambda: encoder_for(load_tokenizer(path), config.data, config.renderer, thinks=prepared.thinks)
     )
+    alone = Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False)
+    if encoder.renderer.packs and alone:
+        raise ConfigError(
+            "windows (of plain text, or of your renderer) have no instructions, and a response is to be scored without "
+            "its instruction: use --confidence Perplexity, without reference.response_alone"
+        )
     refuse_quantized(path)  # before rows are tokenised and a reference is trained
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 
@@ -213,10 +209,11 @@ def rows_of_reference(
     # Such as a smaller model of the target's family, whose context is long enough.
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train
-    if rows.prepared.text:
+    if rows.encoder.renderer.packs:
         raise ConfigError(
-            "with data.format text a reference reads the windows of the target: leave reference.model.template and "
-            "reference.model.max_length out, and use a reference with the target's tokenizer and context"
+            "a reference reads the windows of the target (of plain text, or of your renderer): leave "
+            "reference.model.template and reference.model.max_length out, and use a reference with the target's "
+            "tokenizer and context"
         )
     encoded = world.node_first(
         lambda: encode_dataset(

@@ -13,9 +13,9 @@ from sftmix.components.component import require, require_one_of
 from sftmix.components.renderer import Renderer
 from sftmix.components.row_format import RowFormat
 from sftmix.text.chat_template import ChatTemplate
-from sftmix.text.examples import examples_of, has_response, left_out
+from sftmix.text.examples import EncodedRow, examples_of, has_response, left_out
 from sftmix.text.formats import Columns, Converter
-from sftmix.text.mask import EncodedRow, encode_each
+from sftmix.text.mask import encode_each
 from sftmix.text.thoughts import thinks
 from sftmix.words.errors import BadRow, refuse
 from sftmix.words.fields import TEXT, FormatName, MultiTurn, TrainedTurns, column_problems

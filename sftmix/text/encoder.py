@@ -19,9 +19,9 @@ from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import place_of
 from sftmix.options.data import DataOptions
 from sftmix.text.chat_template import ChatTemplate
-from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
 from sftmix.text.trial import trouble_with
+from sftmix.text.windows import Documents
 from sftmix.types import Int64, Message
 from sftmix.words.errors import ConfigError
 from sftmix.words.fields import TEXT, SpecialTokens, Thoughts
@@ -39,19 +39,15 @@ def identity(form: Component | str) -> Any:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer and the renderer of conversations, which has begun with it; None for plain text.
-
-    special_tokens  what their spellings in plain text become
-    """
+    """A tokenizer and the renderer of rows, which has begun with it."""
 
     tokenizer: PreTrainedTokenizerBase
-    renderer: Renderer | None = None
-    special_tokens: SpecialTokens = "text"
+    renderer: Renderer
 
     @property
     def name(self) -> str:
         """alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, a class's name, or "text"."""
-        return TEXT if self.renderer is None else getattr(self.renderer, "name", type(self.renderer).__name__)
+        return getattr(self.renderer, "name", type(self.renderer).__name__)
 
     @property
     def notices(self) -> Sequence[str]:
@@ -59,9 +55,9 @@ class Encoder:
         return getattr(self.renderer, "notices", ())
 
     @property
-    def chat_template(self) -> str | None:
-        """The Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own."""
-        return None if self.renderer is None else self.renderer.template
+    def chat_template(self) -> str:
+        """The Jinja source in use: export it with the model; "" for plain text, the tokenizer keeps its own."""
+        return self.renderer.template
 
     @property
     def pad_id(self) -> int:
@@ -72,7 +68,7 @@ class Encoder:
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a turn: the id that ends a response, and the one that ends a call, if it is another."""
-        return (int(self.tokenizer.eos_token_id),) if self.renderer is None else self.renderer.ends
+        return self.renderer.ends
 
     @property
     def end_of_turn_id(self) -> int:
@@ -87,16 +83,11 @@ class Encoder:
         return tuple(dict.fromkeys((*self.end_ids, *([] if eos is None else [eos]))))
 
     @cached_property
-    def spellings(self) -> SpecialSpellings:
-        """The special tokens' spellings in plain text."""
-        return SpecialSpellings(self.tokenizer, self.end_ids, self.special_tokens)
-
-    @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         roles = json.dumps(token_roles(self.tokenizer), sort_keys=True)
         content = hashlib.sha256((backend_text(self.tokenizer) + roles).encode()).hexdigest()
-        known: Any = self.special_tokens if self.renderer is None else identity(self.renderer)
+        known = identity(self.renderer)
         if type(self.renderer) is ChatTemplate:  # whose options say how the template was found
             known = [self.renderer.thoughts, self.renderer.special_tokens]
         return sha256_json([content, self.chat_template, self.end_of_turn_id, known])[:32]
@@ -107,7 +98,6 @@ class Encoder:
         turns  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
                or a tool
         """
-        assert self.renderer is not None, "plain text has no turns"
         keys = ("role", "content", "thought")
         messages = [
             Message(**{key: turn[key] for key in keys if key in turn}, more={k: turn[k] for k in turn if k not in keys})
@@ -127,22 +117,36 @@ def encoder_for(
     *,
     thinks: bool | None = False,
 ) -> Encoder:
-    """Make the encoder of rows under these options: without a renderer if data.format is text, else with one.
+    """Make the encoder of rows under these options.
 
     A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
-    long, or too much memory.
+    long, or too much memory, and for a renderer of the other kind of rows.
 
-    renderer  None: the chat template that the options choose
+    renderer  None: windows if data.format is text, else the chat template that the options choose
     thinks    some response of the rows has a thought; None: the template is taken as it is
     """
-    if options.format == TEXT:
-        return text_encoder(tokenizer, options.special_tokens)
-    renderer = copy(renderer) or ChatTemplate(  # `begin` keeps a tokenizer in it; a reference has its own
-        template=options.template,
-        template_options=options.template_options,
-        special_tokens=options.special_tokens,
-        thoughts=options.thoughts,
+    is_text = options.format == TEXT
+    if renderer is not None and isinstance(renderer, Documents) != is_text:
+        raise ConfigError(
+            f"renderer {renderer} and data.format {options.format} exclude each other: set renderer to null (those of "
+            "plain text are `sftmix.text.windows.Documents` and its subclasses)"
+        )
+    default = (
+        Documents(packing=options.packing is not False, special_tokens=options.special_tokens)
+        if is_text
+        else ChatTemplate(
+            template=options.template,
+            template_options=options.template_options,
+            special_tokens=options.special_tokens,
+            thoughts=options.thoughts,
+        )
     )
+    renderer = copy(renderer or default)  # `begin` keeps a tokenizer in it; a reference has its own
+    if getattr(tokenizer, "split_special_tokens", False) and not is_text:
+        raise ConfigError(
+            "model.path: its tokenizer_config.json has split_special_tokens: true, by which the tokens of a chat "
+            "template are taken apart as well: remove the line; rows have none (data.special_tokens)"
+        )
     if isinstance(renderer, ChatTemplate):
         _try_out(*chosen(tokenizer, renderer.chosen), token_roles(tokenizer), options.cache_dir)
     renderer.begin(tokenizer, thinks=thinks)
@@ -158,15 +162,9 @@ def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str |
         return {}
 
     if name not in NAMED:
-        key = key_of(source, variables, version("transformers"), version("jinja2"))  # a trial takes over a second
+        versions = [version("transformers"), version("jinja2")]
+        key = key_of(source=source, variables=variables, versions=versions)  # a trial takes over a second
         get_or_build(cache_dir, f"template-{key}", build)
-
-
-def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
-    """Make the encoder of plain text: a document ends with eos. Raises ConfigError if there is no eos token."""
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
-    return Encoder(tokenizer, None, special_tokens)
 
 
 def make_encoder(

@@ -27,6 +27,9 @@ REFUSED = ("images", "image", "videos", "video", "audios", "audio", "history")
 _TWINS = dict([("weight", "loss_weight"), TOOLS])  # {"weight": "loss_weight", "tools": "functions"}
 """Our fields and their other names in rows."""
 
+WEIGHTS = {"weight", "loss_weight"}
+"""Fields that are read, and are columns as well."""
+
 
 class Columns:
     """Reader of rows whose fields have other names than ours (data.columns).
@@ -104,29 +107,29 @@ class Converter:
         source  the row's place, `file:line`
         label   the label of the example; None or empty: it has none
         """
-        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
-        form = FORMATS[name] if isinstance(name, str) else name
-        is_text = isinstance(form, PlainText)
-        lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
-        # CSV: '[{"role": "user", "content": "Hi"}, ...]'
-        row = {**row, **{key: parsed(row[key], key) for key in lists}}
-        used = {*form.fields, "id", self.label_field}
-        if not is_text:
-            used |= {"system", *TOOLS}
-        unread = _unread(row, used if is_text else {*used, "weight", "loss_weight"}, form.turns)
+        form, row = self._fields(row)
+        read = {*form.fields, *form.shared, "id", self.label_field}
+        unread = _unread(row, read, form.turns)
         messages = form.read({**row}, roles=self.roles or {})
-        label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
-        if not is_text:
+        if form.shared:
             messages = self._with_row(messages, form, row)
-        columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
+        label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
+        columns = {key: value for key, value in row.items() if key not in read - WEIGHTS and _is_scalar(value)}
         for key, value in columns.items():
             checked_text(f"{key}{value}", f"field {quoted(key)}")
         own_id = _name(row.get("id", ""), "id")
         if RESERVED_ID.search(own_id):
             raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
         self.unread.update(sorted(unread))
-        tools = () if is_text else tools_of(row)
-        return Example(own_id, tuple(messages), source, label, columns, tools)
+        return Example(own_id, tuple(messages), source, label, columns, tools_of(row) if form.shared else ())
+
+    def _fields(self, row: Fields) -> tuple[RowFormat, Fields]:
+        """Return the format of a row, and the row with lists in place of those in JSON text."""
+        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
+        form = FORMATS[name] if isinstance(name, str) else name
+        lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
+        # CSV: '[{"role": "user", "content": "Hi"}, ...]'
+        return form, {**row, **{key: parsed(row[key], key) for key in lists}}
 
     def _with_row(self, messages: Any, form: RowFormat, row: Fields) -> list[Message]:
         """Return the turns that a format has read, with the row's system turn and weight, if they are a conversation.
@@ -143,6 +146,8 @@ class Converter:
             )
         # LLaMA-Factory's Alpaca rows have a field system beside instruction, input and output.
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
+        if system and messages[0].role == "system":
+            raise BadRow("the row has a field system and a system turn; leave one out (data.columns '{system: null}')")
         weight = weight_of(row)
         # A format of a user may have given anything: -1 would be learnt away, nan would end the training.
         messages = [
@@ -243,6 +248,7 @@ class PlainText(RowFormat):
     """A document without turns: one message of the role text, which data.format text alone chooses."""
 
     fields = turns = FORMAT_FIELDS[TEXT]
+    shared = ()
 
     def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the document."""

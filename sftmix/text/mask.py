@@ -5,11 +5,11 @@ The ids in front of a trained turn are those that generation starts from, and th
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any
 
 from sftmix.components.renderer import Renderer
 from sftmix.text.chat_template import ChatTemplate
-from sftmix.text.examples import examples_of
+from sftmix.text.examples import EncodedRow, examples_of
 from sftmix.text.turns import MOST_WEIGHT
 from sftmix.types import Example, RenderedTurn
 from sftmix.words.errors import ContractError, TemplateRefusal
@@ -22,44 +22,6 @@ APART = {"composed", "boundary"}
 
 SPLIT = "split_turns"
 """The only reason of a conversation that cannot be masked as a whole: each of its turns is an example."""
-
-NOT_TRAINED = -100
-"""The label that losses of transformers and TRL leave out."""
-
-
-class EncodedRow(NamedTuple):
-    """A training example of a row, or the reasons why there is none.
-
-    reasons       keys of `sftmix.data.report.REASONS`: what was left out, cut, or put together
-    detail        the error of a template that refuses the conversation; else ""
-    ids           the token ids, at most max_length; empty if it cannot be trained on
-    spans         (start, stop) of each trained text in them, end-of-turn token included, in order
-    span_weights  the weight of the tokens of each span
-    """
-
-    reasons: list[str]
-    detail: str = ""
-    ids: Sequence[int] = ()
-    spans: Sequence[tuple[int, int]] = ()
-    span_weights: Sequence[float] = ()
-
-    @property
-    def labels(self) -> list[int]:
-        """One for each id, not shifted, as transformers takes them: the id if it is trained, else -100."""
-        labels = [NOT_TRAINED] * len(self.ids)
-        for start, stop in self.spans:
-            labels[start:stop] = self.ids[start:stop]
-        return labels
-
-    @property
-    def weights(self) -> list[float] | None:
-        """One for each id, 0 if it is not trained; None if all trained tokens have the weight 1."""
-        if set(self.span_weights) <= {1.0}:
-            return None
-        weights = [0.0] * len(self.ids)
-        for (start, stop), weight in zip(self.spans, self.span_weights, strict=True):
-            weights[start:stop] = [weight] * (stop - start)
-        return weights
 
 
 def encode_each(
@@ -92,6 +54,11 @@ def encode_examples(renderer: Renderer, examples: Sequence[Example], max_length:
             return [EncodedRow(["template_refused"], f": {error}")]
         return [encode_examples(renderer, [example], max_length)[0] for example in examples]
     if type(renderer) is not ChatTemplate:
+        if len(found) != len(examples):
+            raise ContractError(
+                f"renderer {renderer}: batch returned turns of {len(found)} conversations; it was given "
+                f"{len(examples)}, and must return a list for each, in their order"
+            )
         for example, turns in zip(examples, found, strict=True):
             _check_turns(renderer, example, turns)
     return [_masked(turns, renderer.ends, max_length) for turns in found]

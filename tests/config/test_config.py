@@ -243,13 +243,26 @@ def test_a_package_that_is_not_there_is_named_before_anything_is_read():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("template", "chatml"), ("template_options", {"a": 1}), ("thoughts", "drop"), ("special_tokens", "tokens")],
+    [("template", "chatml"), ("template_options", {"a": 1}), ("thoughts", "drop"), ("packing", False)],
 )
 def test_a_renderer_and_an_option_of_the_chat_template_exclude_each_other(name, value):
     data = replace(complete().data, **{name: value})
     said = refusal(data=data, renderer=ChatTemplate())
     assert said == f"renderer ChatTemplate and data.{name} ({value}) exclude each other: leave one out"
     assert refusal(data=data) == refusal(renderer=ChatTemplate()) == ""
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        TrainedReference(model=ReferenceModel(template="chatml")),
+        FromCheckpoints(paths=["m"], template="chatml"),
+    ],
+)
+def test_a_renderer_and_a_template_of_the_reference_exclude_each_other(reference):
+    said = refusal(reference=reference, renderer=ChatTemplate())
+    assert said.startswith("renderer ChatTemplate and reference.template or reference.model.template (chatml) exclude")
+    assert refusal(reference=reference) == ""
 
 
 def test_a_row_format_and_a_word_exclude_each_other_and_columns_are_of_the_one_that_counts():

@@ -41,6 +41,9 @@ from sftmix.words.errors import ConfigError
             ["preview", "--data.columns", "{response: a"],
             ["is refused, line 1: expected ',' or '}', but got"],
         ),
+        (["preview", "--data.format", "my.Rows"], ["prompt_completion, text, and a class of your own by row_format"]),
+        (["preview", "--row_format", "alpaca"], ["no RowFormat 'alpaca'", "our formats are words of data.format"]),
+        (["preview", "--renderer", "chatml"], ["no Renderer 'chatml'", "templates are chosen by data.template"]),
         (["preview", "--data.columns", "{response: [a]}"], ["is not allowed; allowed: a mapping"]),
         (
             ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],

@@ -236,7 +236,7 @@ def test_each_file_has_its_label(write, read, tmp_path):
     labels = [side.train.values("label") for side in prepared]
     assert labels == [["low"] * 3 + ["high"] * 3, ["low"] * 6]
     assert prepared[0].eval.values("label") == [None] * 2
-    assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 2
+    assert len({side.train.key for side in prepared}) == 2
 
 
 def test_a_side_is_not_read_back_as_the_other(write, read):

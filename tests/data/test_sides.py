@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sftmix.words.errors import ConfigError
+from sftmix.data.store import open_rows
+from sftmix.words.errors import ConfigError, DataError
 
 
 def rows_of(kind: str, n: int) -> list[dict]:
@@ -41,7 +42,7 @@ def test_held_out_files_and_overlap(write, read):
     prepared = read(write("train.jsonl", train), eval=[held_out], label_field="kind", limit=3)
     assert (len(prepared.train.records), len(prepared.eval.records)) == (3, 2)
     assert prepared.report.counts == {"eval_in_train": 1}
-    assert prepared.report.rows == 7
+    assert prepared.report.rows == 4 + 2  # one more than the limit, which says that there are more
     assert prepared.train.values("label") == ["a"] * 3
 
 
@@ -54,7 +55,7 @@ def test_the_held_out_rows_are_those_of_every_limit(files, read):
         prepared = read(*files, eval_fraction=0.1, limit=limit)
         assert ids(prepared.eval) == ids(full.eval)
         assert ids(prepared.train) == ids(full.train)[:limit]
-        assert f"{69 - limit} training rows left out (data.limit)" in prepared.report.notes
+        assert f"no more than the first {limit} training rows are used (data.limit)" in prepared.report.notes
 
 
 def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
@@ -67,7 +68,7 @@ def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
     assert ids(prepared.train) == [name for k, name in enumerate(ids(whole)) if k not in (3, 41, 70)]
     assert prepared.report.counts["excluded"] == 3
     assert f"{ids(whole)[3]} ({places[3]})" in prepared.report.first["excluded"]
-    assert prepared.train.fingerprint != whole.fingerprint
+    assert prepared.train.key != whole.key
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,19 @@ def test_marks_of_no_row_are_refused(text, message, files, read, tmp_path):
         marks.write_bytes(text)
     with pytest.raises(ConfigError, match=f"data.exclude: .*{message}"):
         read(*files, exclude=str(marks))
+
+
+def test_behind_the_limit_nothing_is_read(read, write, tmp_path):
+    """Neither kept in the cache nor checked, unless rows are held out or left out before the limit."""
+    path = write("rows.jsonl", [*rows_of("a", 9), {"broken": 1}])
+    prepared = read(path, limit=3)
+    assert prepared.report.rows == 4
+    (stored,) = (tmp_path / "cache").glob("rows-*/rows.arrow")
+    assert open_rows(stored).num_rows == 4
+    whole = read(path, skip_bad=True)
+    assert ids(prepared.train) == ids(whole.train)[:3]
+    assert "data.limit" not in str(read(path, limit=9, skip_bad=True).report.notes)
+    marks = write("marks.txt", "nobody")
+    for more in ({"eval_fraction": 0.3}, {"duplicates": "drop"}, {"exclude": marks}):
+        with pytest.raises(DataError, match="1 bad row"):
+            read(path, limit=3, **more)

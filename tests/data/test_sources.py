@@ -1,7 +1,9 @@
 """Sources of rows: the place of each row and of each mistake in files of every kind, hub ids, and text files."""
 
 import decimal
+import gzip
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -16,7 +18,7 @@ from tests.data.test_rows import GOOD
 
 def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
     for path, reason in [
-        ("a\0b", "no such file"),
+        ("a\0b", "holds a control character"),
         (write("empty.jsonl", b""), "empty"),
         (write("rows.jsonl.gz", b"x"), "'.gz' are not read"),
         (write("blank.jsonl", b"\n\n"), "no usable row"),
@@ -268,6 +270,40 @@ def test_a_directory_is_never_given_to_datasets(name, write, tmp_path, monkeypat
     assert len(expand(["openai/gsm8k"], "data.train")[0]) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://example.org/a.jsonl", "is a URL; name a place on this machine, or a hub id"),
+        ("rows/*.jsonl", r"is a pattern, and only names are read: name the directory, or each file, '\[a"),
+        ("rows[12].json", "is a pattern"),
+    ],
+)
+def test_what_is_no_name_of_a_file_is_said(name, words, read):
+    with pytest.raises(DataError, match=rf"^data\.train: {re.escape(name)} {words}"):
+        read(name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b'{"prompt": "p"}', mtime=0), b"PAR1\x15\x04\x15\0", bytes(range(256))]
+)
+def test_binary_files_are_named_as_such(name, content, write, read):
+    path = write(name, content)
+    with pytest.raises(DataError, match=rf"^{path}: binary, and no text; files ending in \{Path(name).suffix} are"):
+        read(path)
+
+
+def test_an_arrow_file_that_is_no_stream_is_named_as_such(tmp_path, read):
+    table, path = pa.table({"prompt": ["p"], "completion": ["c"]}), tmp_path / "rows.arrow"
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"rows\.arrow: an Arrow IPC file, .* or by pyarrow\.ipc\.new_stream$"):
+        read(str(path))
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    assert len(read(str(path)).train.records) == 1
+
+
 # ----------------------------------------------------------------------------------------------- text files
 
 
@@ -314,5 +350,5 @@ def test_text_files_beside_rows_are_notes_about_them(write, read, tmp_path):
     write("README.txt", "About these rows.\n")
     assert len(read(str(tmp_path)).train.records) == 1
     write("rows.jsonl", [{"text": "a tale", "prompt": "p", "completion": "c"}])
-    assert not read(str(tmp_path)).train.is_text
+    assert read(str(tmp_path)).options.format == "auto"
     assert len(read(str(tmp_path), format="text").train.records) == 2

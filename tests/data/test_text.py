@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.data.tokenise import windows
-from sftmix.text.encoder import text_encoder
+from sftmix.options import DataOptions
+from sftmix.text.encoder import encoder_for
+from sftmix.text.windows import cut_into_windows
 from sftmix.words.errors import ConfigError
 from tests.text.small_tokenizers import SMALL
 
@@ -17,7 +18,10 @@ TALES = [f"Tale {i}.\n\n" + " ".join(f"Then {j} came {i * j}." for j in range(3 
 
 @pytest.fixture(scope="session")
 def encoders(small):
-    return {name: text_encoder(tokenizer) for name, tokenizer in small.items()}
+    """Encoders of packed documents, and of pieces of single ones, by their tokenizers."""
+    options = {None: DataOptions(format="text"), False: DataOptions(format="text", packing=False)}
+    made = {(name, packing): encoder_for(small[name], options[packing]) for name in small for packing in options}
+    return made | {name: made[name, None] for name in small}
 
 
 def tokens_of(encoder, text: str, *, begins: bool = True, ends: bool = True) -> list[int]:
@@ -49,7 +53,7 @@ def expected_windows(
     st.integers(2, 9),
 )
 def test_windows_hold_every_token_of_every_document_once(documents, length):
-    found = list(windows(enumerate(documents), length, True))
+    found = list(cut_into_windows(enumerate(documents), length, True))
     assert [(ids, starts) for *_, ids, starts in found if len(starts) < len(ids)] == expected_windows(documents, length)
     assert [token for *_, ids, _ in found for token in ids] == [token for ids in documents for token in ids]
     assert all(len(ids) == length for *_, ids, _ in found[:-1])
@@ -57,12 +61,13 @@ def test_windows_hold_every_token_of_every_document_once(documents, length):
     assert [number for number, *_ in found] == owners[::length]
 
 
-def test_the_id_of_a_window_is_what_it_holds(write, load, encoders):
+def test_the_id_of_a_window_is_what_it_holds(write, load, small):
     """Its tokens and where documents begin; `#k` for the k-th repetition."""
 
     def names(*texts, length=1000, **more) -> list[str]:
         path = write("echo.jsonl", [{"text": text} for text in texts])
-        return load(encoders["chatml"], path, **more, format="text", max_length=length).train.ids
+        encoder = encoder_for(small["chatml"], DataOptions(format="text", **more))
+        return load(encoder, path, **more, format="text", max_length=length).train.ids
 
     (one, *rest) = names(*[TALES[0]] * 3, packing=False)
     assert rest == [f"{one}#1", f"{one}#2"]
@@ -73,7 +78,7 @@ def test_the_id_of_a_window_is_what_it_holds(write, load, encoders):
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("packing", [None, False])
 def test_documents_become_windows(kind, packing, write, load, encoders):
-    encoder = encoders[kind]
+    encoder = encoders[kind, packing]
     path = write("tales.jsonl", [{"text": tale, "score": i} for i, tale in enumerate(TALES)])
     label = None if packing is None else "score"
     data = load(encoder, path, format="text", packing=packing, label_field=label, max_length=30)
@@ -93,14 +98,15 @@ def test_documents_become_windows(kind, packing, write, load, encoders):
 @pytest.mark.slow
 def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, load):
     path = shared / "data/text/Doyle_Hound_1902.txt"
-    data = load(text_encoder(tokenizer), str(path), max_length=5000)
-    expected = tokens_of(text_encoder(tokenizer), path.read_text(encoding="utf-8-sig"))
+    encoder = encoder_for(tokenizer, DataOptions(format="text"))
+    data = load(encoder, str(path), max_length=5000)
+    expected = tokens_of(encoder, path.read_text(encoding="utf-8-sig"))
     assert [token for window in data.train for token in window.input_ids.tolist()] == expected
 
 
 def test_a_tokenizer_without_eos_is_refused(small):
     with pytest.raises(ConfigError, match="no eos token"):
-        text_encoder(SimpleNamespace(eos_token_id=None))
+        encoder_for(SimpleNamespace(eos_token_id=None), DataOptions(format="text"))
 
 
 # ---------------------------------------------------------------------------------------------- held out
@@ -108,7 +114,7 @@ def test_a_tokenizer_without_eos_is_refused(small):
 
 def test_documents_are_held_out_whole_where_there_are_enough(write, load, encoders):
     path = write("tales.jsonl", [{"text": tale} for tale in TALES])
-    data = load(encoders["bos"], path, format="text", eval_fraction=0.25, packing=False, max_length=1000)
+    data = load(encoders["bos", False], path, format="text", eval_fraction=0.25, packing=False, max_length=1000)
     sides = [[example.input_ids.tolist() for example in side] for side in (data.train, data.eval)]
     assert len(sides[1]) == 3
     assert sorted(sides[0] + sides[1]) == sorted(tokens_of(encoders["bos"], tale) for tale in TALES)

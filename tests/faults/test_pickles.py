@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from sftmix.disk.files import read_json, write_json
 from sftmix.model.adapters import add_adapters, write_adapters
 from sftmix.model.load import fingerprint, load_model, load_tokenizer
+from sftmix.model.paths import refuse_files
 from sftmix.options import LoraOptions
 from sftmix.tools.runs.adapters import load_adapters
 from sftmix.words.errors import ConfigError
@@ -62,6 +63,14 @@ def test_a_model_in_a_pickle(name, canary, tiny, tmp_path, sftmix):
     assert "Only safetensors are read" in done.err
     with pytest.raises(ConfigError, match=f"{name}, a pickle"):
         load_model(tiny.model)
+
+
+def test_a_directory_of_gguf_files(tmp_path):
+    (tmp_path / "m-Q4_K_M.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"has GGUF files alone; name the model that m-Q4_K_M\.gguf was made from"):
+        refuse_files(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    refuse_files(tmp_path)
 
 
 def test_pickles_beside_safetensors_are_not_read(canary, tiny):

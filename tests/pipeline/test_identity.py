@@ -155,7 +155,7 @@ def test_the_classes_that_read_and_render_rows_decide_what_was_made_of_them(fini
     assert differ(own("turns", OWN_ROWS.replace("pass", "mended = True"))) == ["row_files.own_rows.Turns"]
     assert "renderer" in differ(replace(first, renderer=None))
     note.write_text("2")
-    with pytest.raises(ConfigError, match="the training rows are others, as the model sees them"):
+    with pytest.raises(ConfigError, match=r"row_files\.\S*note\.txt: .* Use another --out"):
         run(first, until="split")
 
 

@@ -215,7 +215,8 @@ def test_another_length_of_the_reference_is_refused(words, refused):
 
 def test_responses_without_instructions_are_refused_where_there_are_none(words, refused):
     """Where documents are packed, the cuts between them would lie elsewhere."""
-    assert "data.format text has no instructions" in refused("reference", *words, "--reference.response_alone")
+    told = refused("reference", *words, "--reference.response_alone")
+    assert "windows (of plain text, or of your renderer) have no instructions" in told
 
 
 def test_a_renderer_is_refused_where_there_are_no_turns(words, tiny, tmp_path, refused):

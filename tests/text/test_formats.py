@@ -253,7 +253,7 @@ def test_a_system_field_is_the_first_turn(name):
     found = convert({**row, "system": "S"}, name)
     assert found.messages == (Message("system", "S"), *expected)
     assert "system" not in found.columns
-    with pytest.raises(BadRow, match="turn 2 is system's"):
+    with pytest.raises(BadRow, match=r"has a field system and a system turn; leave one out .*\{system: null\}"):
         convert({**CASES["messages"][0], "system": "T"}, "messages")
 
 
@@ -283,7 +283,7 @@ def test_rows_are_those_that_were_renamed_by_hand(write, read):
         assert train.values(column) == expected.values(column)
     other = read(path, columns={"prompt": "question", "response": "kind"}).train
     assert contents(other)[0] == ["Say 0.", "even"]
-    assert len({side.fingerprint for side in (train, other)} | {side.cache_key for side in (train, other)}) == 4
+    assert train.key != other.key
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,15 @@ def test_its_identity_is_in_the_key_of_the_rows(write, read):
     """Its options and its source: the same class with another option, or edited, reads the rows again."""
     path = write("rows.jsonl", [ROW])
 
-    def fingerprint(form):
-        return read(path, row_format=form).train.fingerprint
+    def key(form):
+        return read(path, row_format=form).train.key
 
     class Edited(Quiz):
         def read(self, row, *, roles):
             return super().read(row, roles=roles)
 
-    assert fingerprint(Quiz()) == fingerprint(Quiz())
-    assert len({fingerprint(form) for form in (Quiz(), Quiz(mark="!"), Edited())}) == 3
+    assert key(Quiz()) == key(Quiz())
+    assert len({key(form) for form in (Quiz(), Quiz(mark="!"), Edited())}) == 3
     train = read(path, row_format=Quiz(mark="!")).train
     assert [m.content for e in train.examples(whole=True) for m in e.messages] == ["S", "2 + 2?", "4!"]
 

@@ -8,6 +8,7 @@ from sftmix.components import Renderer
 from sftmix.testing import check_renderer
 from sftmix.text import ChatTemplate, encode
 from sftmix.text.encoder import encoder_for
+from sftmix.text.windows import Documents
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, ContractError
 from tests.text.small_tokenizers import QWEN3, SMALL, chatml_tokenizer
@@ -62,6 +63,16 @@ class Silent(Light):
 class Negative(Light):
     def answer(self, message):
         return [(ids, -1.0) for ids, _ in super().answer(message)]
+
+
+class Undefined(Light):
+    def answer(self, message):
+        return [(ids, float("nan")) for ids, _ in super().answer(message)]
+
+
+class Heavy(Light):
+    def answer(self, message):
+        return [(ids, 1.001e18) for ids, _ in super().answer(message)]
 
 
 class Unweighted(Light):
@@ -183,10 +194,11 @@ def test_what_its_template_refuses_is_counted(write, options, load, small):
     assert len(data.train) == 21
 
 
-def test_a_weight_below_0_ends_the_run(write, options, load, small):
+@pytest.mark.parametrize("cls", [Negative, Undefined, Heavy])
+def test_a_weight_out_of_range_ends_the_run(cls, write, options, load, small):
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    with pytest.raises(ConfigError, match=r"renderer Negative returned .*weights are from 0 to 1e\+18"):
-        load(encoder_for(small["bos"], options(path), Negative()), path, max_length=200)
+    with pytest.raises(ConfigError, match=rf"renderer {cls.__name__} returned .*weights are from 0 to 1e\+18"):
+        load(encoder_for(small["bos"], options(path), cls()), path, max_length=200)
 
 
 @pytest.mark.parametrize(
@@ -238,3 +250,33 @@ def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_st
 
     encoder = encoder_for(small["chatml"], options("rows.jsonl"), Own())
     assert encoder.stop_ids == (5, encoder.tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_batch_of_other_conversations_is_refused(count, write, options, load, small):
+    class Miscounted(Light):
+        def batch(self, examples):
+            return super().batch(examples) * count
+
+    encoder = encoder_for(small["bos"], options(), Miscounted())
+    words = rf"Miscounted: batch returned turns of {count} conversations; it was given 1, and must return a list for"
+    with pytest.raises(ContractError, match=words):
+        load(encoder, write("rows.jsonl", [{"prompt": "p", "completion": "c"}]))
+
+
+class Tales(Documents):
+    """Documents of one's own."""
+
+
+@pytest.mark.parametrize(("renderer", "form"), [(Light(), "text"), (Documents(), "auto"), (Tales(), "alpaca")])
+def test_a_renderer_of_the_other_kind_of_rows_is_refused(renderer, form, small, options):
+    with pytest.raises(ConfigError, match=rf"renderer {renderer} and data\.format {form} exclude each other"):
+        encoder_for(small["bos"], options(format=form), renderer)
+    assert encoder_for(small["bos"], options(format="text"), Tales()).renderer.packs
+
+
+def test_a_tokenizer_that_splits_special_tokens_is_refused(options):
+    tokenizer = SMALL["chatml"]()
+    tokenizer.split_special_tokens = True
+    with pytest.raises(ConfigError, match=r"has split_special_tokens: true, .*: remove the line"):
+        encoder_for(tokenizer, options(template="chatml"))

@@ -366,5 +366,5 @@ def test_what_is_left_out_is_counted(write, read):
 def test_the_options_belong_to_the_rows(write, read):
     path = write("rows.jsonl", [turns(answer(content="b"), USER, ANSWER)])
     sides = [read(path, **more).train for more in ({}, {"trained_turns": "last"}, {"roles": {"x": "user"}})]
-    assert len({side.cache_key for side in sides}) == len({side.fingerprint for side in sides}) == 3
+    assert len({side.key for side in sides}) == 3
     assert [len(list(side.examples(whole=False))) for side in sides] == [2, 1, 2]

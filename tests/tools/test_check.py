@@ -33,3 +33,13 @@ def test_the_failure_names_the_argument(sftmix):
 def test_what_a_check_does_not_take_is_refused(sftmix, words, named):
     done = sftmix("components", *words)
     assert (done.code, named in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("kind", ["RowFormat", "Renderer", "Splitter"])
+def test_a_kind_shows_what_chooses_it(sftmix, kind):
+    done = sftmix("components", kind)
+    assert done.code == 0, done.err
+    first, *_, last = done.out.strip().splitlines()
+    assert f"({kind}: " in first
+    assert "--objective" not in done.out
+    assert last.endswith("(docs/components.md has an example of each kind).")

@@ -19,6 +19,7 @@ from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.tools.runs.read import Trust, read_finished, read_json_if_there
 from sftmix.tools.runs.shown import write_jsonl
 from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.fields import TEXT
 from sftmix.words.plain import as_list
 from sftmix.words.progress import progress_bar
 
@@ -122,7 +123,7 @@ def _held_out(name: str, run: Path | None) -> list[Question]:
     from sftmix.tools.runs.rows import rows_of_run
 
     prepared = rows_of_run(run, progress=True)[1].prepared if run else None
-    if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
+    if prepared is None or prepared.options.format == TEXT or prepared.eval is None:  # plain text asks nothing
         raise ConfigError(f"--prompts is not given, and {name} has no held-out conversations to ask")
     return [question_of(example) for example in prepared.eval.examples(whole=True)]
 

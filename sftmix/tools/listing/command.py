@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from sftmix.cli.help import formatted, option_rows
 from sftmix.components.base import Objective, Schedule
 from sftmix.components.component import Component
-from sftmix.components.listing import as_shipped, catalogue
+from sftmix.components.listing import Shipped, as_shipped, catalogue
 from sftmix.components.renderer import Renderer
 from sftmix.components.row_format import RowFormat
 from sftmix.config.schema import chosen_by, component_bases, find_component, import_class
@@ -30,7 +30,7 @@ NESTED: dict[str, type[Component]] = {"objective.mu": Schedule}
 @dataclass
 class Options:
     name: str | None = None
-    """NAME: a component"""
+    """NAME: a component, or a kind of them"""
     _: KW_ONLY
     check: bool = False
     """run the checks of sftmix.testing on it, with its defaults"""
@@ -46,12 +46,18 @@ def main(args: Options) -> None:
     places, shipped = component_bases() | NESTED, dict(catalogue())
     if args.check and not args.name:
         raise ConfigError("--check is for one component: name it, as in `sftmix components my.Pairs --check`")
-    if not args.name:
-        print(rendered("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
-        return
+    kinds = {option: base for option, base in places.items() if base.__name__ == args.name}  # RowFormat
+    if not args.name or (kinds and not args.check):
+        print(rendered("listing/catalogue.txt", places=kinds or places, shipped=shipped, as_shipped=as_shipped))
+    else:
+        _show(args, places, shipped)
+
+
+def _show(args: Options, places: dict[str, type[Component]], shipped: dict[str, list[Shipped]]) -> None:
+    """Print the components of a name, and the outcome of their checks."""
     named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
     more = {} if args.finite_differences is None else {"finite_differences": args.finite_differences}
-    for cls in named or [find_component(Component, args.name)]:  # FromFile is three, my.Pairs one
+    for cls in named or [find_component(Component, args.name or "")]:  # FromFile is three, my.Pairs one
         for option, base in places.items():
             if issubclass(cls, base):  # a class may be of several kinds
                 if more and not (args.check and base is Objective):

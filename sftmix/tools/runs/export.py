@@ -6,6 +6,7 @@ from pathlib import Path
 from sftmix.disk.files import BEST, CHECKPOINTS, steps_in
 from sftmix.disk.places import is_there
 from sftmix.pipeline.validity import is_finished, origin
+from sftmix.text.windows import Documents
 from sftmix.tools.runs.models import FinishedModel
 from sftmix.tools.runs.read import as_started, made_from, read_finished
 from sftmix.words.errors import ConfigError
@@ -55,6 +56,6 @@ def export_run(
 
     encoder = encoder_of(FinishedModel("target", str(model), run))
     if made_from(run)["data"]["template"] == TEXT:  # then the tokenizer keeps its own, or none
-        encoder = replace(encoder, renderer=None)
+        encoder = replace(encoder, renderer=Documents())
     with as_started(run):
         return export_stored(config, encoder, stored, to, step=checkpoint, dtype=dtype, merge=merge)

@@ -71,7 +71,6 @@ class LoadedModel(NamedTuple):
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and what the template writes around it."""
-        assert self.encoder.renderer is not None
         return self.encoder.renderer.text_of(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
 
@@ -142,7 +141,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
                     f"model.path into {run / 'config.yaml'}"
                 )
             renderer = config.renderer
-            options = replace(config.data, format="auto")  # `text` would have no renderer, and nothing could be asked
+            options = replace(config.data, format="auto")  # `text` renders no turns, and nothing could be asked
             if (exported := run / "train/model").is_dir():  # its template has the generation prompt of the rows
                 path, options = str(exported), replace(options, template=None, template_options=None)
                 renderer = None
