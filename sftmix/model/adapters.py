@@ -8,7 +8,6 @@ import copy
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -103,45 +102,45 @@ def _fits(name: str, module: str) -> bool:
 
 
 def _check_named(model: nn.Module, modules: Collection[str], names: Sequence[str]) -> None:
-    """Compare the modules that fit the names with those that have adapters, and say what differs.
+    """Compare the modules that fit the names with those that have adapters, and say which of them have none.
 
-    In many families with experts PEFT takes a name that ends as one of the experts' tensors for these alone.
-    Raises ConfigError for a name of which nothing has adapters.
+    In many families with experts PEFT takes a name that ends as one of the experts' tensors for these alone. Raises
+    ConfigError for a name of which nothing has adapters.
     """
-    adapted = set[str]()
-    for name, part in model.named_modules():
-        if hasattr(part, "lora_A"):
-            # of two tensors one's layer is around the other's: mlp.experts (down_proj), mlp.experts.base_layer
-            place, tensor = name.replace(".base_layer", ""), getattr(part, "parameter_name", "weight")
-            inside = {"weight": [""], "gate_up_proj": [".gate_proj", ".up_proj"]}.get(tensor, [f".{tensor}"])
-            adapted.update(f"{place}{end}" for end in inside)
-    unnamed = {re.sub(r"\.\d+\.", ".*.", m) for m in adapted if not any(_fits(name, m) for name in names)}
-    also = ", ".join(sorted(unnamed))  # model.layers.*.mlp.experts.down_proj
-    if lost := [name for name in names if not any(_fits(name, module) for module in adapted)]:
+    adapted = {name.removesuffix(".weight") for name in _adapted(model)}  # mlp.experts.gate_up_proj, self_attn.q_proj
+    fused = {name: re.sub(r"\b(gate|up)_proj$", "gate_up_proj", name) for name in names}
+    lost = [name for name in names if not any(_fits(name, m) or _fits(fused[name], m) for m in adapted)]
+    if lost:
         raise ConfigError(
-            f"model.lora.target_modules: {', '.join(lost)} would get no adapters, as PEFT takes such names of "
-            f"{type(model).__name__} for others{also and f' ({also})'}: leave them out"
+            f"model.lora.target_modules: {', '.join(lost)} would get no adapters: PEFT takes such names of "
+            f"{type(model).__name__} for its routed experts and routers, in all layers. Leave them out"
         )
     if left := [module for module in modules if module not in adapted and any(_fits(name, module) for name in names)]:
         say_once(f"model.lora.target_modules: PEFT gives no adapters to {some(left, 'modules')} that these names fit")
-    if unnamed:
-        say_once(f"model.lora.target_modules: PEFT also gives adapters to {also}")
+
+
+def _adapted(model: nn.Module) -> dict[str, Tensor]:
+    """Return the frozen tensors that have adapters, by their names without PEFT's layers."""
+    found = {}
+    for name, part in model.named_modules():
+        if hasattr(part, "lora_A"):
+            # of two tensors one's layer is around the other's: mlp.experts (down_proj), mlp.experts.base_layer
+            tensor = getattr(part, "parameter_name", "weight")
+            found[f"{name.replace('.base_layer', '')}.{tensor}"] = getattr(part.get_base_layer(), tensor)
+    return found
 
 
 def adapted_kinds(model: PreTrainedModel) -> str:
-    """Return for each kind of the decoder's matrices which part of their numbers has adapters, one a line."""
-    having = set[int]()
-    for part in model.modules():
-        if hasattr(part, "lora_A"):
-            having.add(id(getattr(part.get_base_layer(), getattr(part, "parameter_name", "weight"))))
-    whole, with_adapters = Counter[str](), Counter[str]()
-    looked_up = model.get_input_embeddings().weight
+    """Return a line: which part of the decoder's matrices of each kind has adapters, by their numbers."""
+    adapted, looked_up = {*map(id, _adapted(model).values())}, model.get_input_embeddings().weight
+    sizes = {kind: [0, 0] for kind in _KINDS}  # without and with adapters
     for name, x in model.get_decoder().named_parameters():
         if x.dim() > 1 and not x.requires_grad and x is not looked_up:
             kind = next(kind for kind, words in _KINDS.items() if re.search(words, f".{name}"))
-            whole[kind] += x.numel()
-            with_adapters[kind] += x.numel() * (id(x) in having)
-    shares = (f"{kind} {with_adapters[kind] / whole[kind]:.1%}" for kind in _KINDS if whole[kind])
+            sizes[kind][id(x) in adapted] += x.numel()
+    shares = [
+        f"{kind} {having / (without + having):.1%}" for kind, (without, having) in sizes.items() if without + having
+    ]
     return f"model.lora: adapters on, of the decoder's weights by kind: {', '.join(shares)}"
 
 

@@ -65,7 +65,7 @@ def position_border(config: PretrainedConfig) -> int:
 # ------------------------------------------------------------------------------------------------ adapters
 
 UNTRAINED = 0.2
-"""Length of a row, or its distance from the mean row, below which it looks untrained; relative to the median row's."""
+"""Distance from the mean row below which a row looks untrained, relative to the median row's."""
 
 
 def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int, str]]) -> Iterator[str]:
@@ -87,13 +87,12 @@ def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int,
 
 
 def is_untrained(weight: Tensor, row: int) -> bool:
-    """Return True if a row of [V, D] is almost zero, almost the mean of all rows, or there twice, as reserved ones."""
-    shown = weight[:: max(1, len(weight) // 4096)].float()
-    for center in (torch.zeros_like(shown[0]), weight.mean(0, dtype=torch.float32)):
-        if (weight[row].float() - center).norm() < UNTRAINED * (shown - center).norm(dim=1).median():
-            return True
+    """Return True if a row of [V, D] is almost the mean of all rows, or there twice, as reserved and added tokens'."""
+    mean = weight.mean(0, dtype=torch.float32)
+    shown = weight[:: max(1, len(weight) // 4096)] - mean
     same = weight[weight[:, 0] == weight[row, 0]] == weight[row]  # [few, D]
-    return int(same.all(1).sum()) > 1
+    near = (weight[row] - mean).norm() < UNTRAINED * shown.norm(dim=1).median()
+    return bool(near or same.all(1).sum() > 1)
 
 
 # ------------------------------------------------------------------------------------------------- exports
@@ -113,9 +112,9 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             )
         kinds: list[Any] = [AutoModelForCausalLM]
         if base:
-            left = list(adapters_left_out(model, load_file(path / WEIGHTS), base))
-            yield from left
-            kinds = kinds[len(left) :]  # these differ, as was said
+            for problem in adapters_left_out(model, load_file(path / WEIGHTS), base):
+                yield problem
+                kinds = []  # their values differ as well
         elif (named := _named_class(model_config(path), model)) is not type(model):
             kinds.append(named)
         for kind in kinds:
@@ -182,8 +181,7 @@ def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
         return str(names)
     if place:
         return ""
-    half = torch.bfloat16 if torch.bfloat16 in {p.dtype for p in model.parameters()} else None  # of a frozen base
-    with torch.autocast(model.device.type, half, enabled=half is not None):
-        ours = probe_logits(model).cpu()
-    with torch.autocast("cpu", half, enabled=half is not None):
-        return apart(probe_logits(read), ours, half)
+    half = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else None  # of a frozen base
+    on_cpu, own = (torch.autocast(device, half, enabled=bool(half)) for device in ("cpu", model.device.type))
+    with on_cpu, own:
+        return apart(probe_logits(read), probe_logits(model).cpu(), half)

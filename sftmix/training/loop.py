@@ -253,13 +253,6 @@ class TrainingLoop:
                     f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
                 )
-        if first := done.updates and self.totals.updates == 1:
-            left = rehearse(self.module, self.optimizer, self.built, self.world)
-            if left:
-                self._say(
-                    f"after the first update the optimizer keeps no state of {len(left)} trained parameters, as "
-                    f"{', '.join(left[:3])}: they had no gradient, or it needs none for them"
-                )
         if stage.online:
             stage.online.record(done.batches, done.nll)
         metrics |= self.pending
@@ -269,9 +262,18 @@ class TrainingLoop:
             if stage.online:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
-        if first:
-            self.callback_state.out()  # what would not come back ends the run now, not at its first checkpoint
+        if done.updates and self.totals.updates == 1:
+            self._rehearse()
         return metrics
+
+    def _rehearse(self) -> None:
+        """Raise ConfigError if no checkpoint would bring back what optimizer, model or callbacks keep by now."""
+        self.callback_state.out()
+        if left := rehearse(self.module, self.optimizer, self.built, self.world):
+            self._say(
+                f"after the first update the optimizer keeps no state of {len(left)} trained parameters, as "
+                f"{', '.join(left[:3])}: they had no gradient, or it needs none for them"
+            )
 
     def _prepare(self, step: int) -> PreparedStep:
         order = self.stage.order
