@@ -125,42 +125,45 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def adapters_left_out(model: PreTrainedModel, adapters: Mapping[str, Tensor], base: str) -> Iterator[str]:
-    """Yield who leaves out adapters for their names or shapes: transformers, PEFT, the class that the base names.
+    """Yield who leaves out adapters for their names or shapes: transformers or PEFT, or the class that the base names.
 
     adapters  in PEFT's format; their values do not matter
     """
-    adapters = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
+    state = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
     config = model_config(base)
-    readers = {"AutoModelForCausalLM": AutoModelForCausalLM.from_config, "PEFT": AutoModelForCausalLM.from_config}
-    # Qwen 3.5: Qwen3_5ForConditionalGeneration, where AutoModelForCausalLM takes Qwen3_5ForCausalLM
-    if (named := _named_class(config, model)) is not type(model):
-        readers[f"{named.__name__}, which config.json of the base model names,"] = named._from_config
-    for reader, build in readers.items():
-        try:
-            with without_tables(), warnings.catch_warnings(action="ignore"):
-                with torch.device("meta"):
-                    there = build(config)
-                left = _left_out(there, copy.deepcopy(adapter_config(model)), adapters, wraps=reader == "PEFT")
-            problem = left and f"leaves out {some(left)} of them, without a word"
-        except Exception as error:  # its configuration may be of another kind
-            problem = f"cannot read them: {error!s:.200}"
-        if problem:
-            yield f"these are adapters of {type(model).__name__}, and {reader} {problem}: export with --merge for it"
+    named = _named_class(config, model)
+    for kind in dict.fromkeys((type(model), named)):  # Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
+        for reader, reads in _READERS.items():
+            try:
+                with without_tables(), warnings.catch_warnings(action="ignore"):
+                    with torch.device("meta"):
+                        there = kind._from_config(config if kind is named else model.config)
+                    left = reads(there, copy.deepcopy(adapter_config(model)), state)
+                problem = left and f"leaves out {some(left)} of them, without a word"
+            except Exception as error:  # its configuration may be of another kind
+                problem = f"cannot read them: {error!s:.200}"
+            if problem:
+                yield (
+                    f"these are adapters of {type(model).__name__}, and {reader} on {kind.__name__} {problem}: export "
+                    "with --merge for it"
+                )
 
 
-def _left_out(there: Any, config: Any, adapters: dict[str, Tensor], *, wraps: bool) -> Collection[str]:
-    """Return the names of adapters without a place in a model, and of places without adapters.
+def _by_transformers(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
+    """Return the names of adapters without a place in a model, and of places without adapters."""
+    info = there.load_adapter(peft_config=config, adapter_state_dict=adapters, adapter_name=ADAPTER)
+    return info.unexpected_keys | info.missing_keys
 
-    wraps  read them as PeftModel does, which wraps the model; else as transformers does
-    """
+
+def _by_peft(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
     from peft import PeftModel, set_peft_model_state_dict
 
-    if not wraps:
-        info = there.load_adapter(peft_config=config, adapter_state_dict=adapters, adapter_name=ADAPTER)
-        return info.unexpected_keys | info.missing_keys
     wrapped = PeftModel(there, config)
     missing, unexpected = set_peft_model_state_dict(wrapped, adapters, ADAPTER)  # type: ignore[attr-defined]
     return {name for name, p in wrapped.named_parameters() if p.requires_grad}.intersection(missing).union(unexpected)
+
+
+_READERS = {"transformers": _by_transformers, "PEFT": _by_peft}
 
 
 def _named_class(config: PretrainedConfig, model: PreTrainedModel) -> Any:

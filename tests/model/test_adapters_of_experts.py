@@ -106,8 +106,8 @@ def test_a_model_without_experts_gets_a_line_of_its_two_kinds():
 def test_a_name_for_which_others_would_get_adapters_is_refused(family, name):
     with pytest.raises(ConfigError) as refused:
         add_adapters(model_of(family), LoraOptions(r=2, target_modules=["o_proj", name]), seed=0)
-    assert f"model.lora.target_modules: {name} would get no adapters, as PEFT takes such names of" in str(refused.value)
-    assert "for others (model.layers.*.mlp.experts.down_proj): leave them out" in str(refused.value)
+    assert f"model.lora.target_modules: {name} would get no adapters: PEFT takes such names of" in str(refused.value)
+    assert "for its routed experts and routers, in all layers. Leave them out" in str(refused.value)
 
 
 def test_modules_that_are_named_and_get_none_are_counted(capsys):
@@ -151,9 +151,9 @@ def test_what_a_line_says_before_the_training_is_what_others_read(family, tokeni
     assert capsys.readouterr().err.splitlines() == [f"{out}: {line}" for line in before]
     by_peft = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
     others = [logits(AutoModelForCausalLM.from_pretrained(out)), logits(by_peft)]
-    for reader, read in zip(("AutoModelForCausalLM", "PEFT"), others, strict=True):
+    for reader, read in zip(("transformers", "PEFT"), others, strict=True):
         same = float((read - expected).abs().max()) < 2e-5 * float(expected.abs().max())
-        assert any(f"and {reader} leaves out" in line for line in before) is not same
+        assert any(f"and {reader} on {type(model).__name__} leaves out" in line for line in before) is not same
 
 
 def test_what_others_leave_out_loads_here_and_can_be_merged(tokenizer, tmp_path, capsys):
@@ -191,14 +191,13 @@ def test_adapters_whose_values_were_lost_on_the_way_get_a_line(tokenizer, tmp_pa
 
 
 def test_rows_that_look_untrained_are_found():
-    """Zero, the mean of the others, a copy of another: as reserved and added tokens have them."""
+    """The mean of the others, a copy of another: as reserved and added tokens have them."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(50, 16, generator=generator) + 3 * torch.randn(16, generator=generator)
-    weight[3] = 0.01 * weight[3]
     weight[4] = weight.mean(0) + 0.01 * torch.randn(16, generator=generator)
     weight[8] = weight[9]
     for kind in (weight, weight.bfloat16()):
-        assert [row for row in range(50) if is_untrained(kind, row)] == [3, 4, 8, 9]
+        assert [row for row in range(50) if is_untrained(kind, row)] == [4, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,7 @@ def test_rows_that_look_untrained_are_found():
 def test_an_end_token_with_an_untrained_row_is_named_unless_the_head_is_trained(lora, said, tmp_path):
     model = build("llama")
     with torch.no_grad():
-        model.lm_head.weight[4] = 0
+        model.lm_head.weight[4] = model.lm_head.weight[5]
     model.save_pretrained(tmp_path)
     add_adapters(model, LoraOptions(r=2, **lora), seed=0)
     lines = list(before_adapters(model, str(tmp_path), [(2, "</s>"), (4, "<end>")]))
