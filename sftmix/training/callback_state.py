@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from sftmix.components.base import Callback
@@ -23,19 +22,18 @@ class CallbackState:
         """Return them for each rank and callback; ConfigError for the first that JSON would not bring back equal."""
         found = []
         for one, built in zip(self.callbacks, self.built, strict=True):
-            found.append(
-                {key: value for key, value in vars(one).items() if repr(value) != built.get(key) and key[0] != "_"}
-            )
-            for key, value in found[-1].items():
-                again = None
-                with suppress(TypeError, ValueError):
-                    again = json.loads(json.dumps(value))
-                if repr(again) != repr(value):  # NaN is not equal to itself
+            changed = {
+                key: value for key, value in vars(one).items() if repr(value) != built.get(key) and key[0] != "_"
+            }
+            for key, value in changed.items():
+                # as text: NaN is not equal to itself, and what JSON cannot hold becomes a text of its text
+                if repr(json.loads(json.dumps(value, default=repr, skipkeys=True))) != repr(value):
                     raise ConfigError(
                         f"callbacks: no checkpoint would bring back {type(one).__name__}.{key}, so a resumed run would "
                         "be another one. A callback may keep numbers, texts, lists, and mappings from texts; if it "
                         "never stops the training, let it say so (gives = frozenset())"
                     )
+            found.append(changed)
         return self.world.gather(found)
 
     def put(self, of_ranks: Sequence[Sequence[dict[str, Any]]]) -> None:

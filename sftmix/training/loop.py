@@ -270,10 +270,8 @@ class TrainingLoop:
         """Raise ConfigError if no checkpoint would bring back what optimizer, model or callbacks keep by now."""
         self.callback_state.out()
         if left := rehearse(self.module, self.optimizer, self.built, self.world):
-            self._say(
-                f"after the first update the optimizer keeps no state of {len(left)} trained parameters, as "
-                f"{', '.join(left[:3])}: they had no gradient, or it needs none for them"
-            )
+            names = f"{len(left)} trained parameters, as {', '.join(left[:3])}"
+            self._say(f"after the first update the optimizer keeps no state of {names}: no gradient, or it needs none")
 
     def _prepare(self, step: int) -> PreparedStep:
         order = self.stage.order
