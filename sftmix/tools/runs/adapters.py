@@ -73,7 +73,8 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
         # PEFT writes base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: its wrapper is not here.
         stored = {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()}
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        own = {} if config.ensure_weight_tying else in_peft_format(model, {name: name for name in trained})
+        names: Any = {name: name for name in trained}  # in the place of the tensors
+        own: Any = {} if config.ensure_weight_tying else in_peft_format(model, names)
         if {f"base_model.model.{name}" for name in stored} == own.keys():
             # Not by PEFT, which renames some as it reads them: Laguna's mlp.shared_experts.
             model.load_state_dict({own[f"base_model.model.{name}"]: x for name, x in stored.items()}, strict=False)
