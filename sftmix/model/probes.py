@@ -150,9 +150,9 @@ def adapters_left_out(model: PreTrainedModel, adapters: Mapping[str, Tensor], ba
 
 
 def _by_transformers(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
-    """Return the names of adapters without a place in a model, and of places without adapters."""
+    """Return the names of adapters without a place in a model, or else of places without adapters."""
     info = there.load_adapter(peft_config=config, adapter_state_dict=adapters, adapter_name=ADAPTER)
-    return info.unexpected_keys | info.missing_keys
+    return info.unexpected_keys or info.missing_keys
 
 
 def _by_peft(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
@@ -160,7 +160,7 @@ def _by_peft(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection
 
     wrapped = PeftModel(there, config)
     missing, unexpected = set_peft_model_state_dict(wrapped, adapters, ADAPTER)  # type: ignore[attr-defined]
-    return {name for name, p in wrapped.named_parameters() if p.requires_grad}.intersection(missing).union(unexpected)
+    return unexpected or [name for name, p in wrapped.named_parameters() if p.requires_grad and name in missing]
 
 
 _READERS = {"transformers": _by_transformers, "PEFT": _by_peft}
