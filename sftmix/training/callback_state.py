@@ -14,29 +14,28 @@ class CallbackState:
     """The attributes that callbacks which may stop have changed since the stage began, but those named _NAME."""
 
     def __init__(self, callbacks: Sequence[Callback], world: World) -> None:
+        deciding = [one for one in callbacks if Need.STOP in one.gives]
         self.world = world
-        self.callbacks = [one for one in callbacks if Need.STOP in one.gives]
-        self.built = [{key: repr(value) for key, value in vars(one).items()} for one in self.callbacks]
+        self.built = [(one, {key: repr(value) for key, value in vars(one).items()}) for one in deciding]
 
     def out(self) -> list[list[dict[str, Any]]]:
         """Return them for each rank and callback; ConfigError for the first that JSON would not bring back equal."""
         found = []
-        for one, built in zip(self.callbacks, self.built, strict=True):
+        for one, built in self.built:
             changed = {
                 key: value for key, value in vars(one).items() if repr(value) != built.get(key) and key[0] != "_"
             }
-            for key, value in changed.items():
-                # as text: NaN is not equal to itself, and what JSON cannot hold becomes a text of its text
-                if repr(json.loads(json.dumps(value, default=repr, skipkeys=True))) != repr(value):
+            found.append(changed)
+            for key, value in json.loads(json.dumps(changed, default=repr, skipkeys=True)).items():
+                if repr(value) != repr(changed[key]):  # as text: NaN is not equal to itself
                     raise ConfigError(
                         f"callbacks: no checkpoint would bring back {type(one).__name__}.{key}, so a resumed run would "
                         "be another one. A callback may keep numbers, texts, lists, and mappings from texts; if it "
                         "never stops the training, let it say so (gives = frozenset())"
                     )
-            found.append(changed)
         return self.world.gather(found)
 
     def put(self, of_ranks: Sequence[Sequence[dict[str, Any]]]) -> None:
         """Give the callbacks of this rank what `out` has returned, at any number of ranks."""
-        for one, kept in zip(self.callbacks, of_ranks[min(self.world.rank, len(of_ranks) - 1)], strict=False):
+        for (one, _), kept in zip(self.built, of_ranks[self.world.rank % len(of_ranks)], strict=False):
             vars(one).update(kept)

@@ -34,7 +34,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
@@ -315,9 +314,10 @@ def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
 
 def refuse_unreached(module: nn.Module, objective: Objective) -> None:
     """Raise ConfigError if DDP waits for the gradient of a parameter that this loss does not reach."""
-    if isinstance(module, DistributedDataParallel) and not module.find_unused_parameters:
-        names = (name for name, p in module.module.model.named_parameters() if p.requires_grad and p.grad is None)
-        if name := next(names, None):
+    if getattr(module, "find_unused_parameters", True):  # no DDP, or one that looks for them
+        return
+    for name, p in unwrap(module).model.named_parameters():
+        if p.requires_grad and p.grad is None:
             raise ConfigError(
                 f"objective {objective}: its loss gives no gradient to {name}, for which training.parallel ddp waits, "
                 "as the model's own loss gives one: use --training.parallel fsdp, or one process"
