@@ -8,8 +8,7 @@ import copy
 import os
 import re
 import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sftmix.model.head import ADAPTER, FEWER, adapter_config
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.load import say_once
+from sftmix.model.load import say_once, some
 from sftmix.model.paths import model_place
 from sftmix.options.model import LoraOptions
 from sftmix.words.errors import ConfigError
@@ -34,6 +33,15 @@ FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for experts, routers and every linear layer but the LM head; here a list may hold it as well."""
+_KINDS = {
+    "shared experts": "shared",  # mlp.shared_experts.up_proj, shared_mlp.input_linear, mlp.shared_expert_gate
+    "routers": r"\.(router|gate)\.",  # mlp.gate.weight, feed_forward.router.weight, mlp.router.gate.weight
+    "routed experts": "expert|moe",
+    "attention": "att",
+    "dense": "mlp|feed_forward|ffn|fc",
+    "other": "",
+}
+"""Kinds of weights, and how their names tell: the first that fits."""
 
 
 # --------------------------------------------------------------------------------------------------- adding
@@ -74,14 +82,13 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
     _refuse_reading_as_tied(model)
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
-    if ALL_LINEAR in targets:
-        _say_share(model)
+    if target_names and ALL_LINEAR not in targets:
+        _check_named(model, modules, target_names)
 
 
 def _refuse_unknown(model: nn.Module, modules: Mapping[str, nn.Module], option: str, names: Sequence[str]) -> None:
     """Raise ConfigError for a name that fits no module, of which PEFT says nothing if another one fits."""
-    # As PEFT compares: "q_proj" and "self_attn.q_proj" fit model.layers.0.self_attn.q_proj, "proj" does not.
-    if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
+    if unknown := [name for name in names if not any(_fits(name, module) for module in modules)]:
         choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
         raise ConfigError(
             f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
@@ -89,21 +96,52 @@ def _refuse_unknown(model: nn.Module, modules: Mapping[str, nn.Module], option: 
         )
 
 
-def _say_share(model: PreTrainedModel) -> None:
-    """Say which modules have no adapter, if they hold more than a twentieth of the decoder's matrices.
+def _fits(name: str, module: str) -> bool:
+    """Return True as PEFT does: q_proj and self_attn.q_proj fit model.layers.0.self_attn.q_proj, proj does not."""
+    return f".{module}".endswith(f".{name}")
 
-    PEFT takes the experts of some families; those of others (gpt-oss: experts, router) are no linear layers.
+
+def _check_named(model: nn.Module, modules: Collection[str], names: Sequence[str]) -> None:
+    """Compare the modules that fit the names with those that have adapters, and say which of them have none.
+
+    In many families with experts PEFT takes a name that ends as one of the experts' tensors for these alone. Raises
+    ConfigError for a name of which nothing has adapters.
     """
-    whole = 0
-    left = Counter[str]()
+    adapted = {name.removesuffix(".weight") for name in _adapted(model)}  # mlp.experts.gate_up_proj, self_attn.q_proj
+    fused = {name: re.sub(r"\b(gate|up)_proj$", "gate_up_proj", name) for name in names}
+    lost = [name for name in names if not any(_fits(name, m) or _fits(fused[name], m) for m in adapted)]
+    if lost:
+        raise ConfigError(
+            f"model.lora.target_modules: {', '.join(lost)} would get no adapters: PEFT takes such names of "
+            f"{type(model).__name__} for its routed experts and routers, in all layers. Leave them out"
+        )
+    if left := [module for module in modules if module not in adapted and any(_fits(name, module) for name in names)]:
+        say_once(f"model.lora.target_modules: PEFT gives no adapters to {some(left, 'modules')} that these names fit")
+
+
+def _adapted(model: nn.Module) -> dict[str, Tensor]:
+    """Return the frozen tensors that have adapters, by their names without PEFT's layers."""
+    found = {}
+    for name, part in model.named_modules():
+        if hasattr(part, "lora_A"):
+            # of two tensors one's layer is around the other's: mlp.experts (down_proj), mlp.experts.base_layer
+            tensor = getattr(part, "parameter_name", "weight")
+            found[f"{name.replace('.base_layer', '')}.{tensor}"] = getattr(part.get_base_layer(), tensor)
+    return found
+
+
+def adapted_kinds(model: PreTrainedModel) -> str:
+    """Return a line: which part of the decoder's matrices of each kind has adapters, by their numbers."""
+    adapted, looked_up = {*map(id, _adapted(model).values())}, model.get_input_embeddings().weight
+    sizes = {kind: [0, 0] for kind in _KINDS}  # without and with adapters
     for name, x in model.get_decoder().named_parameters():
-        if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
-            whole += x.numel()
-            # layers.0.mlp.experts.gate_up_proj counts for "experts", layers.0.self_attn.q_proj.base_layer.weight for 0
-            left[f".{name}".split(".")[-2]] += x.numel() * (".base_layer." not in name)
-    if left.total() > 0.05 * whole:
-        kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common() if size)
-        say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")
+        if x.dim() > 1 and not x.requires_grad and x is not looked_up:
+            kind = next(kind for kind, words in _KINDS.items() if re.search(words, f".{name}"))
+            sizes[kind][id(x) in adapted] += x.numel()
+    shares = [
+        f"{kind} {having / (without + having):.1%}" for kind, (without, having) in sizes.items() if without + having
+    ]
+    return f"model.lora: adapters on, of the decoder's weights by kind: {', '.join(shares)}"
 
 
 def _refuse_reading_as_tied(model: PreTrainedModel) -> None:

@@ -54,9 +54,7 @@ def load_model(
     Reads safetensors only and runs no code that comes with the model. Raises ConfigError if there is no such model, if
     it needs such code or has no safetensors, or if the files hold another model than config.json describes.
     """
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_table)
-    try:
+    with without_tables():
         model, info = _from_pretrained(
             AutoModelForCausalLM,
             path,
@@ -66,8 +64,6 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    finally:
-        logger.removeFilter(_is_no_table)
     _check_files(model, path, info["missing_keys"], info["unexpected_keys"])
     if getattr(model.get_output_embeddings(), "weight", None) is not model.get_input_embeddings().weight:
         untie(model)  # transformers does not tie what differs in the files, and says so; so the export is not, either
@@ -176,8 +172,20 @@ def untie(model: PreTrainedModel) -> None:
         config.tie_word_embeddings = False
 
 
+@contextmanager
+def without_tables() -> Iterator[None]:
+    """Silence transformers' bars, and its table of weights that differ, for who looks at these himself."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        with without_bars_of_transformers():
+            yield
+    finally:
+        logger.removeFilter(_is_no_table)
+
+
 def _is_no_table(record: logging.LogRecord) -> bool:
-    """Return False for transformers' table of weights, which `_check_files` replaces, unless its error refers to it."""
+    """Return False for transformers' table of weights, unless its error refers to it."""
     return not re.search(r"LOAD REPORT(?!.*(MISMATCH|CONVERSION))", record.getMessage(), re.DOTALL)
 
 

@@ -1,20 +1,30 @@
 """Probes of a model beside its training: its logits, its positions, and how others read its export."""
 
+import copy
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import get_max_memory
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from sftmix.model.load import apart, model_config, probe_ids, probing
+from sftmix.model.adapters import WEIGHTS, adapted_kinds, in_peft_format
+from sftmix.model.head import ADAPTER, adapter_config
+from sftmix.model.load import apart, model_config, probe_ids, probing, some, without_tables
 from sftmix.model.packing import attending
-from sftmix.words.progress import without_bars_of_transformers
 
 TEXTS = (
     "cafe\u0301 \u00c5ngstro\u0308m",
@@ -52,14 +62,46 @@ def position_border(config: PretrainedConfig) -> int:
     return rope.get("original_max_position_embeddings") or config.max_position_embeddings  # Phi-3-mini-128k: 4096
 
 
+# ------------------------------------------------------------------------------------------------ adapters
+
+UNTRAINED = 0.2
+"""Distance from the mean row below which a row looks untrained, relative to the median row's."""
+
+
+def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """Yield what is known before adapters are trained: where they are, who could not read them, what they cannot mend.
+
+    ends  ids and tokens that end answers
+    """
+    yield adapted_kinds(model)
+    yield from adapters_left_out(model, in_peft_format(model, dict(model.named_parameters())), base)
+    head: Any = model.get_output_embeddings()
+    if any(p.requires_grad for p in head.parameters()):
+        return
+    if untrained := [token for row, token in ends if is_untrained(head.weight, row)]:
+        yield (
+            f"model.path: the LM head's rows of {', '.join(untrained)}, which end answers, look untrained beside the "
+            "others, and adapters elsewhere cannot mend them, so answers may not end: train the head as well "
+            "(model.lora.modules_to_save '[lm_head]'), or take another template (data.template)"
+        )
+
+
+def is_untrained(weight: Tensor, row: int) -> bool:
+    """Return True if a row of [V, D] is almost the mean of all rows, or there twice, as reserved and added tokens'."""
+    mean = weight.mean(0, dtype=torch.float32)
+    shown = weight[:: max(1, len(weight) // 4096)] - mean
+    same = weight[weight[:, 0] == weight[row, 0]] == weight[row]  # [few, D]
+    near = (weight[row] - mean).norm() < UNTRAINED * shown.norm(dim=1).median()
+    return bool(near or same.all(1).sum() > 1)
+
+
 # ------------------------------------------------------------------------------------------------- exports
 
 
 def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> Iterator[str]:
     """Yield how others would read another tokenizer or model from an exported directory than the run has.
 
-    base  the model onto which adapters are loaded; empty for a whole model, which is read by the class that its
-          config.json names, with its values if memory has room for them and no rank has shards alone
+    base  the model onto which adapters are loaded; empty for a whole model
     """
     try:
         read = AutoTokenizer.from_pretrained(path)
@@ -68,42 +110,81 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
-        config = model_config(base or path)
-        # Qwen 3.5: Qwen3_5ForConditionalGeneration, where AutoModelForCausalLM takes Qwen3_5ForCausalLM
-        kind = getattr(transformers, (config.architectures or [""])[0], type(model))
-        if not base and (problem := _unlike(model, kind, path)):
-            yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
-        elif base and type(model) is not kind and (problem := _homeless(model, kind, config)):
-            yield (
-                f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads, and {kind.__name__}, "
-                f"which config.json of the base model names, {problem}: a server that loads it leaves out adapters "
-                "that have no module of their name there, without a word. Export with --merge for it"
-            )
+        kinds: list[Any] = [AutoModelForCausalLM]
+        if base:
+            for problem in adapters_left_out(model, load_file(path / WEIGHTS), base):
+                yield problem
+                kinds = []  # their values differ as well
+        elif (named := _named_class(model_config(path), model)) is not type(model):
+            kinds.append(named)
+        for kind in kinds:
+            if problem := _unlike(model, kind, path):
+                yield f"{kind.__name__} reads another model from it: {problem:.200}"
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"
 
 
-def _homeless(model: PreTrainedModel, kind: Any, config: PretrainedConfig) -> str:
-    """Return which modules with adapters a model of another class lacks, or that they cannot be compared; else ""."""
-    try:
-        with torch.device("meta"):
-            there = {name for name, _ in kind._from_config(config).named_modules()}
-    except Exception as error:  # its configuration may be of another kind
-        return f"cannot be made from it to compare their names ({error})"
-    trained = [
-        n for n, part in model.named_modules() if hasattr(part, "base_layer") or hasattr(part, "modules_to_save")
-    ]
-    # two tensors of experts have one layer around the other: mlp.experts and mlp.experts.base_layer
-    lost = [name for name in trained if ".base_layer" not in name and name not in there]
-    return f"lacks {len(lost)} of their modules, such as {lost[0]}" if lost else ""
+def adapters_left_out(model: PreTrainedModel, adapters: Mapping[str, Tensor], base: str) -> Iterator[str]:
+    """Yield who leaves out adapters for their names or shapes: transformers or PEFT, or the class that the base names.
+
+    adapters  in PEFT's format; their values do not matter
+    """
+    state = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
+    config = model_config(base)
+    named = _named_class(config, model)
+    for kind in dict.fromkeys((type(model), named)):  # Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
+        for reader, reads in _READERS.items():
+            try:
+                with without_tables(), warnings.catch_warnings(action="ignore"):
+                    with torch.device("meta"):
+                        there = kind._from_config(config if kind is named else model.config)
+                    left = reads(there, copy.deepcopy(adapter_config(model)), state)
+                problem = left and f"leaves out {some(left)} of them, without a word"
+            except Exception as error:  # its configuration may be of another kind
+                problem = f"cannot read them: {error!s:.200}"
+            if problem:
+                yield (
+                    f"these are adapters of {type(model).__name__}, and {reader} on {kind.__name__} {problem}: export "
+                    "with --merge for it"
+                )
+
+
+def _by_transformers(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
+    """Return the names of adapters without a place in a model, or else of places without adapters."""
+    info = there.load_adapter(peft_config=config, adapter_state_dict=adapters, adapter_name=ADAPTER)
+    return info.unexpected_keys or info.missing_keys
+
+
+def _by_peft(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
+    from peft import PeftModel, set_peft_model_state_dict
+
+    wrapped = PeftModel(there, config)
+    missing, unexpected = set_peft_model_state_dict(wrapped, adapters, ADAPTER)  # type: ignore[attr-defined]
+    return unexpected or [name for name, p in wrapped.named_parameters() if p.requires_grad and name in missing]
+
+
+_READERS = {"transformers": _by_transformers, "PEFT": _by_peft}
+
+
+def _named_class(config: PretrainedConfig, model: PreTrainedModel) -> Any:
+    """Return the class that a configuration names; that of the model if transformers has none of this name."""
+    return getattr(transformers, (config.architectures or [""])[0], type(model))
 
 
 def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
-    """Return what differs in the model that a class reads from a directory; nothing if nothing does."""
-    sharded = isinstance(next(model.parameters()), DTensor)
-    place = "meta" if sharded or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
-    with without_bars_of_transformers():
+    """Return what differs in the model that a class reads from a directory; nothing if nothing does.
+
+    By its values if memory has room for them, no rank has shards alone and the base is not quantised; else by names.
+    """
+    by_names = isinstance(next(model.parameters()), DTensor) or hasattr(model, "hf_quantizer")
+    place = "meta" if by_names or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
+    with without_tables(), warnings.catch_warnings(action="ignore"):  # PEFT warns of ranks that it has given itself
         read, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
     if names := info["missing_keys"] or info["unexpected_keys"]:
         return str(names)
-    return "" if place else apart(probe_logits(read), probe_logits(model).cpu())
+    if place:
+        return ""
+    half = torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else None  # of a frozen base
+    on_cpu, own = (torch.autocast(device, half, enabled=bool(half)) for device in ("cpu", model.device.type))
+    with on_cpu, own:
+        return apart(probe_logits(read), probe_logits(model).cpu(), half)

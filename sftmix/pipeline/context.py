@@ -158,7 +158,8 @@ class RunContext:
 
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)
-        model = load_for_run(config, self.world, trains=True)
+        tokens = encoder.tokenizer.convert_ids_to_tokens(list(encoder.end_ids))
+        model = load_for_run(config, self.world, trains=True, ends=list(zip(encoder.end_ids, tokens, strict=True)))
         return Stage(
             name=name,
             model=model,

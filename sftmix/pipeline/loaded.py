@@ -18,8 +18,9 @@ from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import fingerprint, load_model, stored_dtype
+from sftmix.model.load import fingerprint, load_model, say_once, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model
+from sftmix.model.probes import before_adapters
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options.model import LoraOptions, ModelOptions
 from sftmix.options.training import SHARDED, TrainingOptions
@@ -40,11 +41,15 @@ def check_sharing(config: RunConfig, world: World) -> bool:
     return sharded
 
 
-def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> PreTrainedModel:
+def load_for_run(
+    config: RunConfig, world: World, *, trains: bool = False, ends: Sequence[tuple[int, str]] = ()
+) -> PreTrainedModel:
     """Load the model of a configuration, add its adapters, and check it by a probe (`check_head`).
 
     If ranks share the weights, it is on the meta device and carries its values (`sftmix.model.meta`); it is checked
     once they are in place.
+
+    ends  ids and tokens that end answers, whose rows adapters may not mend
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
@@ -61,6 +66,9 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
         if lora.r:
             # Some are made of the model's values.
             add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
+            if trains and world.is_main:
+                for line in before_adapters(model, path, ends):
+                    say_once(line)
         return model
 
     check = partial(check_head, trains=trains)

@@ -19,6 +19,7 @@ from sftmix.components.contracts import check_callback_result
 from sftmix.disk.files import CHECKPOINTS, check_room
 from sftmix.ranks.world import World
 from sftmix.training.best import BestWeights
+from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
 from sftmix.training.choices import compiled, decide
 from sftmix.training.machine import adding_in_order, going_on, machine_of
@@ -75,6 +76,7 @@ class TrainingLoop:
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.built = kept(self.module, self.optimizer)
+        self.callback_state = CallbackState(stage.callbacks, world)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
@@ -169,6 +171,7 @@ class TrainingLoop:
         if newest is not None:
             store.load(newest, self.module, self.optimizer)
             self.evaluations = dict(state["evaluations"])
+            self.callback_state.put(state["callbacks"])
             if stage.online:
                 stage.online.restore(store.arrays(newest))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")
@@ -218,6 +221,7 @@ class TrainingLoop:
         state = {name: getattr(self, name) for name in SAVED}
         state |= {"identity": self.stage.identity, "totals": asdict(self.totals)}
         state["evaluations"] = list(self.evaluations.items())  # JSON has no numbers as keys
+        state["callbacks"] = self.callback_state.out()
         self.store.save(self.step, self.module, self.optimizer, state, online.gathered() if online else {})
         self.saved = self.step
         self.spacing.since = time.monotonic()
@@ -249,13 +253,6 @@ class TrainingLoop:
                     f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
                 )
-        if done.updates and self.totals.updates == 1:
-            left = rehearse(self.module, self.optimizer, self.built, self.world)
-            if left:
-                self._say(
-                    f"after the first update the optimizer keeps no state of {len(left)} trained parameters, as "
-                    f"{', '.join(left[:3])}: they had no gradient, or it needs none for them"
-                )
         if stage.online:
             stage.online.record(done.batches, done.nll)
         metrics |= self.pending
@@ -265,7 +262,16 @@ class TrainingLoop:
             if stage.online:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
+        if done.updates and self.totals.updates == 1:
+            self._rehearse()
         return metrics
+
+    def _rehearse(self) -> None:
+        """Raise ConfigError if no checkpoint would bring back what optimizer, model or callbacks keep by now."""
+        self.callback_state.out()
+        if left := rehearse(self.module, self.optimizer, self.built, self.world):
+            names = f"{len(left)} trained parameters, as {', '.join(left[:3])}"
+            self._say(f"after the first update the optimizer keeps no state of {names}: no gradient, or it needs none")
 
     def _prepare(self, step: int) -> PreparedStep:
         order = self.stage.order

@@ -209,13 +209,16 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         last = number == len(batches)
-        with gradient_sync(module, enabled=last or stage.options.reduce_each_micro_batch):
+        reduced = last or stage.options.reduce_each_micro_batch
+        with gradient_sync(module, enabled=reduced):
             with autocast(module, setup.precision, world.device):
                 out = module(
                     batch, scaled, perturb=None if perturbation is None else perturb, loss=stage.objective.loss
                 )
             check_loss(stage.objective, out, plan)
             out.loss.backward()
+        if reduced:
+            refuse_unreached(module, stage.objective)
         sums += step_sums(plan, out)
         nll.append(out.nll)
         del out  # frees its graph before the next forward
@@ -307,6 +310,18 @@ def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
     mixed = (plan.pair_weight * out.mixup).sum() / (plan.mu or 1.0)
     sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
     return torch.stack([x.detach().double() for x in sums])
+
+
+def refuse_unreached(module: nn.Module, objective: Objective) -> None:
+    """Raise ConfigError if DDP waits for the gradient of a parameter that this loss does not reach."""
+    if getattr(module, "find_unused_parameters", True):  # no DDP, or one that looks for them
+        return
+    for name, p in unwrap(module).model.named_parameters():
+        if p.requires_grad and p.grad is None:
+            raise ConfigError(
+                f"objective {objective}: its loss gives no gradient to {name}, for which training.parallel ddp waits, "
+                "as the model's own loss gives one: use --training.parallel fsdp, or one process"
+            )
 
 
 # -------------------------------------------------------------------------------------- 5. clip and update

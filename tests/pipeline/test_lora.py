@@ -1,6 +1,8 @@
 """Runs with adapters through the real command line: small checkpoints, what is refused, and both exports. QLoRA where
 bitsandbytes is installed: the base is quantised, the adapters are float32."""
 
+import contextlib
+import io
 import json
 import shutil
 from importlib.util import find_spec
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.head import check_head
-from sftmix.model.load import load_model
+from sftmix.model.load import load_model, say_once
 from sftmix.options import LoraOptions
 from tests.tiny import metrics
 
@@ -33,7 +35,10 @@ def run(tmp_path_factory, finished):
     from sftmix.cli import main
 
     words = ["run", *finished.tiny.options, *ONE]
-    assert main([*words, *LORA, "--with_baseline", "--out", str(out)]) == 0
+    say_once.cache_clear()
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main([*words, *LORA, "--with_baseline", "--out", str(out)]) == 0
+    (out.parent / "said").write_text(said.getvalue())
     return out, finished.tiny, words
 
 
@@ -55,6 +60,12 @@ def test_the_run_holds_adapters_only(run):
         steps = len(list((out / stage / "checkpoints").iterdir()))
         assert sum(x.numel() for x in stored if x.numel() > 1) == 3 * numbers * steps
     assert AutoTokenizer.from_pretrained(out / "train" / "model").chat_template
+
+
+def test_a_line_says_where_the_adapters_are_and_none_that_others_leave_some_out(run):
+    """Of a layer q has 32 x 32 of 32 x (32 + 16 + 16 + 32) numbers, and down one third of the MLP's."""
+    said = [line for line in (run[0].parent / "said").read_text().splitlines() if "adapters" in line]
+    assert said == ["model.lora: adapters on, of the decoder's weights by kind: attention 33.3%, dense 33.3%"]
 
 
 def test_both_exports(run, sftmix, tmp_path):

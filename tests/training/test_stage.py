@@ -43,6 +43,8 @@ class Groups(NTP):
 class Calls(Callback):
     """Keeps when it is called, with how many steps and epochs done."""
 
+    gives = frozenset()
+
     def __init__(self) -> None:
         self.steps: list[tuple[int, int]] = []
         self.epochs: list[tuple[int, int]] = []

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
 from sftmix.batches.order import Slot
-from sftmix.components import Callback
+from sftmix.components import NTP, Callback
 from sftmix.model.adapters import add_adapters
 from sftmix.options import LoraOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
-from sftmix.words.errors import Stopped
+from sftmix.words.errors import ConfigError, Stopped
 from tests.forked import on_ranks
 from tests.toy import Interrupt, toy_model, toy_stage
 from tests.trained import DATA, assert_exact, assert_near
@@ -155,3 +155,38 @@ def test_under_ddp_ranks_may_reach_different_ones(tmp_path):
     assert "fsdp cannot train a model whose ranks reach different ones" in said
     two, one = load_file(tmp_path / "whole.st"), weights_of(tmp_path / "one", "experts")
     assert_near({name: one[name] for name in two}, two, atol=1e-5)
+
+
+class States(NTP):
+    """A loss of the head's inputs alone: the head itself gets no gradient, as the model's own loss would give it."""
+
+    def loss(self, view, batch, plan):
+        loss = (view.hidden.square().mean(1) * plan.row_weight).sum()
+        with torch.no_grad():
+            return view.sft_loss(batch, plan)._replace(loss=loss)
+
+
+def without_head(world: World, path: str, parallel: str) -> None:
+    def trained(more: dict[str, int]) -> dict[str, torch.Tensor]:
+        options = {"learning_rate": 0.01, "parallel": parallel, "micro_batch_size": 1, **more}
+        model = toy_model(dtype=torch.float32)
+        stage = toy_stage(Path(path), BATCHES, data=DATA, model=model, options=options, objective=States())
+        return full_weights(train(stage, world).module)
+
+    if parallel == "ddp":
+        for more in ({}, {"reduce_each_micro_batch": True}):
+            with pytest.raises(
+                ConfigError, match=r"objective States: its loss gives no gradient to lm_head\.weight, for"
+            ):
+                trained(more)
+        return
+    found = trained({})
+    if world.is_main:
+        start = toy_model(dtype=torch.float32).state_dict()
+        assert [name for name in found if torch.equal(found[name], start[name])] == ["lm_head.weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_an_objective_that_leaves_the_head_without_gradient_is_refused_under_ddp_alone(tmp_path, parallel):
+    on_ranks(without_head, str(tmp_path), parallel)

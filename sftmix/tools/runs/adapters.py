@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.model.adapters import FILE, WEIGHTS, add_layers
+from sftmix.model.adapters import FILE, WEIGHTS, add_layers, in_peft_format
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused
 from sftmix.model.load import apart, untie
@@ -70,15 +70,18 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
         add_layers(model, config, seed=0)
         if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
             freeze_unused(model)
-        missing, unexpected = set_peft_model_state_dict(  # type: ignore[attr-defined]
-            model,
-            # PEFT writes base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: its wrapper is not here.
-            {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()},
-            ADAPTER,
-        )
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        # PEFT writes base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: its wrapper is not here.
+        stored = {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        names: Any = {name: name for name in trained}  # in the place of the tensors
+        own: Any = {} if config.ensure_weight_tying else in_peft_format(model, names)
+        if {f"base_model.model.{name}" for name in stored} == own.keys():
+            # Not by PEFT, which renames some as it reads them: Laguna's mlp.shared_experts.
+            model.load_state_dict({own[f"base_model.model.{name}"]: x for name, x in stored.items()}, strict=False)
+            return
+        missing, unexpected = set_peft_model_state_dict(model, stored, ADAPTER)  # type: ignore[attr-defined]
         # Frozen weights are the base model's, and the file need not have them.
-        if wrong := trained.intersection(missing).union(unexpected):
+        if wrong := trained.keys() & {*missing} | {*unexpected}:
             raise ValueError(f"its configuration and its weights differ in {min(wrong)}")
     except Exception as error:  # for values in a stranger's file PEFT may raise anything
         raise ConfigError(
