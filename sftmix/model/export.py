@@ -14,8 +14,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
+from sftmix.model.admitted import directory_of
 from sftmix.model.head import adapter_config
-from sftmix.model.load import file_beside, model_config, say_once
+from sftmix.model.load import model_config, say_once
 from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32
 from sftmix.words.progress import without_bars_of_transformers
@@ -57,7 +58,7 @@ def export_model(
                 _write_model(model, temporary, weights, dtype, generation)
                 if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
                     for name in PROCESSOR_FILES:
-                        if file := file_beside(base, name):
+                        if (file := directory_of(base, PROCESSOR_FILES) / name).is_file():
                             shutil.copy(file, temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
             for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):

@@ -26,12 +26,13 @@ from transformers import (
     PreTrainedTokenizerBase,
     TokenizersBackend,
 )
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import commit_of, place_of
+from sftmix.model.admitted import TOKENIZER, admit, admit_weights, admitted_files, directory_of, weight_files
 from sftmix.model.layers import freeze_unused
-from sftmix.model.paths import WEIGHTS, holds_adapters, model_place, refuse_files, weight_files
+from sftmix.model.paths import holds_adapters, model_place, refuse_files
 from sftmix.words.errors import ConfigError
 from sftmix.words.progress import without_bars_of_transformers
 
@@ -60,6 +61,7 @@ def load_model(
             path,
             dtype=dtype,
             attn_implementation=attention,
+            experts_implementation=None,  # nor is this the file's word: some are kernels of the hub
             quantization_config=quantization,
             use_safetensors=True,
             output_loading_info=True,
@@ -83,8 +85,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     has the same ids each time: dropout of merges is left out, also of what is exported.
     """
     tokenizer = _from_pretrained(AutoTokenizer, path)
-    file = None if type(tokenizer) is TokenizersBackend else file_beside(path, "tokenizer.json")
-    if file is not None and not _is_that_of(tokenizer, file):
+    file = directory_of(path) / TOKENIZER
+    if type(tokenizer) is not TokenizersBackend and file.is_file() and not _is_that_of(tokenizer, file):
         own = type(tokenizer).__name__
         say_once(
             f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed"
@@ -122,30 +124,9 @@ def model_config(path: str | Path) -> PretrainedConfig:
     return _from_pretrained(AutoConfig, path)
 
 
-def file_beside(path: str | Path, file: str) -> Path | None:
-    """Return a file of the directory or repository of a model; None if it has none, or none can be reached."""
-    name, _ = model_place(path)
-    found = cached_file(
-        name,
-        file,
-        revision=commit_of(name),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return Path(found) if found else None
-
-
-def files_of_model(path: str | Path) -> Path:
-    """Return the directory with the files of a model that was loaded; for a hub id it has the name of the commit."""
-    name, _ = model_place(path)
-    return Path(str(cached_file(name, "config.json", revision=commit_of(name), local_files_only=True))).parent
-
-
 def weight_files_of(path: str | Path) -> list[Path]:
-    """Return the files from which the weights of a directory or hub id are read; ConfigError as `weight_files`."""
-    for file in ("config.json", WEIGHTS[1]):
-        file_beside(path, file)  # of a hub id both are fetched, as they name the others
-    return [file for file in weight_files(files_of_model(path)) if file.exists()]
+    """Return the files from which the weights of a directory or hub id are read; ConfigError as `admit_weights`."""
+    return [file for file in weight_files(path, model_config(path)) if file.exists()]
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -295,17 +276,26 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
-    name, _ = model_place(path)
+    name, local = model_place(path)
     commit = commit_of(name)
-    if auto not in (AutoTokenizer, TokenizersBackend):  # adapters may have a tokenizer beside them
+    reads_tokenizer = auto in (AutoTokenizer, TokenizersBackend)
+    if not reads_tokenizer:  # adapters may have a tokenizer beside them
         if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
+    private = ""
     try:
-        if auto is AutoModelForCausalLM:
-            weight_files_of(path)
+        private = str(admit(path))
+        config = _config_in(private, name, reads_tokenizer)
+        if auto is AutoConfig:
+            return config
+        if not reads_tokenizer:
+            admit_weights(path, Path(private), config)
         with without_bars_of_transformers():
-            return auto.from_pretrained(name, revision=commit, trust_remote_code=False, **options)
+            chosen = {} if auto is TokenizersBackend else {"config": config}
+            loaded = auto.from_pretrained(private, trust_remote_code=False, **chosen, **options)
+        _name(loaded[0] if isinstance(loaded, tuple) else loaded, name, local=local)
+        return loaded
     except ConfigError:
         raise
     except Exception as error:  # files of strangers make transformers raise anything
@@ -315,7 +305,34 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
                 "is never run. Name a model whose model_type and tokenizer are part of transformers, or convert this "
                 "one to such a type"
             ) from error
-        raise ConfigError(f"model.path: cannot load {path}: {error}") from error
+        raise ConfigError(f"model.path: cannot load {path}: {str(error).replace(private, name)}") from error
+
+
+def _name(loaded: Any, name: str, *, local: bool) -> None:
+    """Let a model or tokenizer have the name that it was asked for, not that of its private directory."""
+    loaded.name_or_path = name
+    if isinstance(loaded, PreTrainedModel):
+        loaded.config.name_or_path = name
+    else:
+        loaded.init_kwargs |= {"name_or_path": name, "is_local": local}  # which an export writes
+
+
+def _config_in(private: str, name: str, tokenizer: bool) -> PretrainedConfig:
+    """Return the configuration in the private directory of a model, whose name it has.
+
+    tokenizer  True: it only chooses the tokenizer, which may be without a model
+    """
+    try:
+        # by "model_type" alone: without it transformers guesses from the name of the directory
+        if not (tokenizer or PretrainedConfig.get_config_dict(private)[0].get("model_type")):
+            raise ValueError("config.json names no model_type")
+        config = AutoConfig.from_pretrained(private, trust_remote_code=False)
+    except (ValueError, OSError):
+        if not tokenizer:
+            raise
+        config = PretrainedConfig.from_pretrained(private)
+    config._name_or_path = name  # by which transformers knows some tokenizers
+    return config
 
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
@@ -329,9 +346,9 @@ def fingerprint(path: str) -> str:
         return _hash(place)
     if not place.is_dir():
         model_config(path)
-        return f"{path}@{files_of_model(path).name}"  # .../models--OWNER--NAME/snapshots/COMMIT
+        return f"{path}@{directory_of(path).name}"  # .../models--OWNER--NAME/snapshots/COMMIT
     files = {file for file in place.iterdir() if file.suffix in MODEL_FILES and file.is_file()}
-    files |= {file for file in weight_files(place) if file.exists()}  # also in folders below
+    files |= set(admitted_files(place).values())  # also in folders below
     return sha256_json({file.relative_to(place).as_posix(): _hash(file) for file in files})
 
 

@@ -39,7 +39,9 @@ def empty_model(path: str | Path, *, attention: str | None = None, tied: bool | 
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            model_config(path), dtype=torch.float32, attn_implementation=attention, experts_implementation=None
+        )
     if tied is False:
         untie(model)
     model.tie_weights()  # each parameter was moved to the meta device by itself

@@ -4,19 +4,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
 
-from sftmix.disk.files import read_object
 from sftmix.disk.places import HUB_ID, is_there, place_of
-from sftmix.disk.texts import read_text
-from sftmix.words.errors import ConfigError, DifferenceError
+from sftmix.words.errors import ConfigError
 
 _NODE = re.compile(r"^node \d+ \(.*\): \Z")  # "node 1 (gpu-07, from rank 8): "
 """What `World.node_first` puts before the error of a node."""
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""Where transformers looks for weights, unless config.json names another file."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".gguf")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
 
@@ -60,37 +55,6 @@ def refuse_files(path: str | Path) -> None:
             'python -c "import sys, transformers as t; m, t = t.AutoModelForCausalLM, t.AutoTokenizer; '
             '[x.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for x in (m, t)]" OLD NEW'
         )
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """Return the files of a model's directory from which transformers reads the weights, there or not.
-
-    Raises ConfigError for one that is no safetensors file in the directory: transformers reads whatever config.json and
-    an index name, pickles among it.
-    """
-    # {"transformers_weights": "other.safetensors"} names them, and is read before the usual names
-    first = str(_object(directory / "config.json").get("transformers_weights") or "")
-    first = first or next((name for name in WEIGHTS if (directory / name).exists()), WEIGHTS[0])
-    names = [first]
-    if first.endswith(".index.json"):
-        shards = _object(directory / first).get("weight_map")  # {"lm_head.weight": "model-00002-of-00002.safetensors"}
-        names = sorted({str(shard) for shard in shards.values()}) if isinstance(shards, dict) else []
-    for name in names:
-        place = PurePath(name)
-        if place.suffix != ".safetensors" or place.is_absolute() or ".." in place.parts:
-            raise ConfigError(
-                f"model.path: {directory} names {name} as a file of its weights (in config.json or {first}); only "
-                "safetensors files within the directory are read, as others can run a program or change unseen"
-            )
-    return [directory / name for name in names]
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a model; {} without the file. ConfigError for anything else."""
-    try:
-        return read_object(read_text(file), file) if file.exists() else {}
-    except (OSError, ValueError, DifferenceError) as error:
-        raise ConfigError(f"model.path: {file} cannot be read: {error}") from error
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""A private directory with the admitted files of a model, which is all that transformers sees of it.
+
+A file that is not admitted cannot be reached, whatever config.json, an index or a tokenizer's configuration name: no
+pickle, no code, no other version of a configuration, nothing elsewhere. A repository of the hub is a directory of its
+cache, whose files are links.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import tqdm
+from transformers import PretrainedConfig
+
+from sftmix.disk.files import read_json
+from sftmix.disk.places import commit_of
+from sftmix.model.paths import model_place
+from sftmix.words.errors import ConfigError, DifferenceError
+
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""One file of weights, or which of several files has which weight."""
+VOCABULARIES = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "bpe.codes",
+    "dict.txt",
+    "emoji.json",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "tokenizer.model.v3",  # Mistral's
+    "tiktoken.model",
+    "tekken.json",
+)
+"""What tokenizers read beside their configuration, by the `vocab_files_names` of their classes."""
+FILES = (
+    CONFIG,
+    "generation_config.json",
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    *VOCABULARIES,
+)
+"""All that is admitted but weights and further templates."""
+TEMPLATES = "additional_chat_templates"
+"""Folder of the templates that a tokenizer has beside its first."""
+QUANTIZED = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4", "torchao")
+"""The `quant_method` of quantised weights that are read."""
+
+_private: list[TemporaryDirectory[str]] = []
+"""Until the process ends: a tokenizer copies its vocabulary from there when it is saved."""
+
+
+class _Silent(tqdm):
+    """No bar, as for small files."""
+
+    def __init__(self, *values: Any, **options: Any) -> None:
+        super().__init__(*values, **{**options, "disable": True})
+
+
+def directory_of(path: str | Path, more: Sequence[str] = ()) -> Path:
+    """Return the directory of a model: its own, or that of a hub id, which is named by the commit.
+
+    more  names of files that are fetched beside all that is admitted but weights
+    """
+    name, local = model_place(path)
+    wanted = (*FILES, INDEX, f"{TEMPLATES}/*.jinja", *more)
+    return Path(name if local else _fetched(name, wanted, commit_of(name), bars=_Silent))
+
+
+@cache  # so that a name means one commit within a process
+def _fetched(name: str, files: Sequence[str], commit: str | None, bars: type[tqdm] | None = None) -> str:
+    return snapshot_download(name, revision=commit, allow_patterns=list(files), tqdm_class=bars)
+
+
+def admitted_files(directory: Path) -> dict[str, Path]:
+    """Return the admitted files of a directory but weights, by their names in it: regular ones, or links to such."""
+    files = [*(directory / name for name in FILES), *(directory / TEMPLATES).glob("*.jinja")]
+    return {file.relative_to(directory).as_posix(): file for file in files if file.is_file()}
+
+
+def admit(path: str | Path) -> Path:
+    """Return a fresh private directory with links to the admitted files of a directory or hub id, but weights."""
+    _private.append(TemporaryDirectory(prefix="sftmix-model-"))
+    private = Path(_private[-1].name)
+    _link(admitted_files(directory_of(path)), private)
+    return private
+
+
+def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> None:
+    """Add the weights of a directory or hub id to its private directory.
+
+    config  as it was loaded from the private directory
+
+    Raises ConfigError for a file of weights that is not one of safetensors at the top of the directory, or for weights
+    that are quantised in a way that is not read.
+    """
+    for part in (config, config.get_text_config()):
+        stored = getattr(part, "quantization_config", None)
+        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+        if stored and method not in QUANTIZED:
+            raise ConfigError(
+                f"model.path: the weights of {path} are quantised by {method!r:.80}, which is not read; what is read: "
+                f"{', '.join(QUANTIZED)}. Name the model it was made from"
+            )
+    _link({file.name: file for file in weight_files(path, config, fetch=True) if file.is_file()}, private)
+    if (index := directory_of(path) / INDEX).is_file():
+        _link({INDEX: index}, private)
+
+
+def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = False) -> list[Path]:
+    """Return the files from which transformers reads the weights of a directory or hub id, there or not.
+
+    config  as it was loaded from a private directory
+    fetch   those of a hub id, with a bar
+    Raises ConfigError as `admit_weights`.
+    """
+    directory = directory_of(path)
+    names, by = [str(getattr(config, "transformers_weights", None) or WEIGHTS)], CONFIG
+    if names == [WEIGHTS] and not (directory / WEIGHTS).exists() and (directory / INDEX).is_file():
+        try:
+            shards = read_json(directory / INDEX, weight_map=dict)["weight_map"]
+        except DifferenceError as error:
+            raise ConfigError(f"model.path: {error}") from error
+        names, by = sorted(set(map(str, shards.values()))), INDEX  # {"lm_head.weight": "model-00002-of-00002.saf..."}
+    for name in names:
+        if name != os.path.basename(name) or not name.endswith(".safetensors"):
+            raise ConfigError(
+                f"model.path: {path} names {name} as a file of its weights (in {by}); only safetensors files in the "
+                "directory itself are read, as others can run a program or change unseen"
+            )
+    if fetch and not model_place(path)[1]:
+        _fetched(model_place(path)[0], tuple(names), directory.name)
+    return [directory / name for name in names]
+
+
+def _link(files: Mapping[str, Path], private: Path) -> None:
+    """Put files into a private directory under their names: links, or what the file system has in their place."""
+    for name, file in files.items():
+        place, there = private / name, file.resolve()
+        place.parent.mkdir(exist_ok=True)
+        for way in (os.symlink, os.link, shutil.copyfile):  # Windows lets few make symbolic links
+            try:
+                way(there, place)
+                break
+            except OSError:
+                if way is shutil.copyfile:
+                    raise
