@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from sftmix.model.compared import say_once, some
 from sftmix.model.head import ADAPTER, FEWER, adapter_config
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.load import say_once, some
 from sftmix.model.paths import model_place
 from sftmix.options.model import LoraOptions
 from sftmix.words.errors import ConfigError

@@ -15,8 +15,9 @@ from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
 from sftmix.model.admitted import directory_of
+from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
-from sftmix.model.load import model_config, say_once
+from sftmix.model.load import model_config
 from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32
 from sftmix.words.progress import without_bars_of_transformers

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from sftmix.model.load import ROUNDING, n_embeddings, probe_ids, probing, some
+from sftmix.model.compared import ROUNDING, n_embeddings, probe_ids, probing, some
 from sftmix.model.packing import attending, attention_of, is_flash
 from sftmix.model.varlen import VARLEN
 from sftmix.words.errors import ConfigError

@@ -2,20 +2,16 @@
 
 import json
 import logging
-import math
 import re
-import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,6 +27,7 @@ from transformers.utils import find_adapter_config_file
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import commit_of, place_of
 from sftmix.model.admitted import TOKENIZER, admit, admit_weights, admitted_files, directory_of, weight_files
+from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
 from sftmix.words.errors import ConfigError
@@ -208,23 +205,6 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
         say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
 
 
-@cache
-def say_once(line: str) -> None:
-    """Print a line to stderr, on rank 0 and once in a process."""
-    if not (dist.is_initialized() and dist.get_rank()):
-        print(line, file=sys.stderr, flush=True)
-
-
-def some(names: Collection[str], what: str = "weights") -> str:
-    """Return how many these are, and some of them."""
-    return f"{len(names)} {what} ({', '.join(sorted(names)[:3])}, ...)"
-
-
-def n_embeddings(model: Any) -> int:
-    """Return the number of token ids that have an embedding."""
-    return model.get_input_embeddings().weight.shape[0]
-
-
 def check_ids(config: PretrainedConfig, tokenizer: object, ids: Iterable[int]) -> None:
     """Refuse ids without an embedding or a row of the LM head (spare embeddings are normal; nothing is resized).
 
@@ -237,42 +217,6 @@ def check_ids(config: PretrainedConfig, tokenizer: object, ids: Iterable[int]) -
             f", the model embeddings for {size} ids: its tokenizer is another model's, or tokens were added "
             "without resizing the model"
         )
-
-
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""How far rounding may move probes, relative to the greatest number; each probe sets its own for half precision."""
-
-
-def apart(ours: Tensor, theirs: Tensor, precision: torch.dtype | None = None) -> str:
-    """Return by how much two computations of the same numbers differ, if rounding does not explain it; else nothing.
-
-    precision  of the computations, if it is not the dtype of the numbers
-    """
-    difference = float((ours - theirs).abs().max())
-    limit = ROUNDING.get(precision or theirs.dtype, 3e-2) * float(theirs.abs().max())
-    return "" if difference <= limit else f"by up to {difference:.3g} (allowed: {limit:.3g})"
-
-
-def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
-    """Return ids of this shape, spread over the vocabulary, on the device of the model."""
-    # 7919 is prime: ids do not repeat within a vocabulary
-    return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
-
-
-@contextmanager
-def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[None]:
-    """Let a model run in eval mode and without gradients; ConfigError, `problem: error. remedy`, if it fails."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
-        raise
-    except Exception as error:  # models of strangers raise anything
-        raise ConfigError(f"model.path: {problem}: {error}. {remedy}") from error
-    finally:
-        model.train(training)
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:

@@ -1,6 +1,6 @@
 """Loading in three steps for ranks that share the weights: no rank may hold the whole model.
 
-    1. a model with its values        `mapped_model`: every rank maps the safetensors files, which copies nothing.
+    1. a model with its values        `sftmix.model.mapped`: every rank maps the safetensors files, which copies nothing.
                                       If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
                                       others have an `empty_model`.
     2. the values without the model   `carry`: the model keeps float32 parameters on the meta device, which are
@@ -12,63 +12,15 @@ transformers handles names, conversions and missing weights, as in a plain load.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import distribute_tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sftmix.model.layers import freeze_unused
-from sftmix.model.load import load_model, model_config, stored_dtype, untie, weight_files_of
 from sftmix.ranks.world import World
-
-# ------------------------------------------------------------------------------- 1. a model with its values
-
-
-def empty_model(path: str | Path, *, attention: str | None = None, tied: bool | None = None) -> PreTrainedModel:
-    """Return the float32 model of a hub id or directory: parameters on the meta device, buffers on the CPU.
-
-    The buffers are those that the model computes from its config (rotary frequencies); tied weights are tied.
-
-    tied  whether LM head and input embeddings are one weight, if the files decide it; None: as the config says
-    """
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            model_config(path), dtype=torch.float32, attn_implementation=attention, experts_implementation=None
-        )
-    if tied is False:
-        untie(model)
-    model.tie_weights()  # each parameter was moved to the meta device by itself
-    return freeze_unused(model.eval())
-
-
-def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:
-    """Return the model with the values as they are in the files, for `take_values`, and the buffers of a plain load.
-
-    Values that are mapped from disk take no memory until they are read, and the system can take this memory back.
-    Returns None if the tensors in the files have several dtypes, which the model could not keep.
-    """
-    stored = stored_dtype(path)
-    model = load_model(path, dtype=stored, attention=attention)
-    files = [safe_open(file, framework="pt") for file in weight_files_of(path)]
-    # None at all, if a hub has them in another snapshot than the config
-    if {file.get_tensor(name).dtype for file in files for name in file.keys()} != {stored}:  # noqa: SIM118
-        return None
-    persistent = model.state_dict().keys()
-    for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
-        stored_buffer = model.get_buffer(name)
-        # a value of the files, as they have it, or one that the model computes (inv_freq)
-        stored_buffer.data = stored_buffer.to(buffer.dtype) if name in persistent else buffer
-    for config in (model.config, model.config.get_text_config()):
-        config.dtype = torch.float32
-    return model
-
 
 # ------------------------------------------------------------------------------- 2. the values apart from it
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, masking_utils
 
-from sftmix.model.load import apart, probe_ids, probing
+from sftmix.model.compared import apart, probe_ids, probing
 from sftmix.model.varlen import DEVICES, VARLEN, unfit
 from sftmix.words.errors import ConfigError
 

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from sftmix.model.adapters import WEIGHTS, adapted_kinds, in_peft_format
+from sftmix.model.compared import apart, probe_ids, probing, some
 from sftmix.model.head import ADAPTER, adapter_config
-from sftmix.model.load import apart, model_config, probe_ids, probing, some, without_tables
+from sftmix.model.load import model_config, without_tables
 from sftmix.model.packing import attending
 
 TEXTS = (

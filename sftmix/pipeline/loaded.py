@@ -15,11 +15,13 @@ from transformers import PreTrainedModel
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.model.adapters import add_adapters, quantization_config
+from sftmix.model.compared import say_once
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import fingerprint, load_model, say_once, stored_dtype
-from sftmix.model.meta import carry, empty_model, mapped_model
+from sftmix.model.load import fingerprint, load_model, stored_dtype
+from sftmix.model.mapped import empty_model, mapped_model
+from sftmix.model.meta import carry
 from sftmix.model.probes import before_adapters
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options.model import LoraOptions, ModelOptions

@@ -15,14 +15,8 @@ from sftmix.data import EncodedDataset, LoadedData, Prepared, encode_dataset, pr
 from sftmix.data.dataset import Texts
 from sftmix.disk.files import MANIFEST
 from sftmix.disk.tables import read_columns
-from sftmix.model.load import (
-    check_ids,
-    fingerprint,
-    load_tokenizer,
-    model_config,
-    refuse_quantized,
-    say_once,
-)
+from sftmix.model.compared import say_once
+from sftmix.model.load import check_ids, fingerprint, load_tokenizer, model_config, refuse_quantized
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border
 from sftmix.options.data import LENGTHS

@@ -5,7 +5,7 @@ from itertools import chain
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from sftmix.model.load import probe_ids
+from sftmix.model.compared import probe_ids
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
 

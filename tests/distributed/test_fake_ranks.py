@@ -22,7 +22,8 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config
 from sftmix.components import NTP, AdamW, SFTMix
 from sftmix.model.adapters import add_adapters
 from sftmix.model.head import head_of
-from sftmix.model.meta import carry, empty_model
+from sftmix.model.mapped import empty_model
+from sftmix.model.meta import carry
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import _tensors

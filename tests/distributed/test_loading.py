@@ -20,7 +20,8 @@ from transformers import (
 from sftmix.config import RunConfig
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
-from sftmix.model.meta import empty_model, mapped_model, take_values
+from sftmix.model.mapped import empty_model, mapped_model
+from sftmix.model.meta import take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
 from sftmix.ranks.world import World

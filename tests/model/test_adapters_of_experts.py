@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
 from sftmix.model.adapters import WEIGHTS, adapted_kinds, add_adapters, in_peft_format
+from sftmix.model.compared import say_once
 from sftmix.model.export import export_model
-from sftmix.model.load import load_model, say_once
+from sftmix.model.load import load_model
 from sftmix.model.probes import adapters_left_out, before_adapters, is_untrained
 from sftmix.options import LoraOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters

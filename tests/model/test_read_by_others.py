@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 from sftmix.model import export
 from sftmix.model.adapters import add_adapters
+from sftmix.model.compared import say_once
 from sftmix.model.export import export_model
-from sftmix.model.load import load_model, load_tokenizer, say_once
+from sftmix.model.load import load_model, load_tokenizer
 from sftmix.model.probes import TEXTS
 from sftmix.options import LoraOptions
 from tests.model.test_models import TINY, random_model, tokenizer

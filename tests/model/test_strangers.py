@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
-from sftmix.model.meta import mapped_model
+from sftmix.model.mapped import mapped_model
 from sftmix.tools.answers.answering import generated
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.runs.loaded import load_finished

@@ -13,7 +13,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.export import export_model
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import load_model, stored_dtype
-from sftmix.model.meta import mapped_model
+from sftmix.model.mapped import mapped_model
 from sftmix.options import LoraOptions
 from sftmix.tools.runs.adapters import load_adapters
 from sftmix.training.checkpoint import full_weights

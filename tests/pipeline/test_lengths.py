@@ -3,7 +3,7 @@
 import pytest
 import transformers
 
-from sftmix.model.load import say_once
+from sftmix.model.compared import say_once
 from sftmix.pipeline.rows import resolve_max_length
 from sftmix.words.errors import ConfigError
 from tests.model.test_models import TINY

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.model.adapters import add_adapters, quantization_config
+from sftmix.model.compared import say_once
 from sftmix.model.head import check_head
-from sftmix.model.load import load_model, say_once
+from sftmix.model.load import load_model
 from sftmix.options import LoraOptions
 from tests.tiny import metrics
 

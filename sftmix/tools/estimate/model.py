@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import stored_dtype
-from sftmix.model.meta import empty_model
+from sftmix.model.mapped import empty_model
 from sftmix.options.model import LoraOptions
 from sftmix.training.footprint import Count, Numbers
 from sftmix.training.module import TrainingModule

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sftmix.model.adapters import FILE, WEIGHTS, add_layers, in_peft_format
+from sftmix.model.compared import apart
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused
-from sftmix.model.load import apart, untie
+from sftmix.model.load import untie
 from sftmix.model.probes import probe_logits
 from sftmix.words.errors import ConfigError
 

@@ -14,17 +14,8 @@ from sftmix.data import prepare
 from sftmix.disk.hashes import sha256_json
 from sftmix.disk.places import place_of
 from sftmix.model.adapters import quantization_config
-from sftmix.model.load import (
-    apart,
-    check_ids,
-    fingerprint,
-    load_model,
-    load_tokenizer,
-    probe_ids,
-    probing,
-    say_once,
-    stored_dtype,
-)
+from sftmix.model.compared import apart, probe_ids, probing, say_once
+from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options.data import DataOptions
