@@ -70,7 +70,7 @@ class _Silent(tqdm):
 
 
 def directory_of(path: str | Path, more: Sequence[str] = ()) -> Path:
-    """Return the directory of a model: its own, or that of a hub id, which is named by the commit.
+    """Return the directory of a model; of a hub id it is in the cache, and is named by the commit.
 
     more  names of files that are fetched beside all that is admitted but weights
     """

@@ -253,7 +253,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
 
 
 def _name(loaded: Any, name: str, *, local: bool) -> None:
-    """Let a model or tokenizer have the name that it was asked for, not that of its private directory."""
+    """Let a model or tokenizer have the name that it was asked for, not its private directory's."""
     loaded.name_or_path = name
     if isinstance(loaded, PreTrainedModel):
         loaded.config.name_or_path = name

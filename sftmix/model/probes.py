@@ -168,7 +168,7 @@ _READERS = {"transformers": _by_transformers, "PEFT": _by_peft}
 
 
 def _named_class(config: PretrainedConfig, model: PreTrainedModel) -> Any:
-    """Return the class that a configuration names; that of the model if transformers has none of this name."""
+    """Return the class that a configuration names; the model's own if transformers has none of this name."""
     return getattr(transformers, (config.architectures or [""])[0], type(model))
 
 

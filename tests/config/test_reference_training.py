@@ -1,7 +1,7 @@
 """The training options of a reference: its own, the run's where it sets none, and those that exclude each other."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -82,3 +82,10 @@ def test_epochs_of_the_reference_end_it_whatever_the_steps_of_the_target(tiny, t
     assert [len(metrics(run, stage)) for stage in ("reference", "train")] == [4, 2]
     training = [json.loads((run / stage / "inputs.json").read_text())["training"] for stage in ("reference", "train")]
     assert [(t["epochs"], t["max_steps"]) for t in training] == [(1.0, None), (3.0, 2)]
+
+
+def test_the_reference_inherits_every_training_option():
+    own = {f.name for f in fields(ReferenceTraining)}
+    of_all_stages = {"timeout", "deterministic"}  # ranks are joined once, and torch is set once
+    assert own == {f.name for f in fields(TrainingOptions)} - of_all_stages | {"seed"}
+    assert all(getattr(ReferenceTraining(), name) is None for name in own)
