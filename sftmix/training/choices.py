@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -14,7 +13,16 @@ from torch import nn
 
 from sftmix.components.component import Need
 from sftmix.options.training import DEFAULT_MICRO_BATCH, TrainingOptions
-from sftmix.training.footprint import Count, Footprint, kept_by_forward, layers_of, slots_of
+from sftmix.training.footprint import (
+    Count,
+    Footprint,
+    Workload,
+    kept_by_forward,
+    layers_of,
+    layout_of,
+    slots_of,
+    workload_of,
+)
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import room
 from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, resolve_parallel, unwrap
@@ -48,7 +56,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, **world.share(decided_before(recorded, machine)))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        options = world.share(settled(setup, Footprint(setup), room(setup)))  # those of rank 0
+        work = workload_of(setup)
+        options = world.share(settled(work, Footprint(work), room(setup)))  # those of rank 0
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:
@@ -65,7 +74,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     prepare_layers(unwrap(setup.module).model, options)
 
 
-def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
+def settled(work: Workload, memory: Footprint, free: float) -> TrainingOptions:
     """Return the options of the stage with what `free` bytes decide in the place of auto.
 
     On a GPU activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that; not
@@ -73,17 +82,21 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     the longest rows, at most those of a rank's part of a global batch of such rows, and at most PADDED_TOKENS of padded
     ones.
     """
-    stage, kind, options = setup.stage, setup.world.device.type, setup.stage.options
+    kind, options = work.world.device.type, work.options
     recompute, tokens = options.activation_checkpointing, options.micro_batch_tokens
-    fitting = partial(memory.slots, USABLE * free)
+
+    def fitting(most: int, recompute: bool) -> int:
+        layout = layout_of(replace(options, activation_checkpointing=recompute), several=True)
+        return memory.slots(USABLE * free, most=most, layout=layout)
+
     if recompute == "auto":
-        asked = slots_of(setup, options.micro_batch_size or 1)
-        recompute = kind != "cpu" and Need.STATES not in stage.objective.needs
-        recompute = recompute and fitting(most=asked, recompute=False) < asked
+        asked = slots_of(work, options.micro_batch_size or 1)
+        recompute = kind != "cpu" and Need.STATES not in work.objective.needs
+        recompute = recompute and fitting(asked, False) < asked
     if options.limits(kind)[1] == "auto":
-        most = slots_of(setup, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
-        tokens = max(fitting(most=most, recompute=recompute), slots_of(setup, 1))
-        if pads(setup.module, stage.data.lengths):
+        most = slots_of(work, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
+        tokens = max(fitting(most, recompute is True), slots_of(work, 1))
+        if pads(work.module, work.data.lengths):
             tokens = min(tokens, PADDED_TOKENS)
     return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
 
@@ -141,7 +154,7 @@ def compile_problem(setup: StepSetup) -> str | None:
     with ExitStack() as hooks:
         for layer in {*layers[:1], *layers[-1:]}:  # a set: a single layer is traced once
             hooks.enter_context(layer.register_forward_pre_hook(trace, with_kwargs=True))
-        kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
+        kept_by_forward(workload_of(setup), int(setup.stage.data.lengths.max()), nullcontext())
     return next(chain.from_iterable(setup.world.gather(problems)), None)
 
 

@@ -18,7 +18,7 @@ from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training import choices
 from sftmix.training.choices import USABLE, compile_problem, decide, flops_of
-from sftmix.training.footprint import Footprint
+from sftmix.training.footprint import Footprint, Layout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.machine import decided_before, machine_of
 from sftmix.training.module import TrainingModule
@@ -78,8 +78,9 @@ def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(st
     """A pair of the longest rows, or the micro-batch that has a size."""
     stage = replace(stage, options=replace(stage.options, micro_batch_size=asked))
     setup, slots = setup_of(stage, GPU), rows * int(DATA.lengths.max())
-    memory = Footprint(setup)
-    needed = memory.optimizer + sum(memory.peak(slots, several=True, recompute=False))
+    memory = Footprint(workload_of(setup))
+    layout = Layout(several=True, recompute=False, reshard=True, reduce_each=False)
+    needed = memory.optimizer + sum(memory.peak(slots, layout))
     said: list[str] = []
     for more, recomputed in ((1, False), (-1, True)):
         on_a_gpu(monkeypatch, needed / USABLE + more)

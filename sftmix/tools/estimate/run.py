@@ -14,7 +14,7 @@ from sftmix.pipeline.rows import read_rows
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import forward_flops, training_flops
 from sftmix.tools.estimate.work import Machine, Work, plan
-from sftmix.training.footprint import Parts
+from sftmix.training.footprint import Parts, layout_of
 from sftmix.training.memory import PeakMemory
 
 __all__ = ["Machine", "estimate"]
@@ -84,7 +84,6 @@ def parts_of(work: Work) -> dict[str, int]:
         held = Parts(0.0, 0.0, size * gathered * (model.shards > 1))
     else:
         optimizer = memory.optimizer
-        recompute = work.options.activation_checkpointing is True
-        held = memory.peak(work.slots, several=work.micro_batches > 1, recompute=recompute)
+        held = memory.peak(work.slots, layout_of(work.options, several=work.micro_batches > 1))
     parts = {"weights": model.stored_bytes / model.shards, "optimizer": optimizer, **held._asdict()}
     return {part: round(size) for part, size in parts.items()}

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +31,9 @@ from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import MEASURE, FakeModel
 from sftmix.training.choices import settled
 from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.footprint import Footprint
+from sftmix.training.footprint import Footprint, Workload
 from sftmix.training.memory import free_memory
 from sftmix.training.parallel import shards_of
-from sftmix.training.scoring import Scorer
-from sftmix.training.step import Stage, StepSetup
 from sftmix.types import Float64, Int64, Rows
 from sftmix.words.errors import ConfigError
 
@@ -221,23 +218,10 @@ def _decided(
     if model.shards > 1:
         refuse_sharded(config.optimizer, model.lora, f"training.parallel {options.parallel} (here sharded)")
     module, fake = model.module()
-    stage = Stage(
-        name=work.name,
-        model=model.model,
-        data=data,
-        order=order,
-        objective=objective,
-        options=options,
-        checkpoint=config.checkpoint,
-        directory=Path(),  # nothing is written
-        seed=config.seed,
-        scorer=Scorer(world=machine.world),
-        optimizer=config.optimizer,
-    )
-    setup = StepSetup(stage, module, cast(Any, None), model.precision, machine.world)
+    given = Workload(module, data, order, objective, config.optimizer, options, model.precision, machine.world)
     objective.begin(data)
     try:
-        memory = Footprint(setup, fake)
+        memory = Footprint(given, fake)
     except RuntimeError as error:
         raise ConfigError(
             f"model.path: estimate cannot follow {model.path}, whose computation may depend on values: {error}. "
@@ -248,7 +232,7 @@ def _decided(
         one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
     module.padding_free = one_row
     free = (machine.memory or math.inf) - model.stored_bytes / model.shards
-    return settled(setup, memory, free), one_row, memory
+    return settled(given, memory, free), one_row, memory
 
 
 def _trained(
