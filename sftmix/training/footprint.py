@@ -6,6 +6,7 @@ and no storage.
 """
 
 import bisect
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -29,6 +31,7 @@ from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
 from sftmix.model.layers import decoder_layers
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.world import World
+from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import reshard, shards_of, unwrap
 from sftmix.training.scoring import eval_mode
 from sftmix.training.step import StepSetup
@@ -100,6 +103,24 @@ def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[
         if key not in weights and (left is None or left.nbytes()):  # weights that were gathered have no bytes by now
             kept += size
     return kept
+
+
+def without_values(model: PreTrainedModel, *, halved: bool) -> tuple[TrainingModule, FakeTensorMode]:
+    """Return the module that trains a copy of the model on fake tensors, and their mode; no value is copied.
+
+    halved  True: in bfloat16
+    """
+
+    def shape_of(one: nn.Parameter) -> nn.Parameter:
+        like = torch.empty_like(one, device="meta", dtype=torch.bfloat16 if halved else None)
+        return nn.Parameter(like, requires_grad=one.requires_grad)
+
+    instead = {id(one): shape_of(one) for one in model.parameters()}
+    module, fake = TrainingModule(copy.deepcopy(model, instead)), FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        module.to_empty(device="cpu")  # meta -> fake tensors, with a device and without memory
+        module.model.tie_weights()  # each parameter was made fake by itself
+    return module, fake
 
 
 @contextmanager
@@ -194,22 +215,14 @@ class Parts(NamedTuple):
 class Layout(NamedTuple):
     """How a step is made, as far as its memory depends on it.
 
-    several      gradients are there before the last micro-batch
-    recompute    layers are computed again in the backward
-    reshard      FSDP gathers a layer for its forward and again for its backward, and not once for both
-    reduce_each  FSDP reduces gradients to shards in each micro-batch, and not in the last one alone
+    several_micro_batches   gradients are there before the last one
+    The others are training options.
     """
 
-    several: bool
-    recompute: bool
-    reshard: bool
-    reduce_each: bool
-
-
-def layout_of(options: TrainingOptions, *, several: bool) -> Layout:
-    """Return the layout of options in which nothing is auto."""
-    recompute, reshard = options.activation_checkpointing is True, options.reshard_after_forward
-    return Layout(several, recompute, reshard, options.reduce_each_micro_batch)
+    several_micro_batches: bool
+    activation_checkpointing: bool
+    reshard_after_forward: bool
+    reduce_each_micro_batch: bool
 
 
 BACKWARD = 0.4
@@ -223,15 +236,13 @@ class Footprint:
     optimizer  its state
     """
 
-    def __init__(self, work: Workload, within: AbstractContextManager[Any] | None = None) -> None:
-        """Measure what a forward keeps; all ranks call it together.
-
-        within  the mode of fake tensors, if the module's are fake: its other ranks are not there
-        """
+    def __init__(self, work: Workload, kept: tuple[float, float] | None = None) -> None:
+        """Count the numbers; kept: of `kept_of`, None: it is measured, and all ranks call this together."""
         options, world = work.options, work.world
-        self.kept = _kept(work, within)
+        self.kept = kept_of(work) if kept is None else kept
         self.numbers = Numbers(unwrap(work.module).model)
         self.shards, self.size = shards_of(options, world), 2 if work.precision == "bf16" else 4
+        self.reduced = 2 if options.reduce_dtype == "bfloat16" and self.shards > 1 else 4
         self.in_buckets = self.shards == 1 and world.size > 1
         self.on_cpu = world.device.type == "cpu"
         # torch's AdamW copies its second moments on a GPU, unless it is fused.
@@ -248,7 +259,7 @@ class Footprint:
 
         Gradients before the last micro-batch are whole under FSDP; DDP's buckets always have them.
         """
-        layout = layout._replace(several=layout.several or self.in_buckets)
+        layout = layout._replace(several_micro_batches=layout.several_micro_batches or self.in_buckets)
         return max(self.at_loss(slots, layout), self.in_layer(slots, layout), self.in_update(layout), key=sum)
 
     def at_loss(self, slots: int, layout: Layout) -> Parts:
@@ -265,10 +276,10 @@ class Footprint:
     def in_layer(self, slots: int, layout: Layout) -> Parts:
         """Return the parts in the backward of a layer, which FSDP overlaps with its neighbours' traffic."""
         layers, n_layers, size = self.numbers.layers, self.numbers.n_layers, self.size
-        working = slots * self.kept[1] / n_layers * (BACKWARD + layout.recompute)
+        working = slots * self.kept[1] / n_layers * (BACKWARD + layout.activation_checkpointing)
         if self.shards > 1:
-            # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in float32.
-            working += (2 * size * layers.all + (size + 4) * layers.trained) / n_layers
+            # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in another.
+            working += (2 * size * layers.all + (size + self.reduced) * layers.trained) / n_layers
         return self._in_backward(slots, layout, working)
 
     def in_update(self, layout: Layout) -> Parts:
@@ -276,9 +287,9 @@ class Footprint:
         numbers, of_shards = self.numbers, 4 * self.numbers.whole.trained / self.shards
         working = of_shards * self.copies
         if self.shards > 1:
-            working = max(working, (self.size + 4) * numbers.outside.trained)
+            working = max(working, (self.size + self.reduced) * numbers.outside.trained)
         # A tied head's gradient is made apart, and then added.
-        if layout.several or (numbers.tied and self.shards == 1):
+        if layout.several_micro_batches or (numbers.tied and self.shards == 1):
             working = max(working, self._of_head)
         return Parts(of_shards, 0.0, working)
 
@@ -291,13 +302,15 @@ class Footprint:
         """Return what the whole backward holds, and beside it what a phase of it works with."""
         numbers, shards, size = self.numbers, self.shards, self.size
         layers, (constant, each) = numbers.layers, self.kept
-        if layout.recompute:
+        if layout.activation_checkpointing:
             # What goes into the layers is kept, and one layer; autocast's copies of trained weights, to the end.
             cached = constant * layers.trained / max(layers.all, 1) * (shards == 1)
             constant = max(cached, constant / numbers.n_layers)
             each = numbers.n_layers * numbers.head.shape[1] * (4 if shards == 1 else size)
-        gathered = size * (numbers.outside.all + layers.all * (not layout.reshard)) * (shards > 1)
-        before = 4 * numbers.whole.trained / (shards if layout.reduce_each else 1) * layout.several
+        gathered = size * (numbers.outside.all + layers.all * (not layout.reshard_after_forward)) * (shards > 1)
+        before = (
+            4 * numbers.whole.trained / (shards if layout.reduce_each_micro_batch else 1) * layout.several_micro_batches
+        )
         return Parts(before, constant + slots * each, self._of_head + gathered + working)
 
     def slots(self, free: float, *, most: int, layout: Layout) -> int:
@@ -309,8 +322,11 @@ class Footprint:
         return bisect.bisect_right(range(1, most + 1), free, key=taken)
 
 
-def _kept(work: Workload, within: AbstractContextManager[Any] | None) -> tuple[float, float]:
-    """Return the bytes that a forward keeps for its backward whatever the tokens are, and of each slot."""
+def kept_of(work: Workload, within: AbstractContextManager[Any] | None = None) -> tuple[float, float]:
+    """Return the bytes that a forward keeps for its backward whatever the tokens are, and of each slot.
+
+    within  the mode of fake tensors, if the module's are fake: its other ranks are not there
+    """
     # An attention that holds a number for each two tokens keeps most of a slot in the longest row.
     longest = int(work.data.lengths.max())
     length = min(longest, MEASURED) if work.world.device.type == "cpu" and within is None else longest

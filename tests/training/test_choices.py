@@ -17,12 +17,13 @@ from sftmix.components.others.places import ManifoldMixup
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training import choices
-from sftmix.training.choices import USABLE, compile_problem, decide, flops_of
+from sftmix.training.choices import compile_problem, decide, flops_of
 from sftmix.training.footprint import Footprint, Layout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.machine import decided_before, machine_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
+from sftmix.training.plan import USABLE
 from sftmix.training.step import StepSetup
 from tests.forked import on_ranks
 from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
@@ -32,7 +33,7 @@ PAIRS = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
 GPU = World(device=torch.device("cuda", 0))
 AUTO = {"activation_checkpointing": "auto", "compile": "auto"}
 OFF = {"activation_checkpointing": False, "compile": False}
-LAID_OUT = {"padding_free": False, "parallel": "none"}
+LAID_OUT = {"padding_free": False, "parallel": "none", "reshard_after_forward": True, "reduce_each_micro_batch": False}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 
@@ -79,7 +80,7 @@ def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(st
     stage = replace(stage, options=replace(stage.options, micro_batch_size=asked))
     setup, slots = setup_of(stage, GPU), rows * int(DATA.lengths.max())
     memory = Footprint(workload_of(setup))
-    layout = Layout(several=True, recompute=False, reshard=True, reduce_each=False)
+    layout = Layout(rows < 4, False, reshard_after_forward=True, reduce_each_micro_batch=False)
     needed = memory.optimizer + sum(memory.peak(slots, layout))
     said: list[str] = []
     for more, recomputed in ((1, False), (-1, True)):
@@ -87,7 +88,8 @@ def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(st
         assert chosen(setup, say=said.append).activation_checkpointing is recomputed
         blocks = [part for part in stage.model.modules() if hasattr(part, "gradient_checkpointing")]
         assert any(part.gradient_checkpointing for part in blocks) is recomputed
-    assert len([line for line in said if "computed again" in line]) == 1
+    first = f"steps are none, several_micro_batches {str(rows < 4).lower()}, activation_checkpointing "
+    assert [line.startswith(first) for line in said if "steps are" in line] == [True, True]
     kept = replace(stage, options=replace(stage.options, activation_checkpointing=False))
     assert chosen(setup_of(kept, GPU)).activation_checkpointing is False
 
@@ -99,7 +101,7 @@ def test_an_objective_that_changes_states_is_not_recomputed(stage, monkeypatch):
 
 
 def test_what_the_machine_recorded_last_had_is_kept_on_it_alone():
-    machine: dict[str, Any] = machine_of(World(), TrainingOptions(micro_batch_tokens="auto"))
+    machine: dict[str, Any] = machine_of(World(), TrainingOptions(micro_batch_tokens="auto", **LAID_OUT))
     assert {name: machine[name] for name in AUTO} == AUTO
     had = {"activation_checkpointing": True, "compile": False, "micro_batch_tokens": 4096}
     then = {"after": 0, **machine, **had}
@@ -111,11 +113,24 @@ def test_what_the_machine_recorded_last_had_is_kept_on_it_alone():
 
 
 def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
-    on_a_gpu(monkeypatch, 1.0)
+    """While it fits, also with less room than it was made for; it is said if it does not."""
+    said: list[str] = []
+    setup, memory = setup_of(stage, GPU), Footprint(workload_of(setup_of(stage, GPU)))
+    on_a_gpu(monkeypatch, 1e15)
     before = choices.machine_of(GPU, replace(stage.options, **LAID_OUT))
     recorded = [{"after": 0, **before, **OFF, "micro_batch_tokens": 64}]
-    assert chosen(setup_of(stage, GPU), recorded).activation_checkpointing is False
-    assert chosen(setup_of(stage, GPU)).activation_checkpointing is True
+    layout = Layout(True, False, reshard_after_forward=True, reduce_each_micro_batch=False)
+    needed = memory.optimizer + sum(memory.peak(64, layout))
+    for room, kept in ((1e15, True), (needed, True), (needed - 1, False)):
+        on_a_gpu(monkeypatch, room)
+        options = chosen(setup, recorded, said.append)
+        assert (options.micro_batch_tokens == 64, options.activation_checkpointing is False) == (kept, kept)
+    assert [line.partition(":")[0] for line in said] == [
+        *["steps are as recorded"] * 2,
+        "steps are not as recorded, for which there is too little memory now",
+    ]
+    on_a_gpu(monkeypatch, 1e15)
+    assert chosen(setup).micro_batch_tokens == 4 * DATA.lengths.max()
 
 
 def test_flops_are_those_of_each_rank(stage):

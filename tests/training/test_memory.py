@@ -13,10 +13,10 @@ from sftmix.components.others.places import EmbeddingMixup
 from sftmix.model.layers import decoder_layers
 from sftmix.ranks.world import World
 from sftmix.training import memory
-from sftmix.training.choices import USABLE, settled
 from sftmix.training.footprint import Footprint, Layout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
+from sftmix.training.plan import USABLE, by_cost, plans
 from sftmix.training.step import StepSetup
 from sftmix.words.errors import ConfigError
 from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
@@ -30,6 +30,18 @@ def setup_of(stage, world: World | None = None, precision: str = "fp32") -> Step
 
 def footprint(setup: StepSetup) -> Footprint:
     return Footprint(workload_of(setup))
+
+
+def layout_of(several: bool, recompute: bool) -> Layout:
+    return Layout(several, recompute, reshard_after_forward=True, reduce_each_micro_batch=False)
+
+
+def tokens_of(setup: StepSetup, free: float) -> int:
+    """The token slots of a micro-batch that `free` bytes decide on a CPU."""
+    found = plans({"none": footprint(setup)}, workload_of(setup), {"none": free}, padded=True, gpu=None)
+    tokens = by_cost(found)[0].decided(setup.stage.options).micro_batch_tokens
+    assert isinstance(tokens, int)
+    return tokens
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -103,7 +115,7 @@ def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch
 def room_for(setup: StepSetup, slots: int, *, several: bool, recompute: bool = False) -> float:
     """The bytes that so many token slots take."""
     found = footprint(setup)
-    return found.optimizer + sum(found.peak(slots, Layout(several, recompute, reshard=True, reduce_each=False)))
+    return found.optimizer + sum(found.peak(slots, layout_of(several, recompute)))
 
 
 PAIRS = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
@@ -118,8 +130,8 @@ def test_the_token_slots_that_fit(stage, recompute):
     setup = setup_of(replace(stage, order=FixedOrder([units]), options=options))
     for slots, expected in ((5 * long, 5 * long), (long, 2 * long), (99 * long, 16 * long)):
         found = room_for(setup, slots, several=True, recompute=recompute) / USABLE + 1
-        assert settled(workload_of(setup), footprint(setup), found).micro_batch_tokens == expected
-    assert settled(workload_of(setup), footprint(setup), math.inf).micro_batch_tokens == 8 * long
+        assert tokens_of(setup, found) == expected
+    assert tokens_of(setup, math.inf) == 8 * long
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):
