@@ -98,8 +98,8 @@ class StageTraining(PlainFields):
     cheapest step that fits needs that."""
     compile: bool | Literal["auto"] = "auto"
     """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
-    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA for more than two minutes of an H100, if a
-    layer becomes one graph."""
+    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA if it saves more than the 20 s that it
+    takes, by the speeds of an H200, and a layer becomes one graph."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples,
     at most 16, on CPU, one on a GPU. Excludes padding_free true."""
