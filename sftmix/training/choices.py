@@ -46,8 +46,12 @@ def plan_wrapping(stage: Stage, precision: str, world: World, recorded: Sequence
     work = Workload(stage.model, *parts, precision, world)
 
     def chosen() -> tuple[Any, str]:
+        among = parallels_of(options, world, by_node=by_node)
+        # Autocast does not reach products of experts: ddp would compute them in float32, fsdp in bfloat16.
+        if any("Experts" in type(part).__name__ for part in stage.model.modules()):
+            among = [name for name in among if name != "ddp"]
         try:
-            memories = imitated(stage.model, work, parallels_of(options, world, by_node=by_node))
+            memories = imitated(stage.model, work, among)
         except Exception as error:  # models of strangers raise anything
             return (resolve_parallel(options.parallel, world), True), f"the model cannot be followed: {error}"
         held = sum(one.nbytes for one in stage.model.parameters())

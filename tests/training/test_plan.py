@@ -153,11 +153,13 @@ def test_gradients_added_up_in_bfloat16_are_less_traffic_and_not_chosen(director
 # ------------------------------------------------------------------------------------------------- ranks
 
 
-def plan_wrapping(world: World, recorded: Sequence[Any] = (), **options: Any) -> tuple[TrainingOptions, list[str]]:
+def plan_wrapping(
+    world: World, recorded: Sequence[Any] = (), model: Any = None, **options: Any
+) -> tuple[TrainingOptions, list[str]]:
     stage: Any = SimpleNamespace(
         data=toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)]),
         order=FixedOrder([[(Slot(row),) for row in range(4)]]),
-        model=toy_model(dtype=torch.float32),
+        model=model or toy_model(dtype=torch.float32),
         objective=NTP(),
         optimizer=AdamW(),
         options=TrainingOptions(**options),
@@ -202,12 +204,28 @@ def test_all_ranks_have_the_plan_of_the_rank_with_the_least_memory():
     on_ranks(check_ranks)
 
 
-def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch):
-    monkeypatch.setattr(choices, "imitated", lambda *_: 1 // 0)
+class TinyExperts(torch.nn.Module):
+    """As transformers names them in every family."""
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch, experts):
+    """One with experts is not tried under ddp, whose autocast does not reach them."""
+    tried: list[str] = []
+
+    def imitated(model, work, parallels):
+        tried.extend(parallels)
+        raise RuntimeError("depends on values")
+
+    monkeypatch.setattr(choices, "imitated", imitated)
     monkeypatch.setattr(choices, "free_memory", lambda device: 1e12)
     monkeypatch.setattr(choices, "machine_of", lambda world, options: {"device": "NVIDIA H100", **vars(options)})
     for name in ("max", "share"):
         monkeypatch.setattr(World, name, lambda self, value: value)
-    options, (line,) = plan_wrapping(World(size=2, local_size=2, device=torch.device("cuda", 0)))
+    model = toy_model(dtype=torch.float32)
+    if experts:
+        model.experts = TinyExperts()
+    options, (line,) = plan_wrapping(World(size=2, local_size=2, device=torch.device("cuda", 0)), model=model)
+    assert tried == ["fsdp", *["ddp"] * (not experts)]
     assert (options.parallel, options.reshard_after_forward) == ("fsdp", True)
     assert "the model cannot be followed" in line
