@@ -9,21 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from sftmix.batches.order import Slot
 from sftmix.components import NTP
 from sftmix.components.optimizers import AdamW
 from sftmix.components.others.places import ManifoldMixup
+from sftmix.model.meta import empty_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.training import choices
 from sftmix.training.footprint import Workload
 from sftmix.training.gpus import GPUS
+from sftmix.training.parallel import training_module
 from sftmix.training.plan import USABLE, StepPlan, by_cost, imitated, parallels_of, plans, said
 from tests.forked import on_ranks
-from tests.tools.estimate.configs import small_llama
-from tests.toy import FixedOrder, toy_model, toy_rows
+from tests.tools.estimate.configs import fake_ranks, small_llama
+from tests.toy import FakeRank, FixedOrder, toy_model, toy_rows
 
 SIZES: dict[str, dict[str, Any]] = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -202,6 +205,22 @@ def check_ranks(world: World) -> None:
 @pytest.mark.slow
 def test_all_ranks_have_the_plan_of_the_rank_with_the_least_memory():
     on_ranks(check_ranks)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("asked", "reduced"), [({}, None), ({"reduce_dtype": "bfloat16"}, torch.bfloat16)])
+@pytest.mark.filterwarnings("ignore:Set timeout")
+def test_gradients_are_added_up_in_the_dtype_that_is_asked_for(directory, precision, asked, reduced):
+    """None: float32, as that of the parameters is."""
+    path, world = small_llama(directory / "tiny"), FakeRank(size=2)
+    options = TrainingOptions(parallel="fsdp", precision=precision, padding_free=False, **asked)
+    with fake_ranks(world):
+        module = training_module(empty_model(path), options, precision=precision, world=world, trains=True)
+        parts: list[Any] = [part for part in module.modules() if isinstance(part, FSDPModule)]
+        policies = [group.mp_policy for part in parts for group in part._get_fsdp_state()._fsdp_param_groups]
+    expected = reduced or (torch.float32 if precision == "bf16" else None)
+    assert {policy.reduce_dtype for policy in policies} == {expected}
+    assert {policy.param_dtype for policy in policies} == {torch.bfloat16 if precision == "bf16" else None}
 
 
 class TinyExperts(torch.nn.Module):
