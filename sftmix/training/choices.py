@@ -81,6 +81,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Say) -> None:
         "parallel": resolve_parallel(options.parallel, world),
         "reshard_after_forward": options.reshard_after_forward is not False,
     }
+    if laid_out["parallel"] not in SHARDED:
+        laid_out["reduce_each_micro_batch"] = False
     options = replace(options, **laid_out)
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
     had = world.share(decided_before(recorded, machine_of(world, options)))

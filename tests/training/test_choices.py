@@ -133,6 +133,14 @@ def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
     assert chosen(setup).micro_batch_tokens == 4 * DATA.lengths.max()
 
 
+def test_what_is_asked_for_is_not_measured(stage, monkeypatch):
+    on_a_gpu(monkeypatch, 1.0)
+    monkeypatch.setattr(choices, "Footprint", lambda work: 1 // 0)
+    asked = replace(stage.options, micro_batch_size=2, activation_checkpointing=True)
+    options = chosen(setup_of(replace(stage, options=asked), GPU))
+    assert options == replace(asked, **LAID_OUT, compile=False)
+
+
 def test_flops_are_those_of_each_rank(stage):
     """Of a tied head, whose numbers are the embeddings'."""
     numbers = sum(p.numel() for p in stage.model.transformer.parameters())
