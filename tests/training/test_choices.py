@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.components import NTP
+from sftmix.components import NTP, AdamW
 from sftmix.components.others.places import ManifoldMixup
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
@@ -228,7 +228,8 @@ def raise_on_the_second_rank(world: World) -> None:
         model = toy_model(dtype=torch.float32)
         options = TrainingOptions(parallel=parallel, padding_free=False)
         module = training_module(model, options, precision="fp32", world=world, trains=True)
-        stage = SimpleNamespace(data=DATA, order=FixedOrder([PAIRS]), objective=NTP(), options=options)
+        given = {"data": DATA, "order": FixedOrder([PAIRS]), "objective": NTP(), "optimizer": AdamW()}
+        stage = SimpleNamespace(**given, options=options)
         setup = StepSetup(stage, module, None, "fp32", world)  # type: ignore[arg-type]
         with patch("torch.compile", raise_here) if world.rank else nullcontext():
             problem = compile_problem(setup)
