@@ -149,9 +149,9 @@ def _training(of: str, options: TrainingOptions, optimizer: Optimizer, lora: Lor
             f"other: without padding there are no groups; set --{of}training.length_groups null, or leave padding_free "
             "out"
         )
-    for name, default, having in OF_SHARDS:
+    for name, of_any, having in OF_SHARDS:
         value = getattr(options, name)
-        if value != default and options.parallel not in having:
+        if value not in of_any and options.parallel not in having:
             yield (
                 f"{of}training.{name} is {spelling(value)}, an option of {' and '.join(having)}, but the stage has "
                 f"parallel {options.parallel}; use --{of}training.parallel {having[0]}, or leave {name} out"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from sftmix.ranks.world import World
@@ -63,7 +63,7 @@ def carry(model: PreTrainedModel, world: World, *, from_main: bool, check: Calla
             dist.broadcast(buffer, src=0)
 
     def shard(name: str, like: Any) -> Tensor:
-        """Return this rank's part of a value, with memory of its own, cut and in the dtype as `like` is."""
+        """Return this rank's part of a value, with memory of its own, cut (or whole) and in the dtype as `like` is."""
         value = values.pop(name)
         if value.is_meta:
             value = torch.empty(value.shape, dtype=sent[name], device=world.device)  # room for what rank 0 sends
@@ -71,15 +71,17 @@ def carry(model: PreTrainedModel, world: World, *, from_main: bool, check: Calla
         if sent:
             dist.broadcast(value, src=0)
         value = value.to(like.dtype)
-        # None: each rank cuts its part of the value that it has, and nothing is sent.
-        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
+        if isinstance(like, DTensor):
+            # None: each rank cuts its part of the value that it has, and nothing is sent.
+            value = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+        return value.clone()
 
     carrier: Any = model
     carrier.values_to_come = shard, check  # a plain attribute, which no state_dict has
 
 
 def fill(model: PreTrainedModel) -> Callable[[PreTrainedModel], Any] | None:
-    """Put the values that a sharded model carries in the place of its parameters on the meta device.
+    """Put the values that a model carries in the place of its parameters on the meta device.
 
     Each is released after its use. Returns the check of them; None for a model that carries none, and stays as it is.
     """

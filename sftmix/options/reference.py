@@ -87,5 +87,5 @@ def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> T
     if chosen.get("padding_free") is True:
         aside["length_groups"] = None
     # ddp of the reference puts fsdp's options aside; a reference without a choice keeps them all, as each is of hsdp
-    aside |= {name: default for name, default, of in OF_SHARDS if chosen.get("parallel", "hsdp") not in of}
+    aside |= {name: of_any[0] for name, of_any, of in OF_SHARDS if chosen.get("parallel", "hsdp") not in of}
     return replace(training, **aside | chosen)

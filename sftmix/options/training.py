@@ -12,12 +12,14 @@ Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
 
-OF_SHARDS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("shard_group_size", None, ("hsdp",)),
-    ("reshard_after_forward", True, SHARDED),
-    ("reduce_each_micro_batch", False, SHARDED),
+OF_SHARDS: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
+    ("shard_group_size", (None,), ("hsdp",)),
+    ("reshard_after_forward", ("auto", True), SHARDED),
+    ("reduce_each_micro_batch", ("auto", False), SHARDED),
+    ("reduce_dtype", ("float32",), SHARDED),
 )
-"""Training options that only some values of training.parallel have: their names, their defaults, and these values."""
+"""Training options that only some values of training.parallel have: names; values that others may have as well, the
+default first; and these values of parallel."""
 
 DEFAULT_MICRO_BATCH = 8
 """Examples per forward and backward on one CPU rank, if the options limit neither their number nor their tokens."""
@@ -77,22 +79,27 @@ class StageTraining(PlainFields):
     GPU that has it, else fp32."""
     parallel: Parallel = "auto"
     """Division of work between ranks under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
-    shard_group_size ranks has one. auto: ddp on CPU, fsdp on several GPUs."""
+    shard_group_size ranks has one. auto: ddp on CPU; on several GPUs the cheapest of those that fit."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool | Literal["auto"] = "auto"
     """fsdp and hsdp: free the weights of a decoder layer after its forward, and gather them again for the backward.
-    false: keep them until then, which takes memory for all layers and saves the second gathering."""
-    reduce_each_micro_batch: bool = False
+    false: keep them until then, which takes memory for all layers and saves the second gathering. auto: the cheaper of
+    those that fit, on several GPUs; else true."""
+    reduce_each_micro_batch: bool | Literal["auto"] = "auto"
     """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step. More traffic, but no rank
-    holds the whole gradient in float32 between micro-batches: 4 bytes for each trained number."""
+    holds the whole gradient in float32 between micro-batches: 4 bytes for each trained number. auto: the cheaper of
+    those that fit, on several GPUs; else false."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """fsdp and hsdp: dtype in which ranks add up their gradients. bfloat16 sends half as much and rounds each sum of
+    ranks to 8 bits, which is more than float32's order of sums: results differ as between fp32 and bf16."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute each decoder layer in the backward: less memory, about a third more compute. auto: on a GPU if the
-    micro-batch that is asked for, or a pair of the longest rows, does not fit without that."""
+    cheapest step that fits needs that."""
     compile: bool | Literal["auto"] = "auto"
     """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
-    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA for more than two minutes of an H100, if a
-    layer becomes one graph."""
+    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA if it saves more than the 20 s that it
+    takes, by the speeds of an H200, and a layer becomes one graph."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples,
     at most 16, on CPU, one on a GPU. Excludes padding_free true."""

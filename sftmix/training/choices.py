@@ -1,58 +1,101 @@
-"""What auto means for a stage: micro-batches, recomputed and compiled layers. Decided once, alike on all ranks."""
+"""What is decided for a stage in the place of auto: the plan of its steps, compiled layers; alike on all ranks."""
 
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from sftmix.components.component import Need
-from sftmix.options.training import DEFAULT_MICRO_BATCH, TrainingOptions
-from sftmix.training.footprint import Count, Footprint, kept_by_forward, layers_of, slots_of
+from sftmix.options.training import SHARDED, TrainingOptions
+from sftmix.ranks.world import World
+from sftmix.training.footprint import Count, Footprint, Workload, kept_by_forward, layers_of, workload_of
+from sftmix.training.gpus import GPUS, gpu_named
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
-from sftmix.training.memory import room
-from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, resolve_parallel, unwrap
-from sftmix.training.step import StepSetup
+from sftmix.training.memory import free_memory, room
+from sftmix.training.parallel import check_compiler, pads, prepare_layers, resolve_parallel, unwrap
+from sftmix.training.plan import by_cost, imitated, parallels_of, plans, said, shares_rows
+from sftmix.training.step import Stage, StepSetup
 
-USABLE = 0.9
-"""Share of the free memory for which micro-batches are made: kernels have workspaces, and free memory has gaps."""
+Say = Callable[[str], object]
 
-WORTH_COMPILING = 5e16
-"""FLOPs of each rank, two minutes of an H100, from which layers are compiled: that takes 13 s for 16 layers."""
+COMPILING = 20.0
+"""Seconds that compiling takes, which it must save."""
+SAVED_BY_FLOP = 4.6e-16
+SAVED_BY_PASS = 3e-3
+"""Seconds that compiled layers save of each FLOP, and of each layer in a step. By them an H200's measured speeds are
+those of 1.2B: 141 TFLOP/s and 275 compiled at 2,230 tokens a step, 378 and 505 at 32,768."""
 
 
-def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> None:
+def plan_wrapping(stage: Stage, precision: str, world: World, recorded: Sequence[Machine], say: Say) -> TrainingOptions:
+    """Return the options of a stage with what `wrap` is given decided, on several GPUs. All ranks call it.
+
+    The model is followed on fake tensors, by rank 0; a model that cannot be followed is sharded by fsdp. A stage that
+    goes on is laid out as the machine that was recorded last had it, as in `decide`.
+    """
+    options = stage.options
+    given = (options.parallel, options.reshard_after_forward)
+    if world.device.type == "cpu" or world.size == 1 or "auto" not in given or given[0] == "ddp":
+        return options
+    free = -world.max(-free_memory(world.device))  # the least of all ranks
+    odd = world.local_rank != world.rank % world.local_size or world.size % world.local_size
+    by_node = not world.max(odd) and world.max(world.local_size) == -world.max(-world.local_size)
+    parts = (stage.data, stage.order, stage.objective, stage.optimizer, _asked(options, world))
+    work = Workload(stage.model, *parts, precision, world)
+
+    def chosen() -> tuple[Any, str]:
+        among = parallels_of(options, world, by_node=by_node)
+        # Autocast does not reach products of experts: ddp would compute them in float32, fsdp in bfloat16.
+        if any("Experts" in type(part).__name__ for part in stage.model.modules()):
+            among = [name for name in among if name != "ddp"]
+        try:
+            memories = imitated(stage.model, work, among)
+        except Exception as error:  # models of strangers raise anything
+            return (resolve_parallel(options.parallel, world), True), f"the model cannot be followed: {error}"
+        held = sum(one.nbytes for one in stage.model.parameters())
+        beside = {parallel: free - held / memory.shards for parallel, memory in memories.items()}
+        padded = not shares_rows(options, stage.attention, world.device) and len({*stage.data.lengths.tolist()}) > 1
+        found, line = planned(work, memories, beside, recorded, padded=padded)
+        return (found.parallel, found.reshard_after_forward), line
+
+    (parallel, reshard), line = world.from_main(chosen)
+    say(f"weights are laid out for {line}")
+    return replace(options, parallel=parallel, reshard_after_forward=reshard if parallel in SHARDED else "auto")
+
+
+def decide(setup: StepSetup, recorded: Sequence[Machine], say: Say) -> None:
     """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
-    A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
-    recomputed nor compiled. Whether examples share a row was decided with the module; it is written down here. Says
-    what was decided, and what length groups cost a GPU.
+    A stage that goes on, on the machine that was recorded last, has what was decided there: on a GPU while it fits. On
+    a CPU layers are neither recomputed nor compiled. How ranks share the weights, and whether examples share a row, was
+    decided with the module; it is written down here. Says what was decided, and what length groups cost a GPU.
 
     recorded  the machines that made the steps so far
     """
-    stage, world, options = setup.stage, setup.world, setup.stage.options
-    kind = world.device.type
-    if options.limits(kind)[1] == "auto":  # as null is on a GPU
-        options = replace(options, micro_batch_tokens="auto")
+    stage, world = setup.stage, setup.world
+    options, kind = _asked(stage.options, world), world.device.type
     laid_out: dict[str, Any] = {
         "padding_free": unwrap(setup.module).padding_free,
         "parallel": resolve_parallel(options.parallel, world),
+        "reshard_after_forward": options.reshard_after_forward is not False,
     }
-    machine = machine_of(world, replace(options, **laid_out))
-    options = replace(options, **world.share(decided_before(recorded, machine)))
+    if laid_out["parallel"] not in SHARDED:
+        laid_out["reduce_each_micro_batch"] = False
+    options = replace(options, **laid_out)
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
-    if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        options = world.share(settled(setup, Footprint(setup), room(setup)))  # those of rank 0
-        if "micro_batch_tokens" in auto:
+    had = world.share(decided_before(recorded, machine_of(world, options)))
+    if ("micro_batch_tokens" in auto and not had) or (kind != "cpu" and auto not in ([], ["compile"])):
+        work, free, parallel = workload_of(setup)._replace(options=options), room(setup), laid_out["parallel"]
+        memories, padded = {parallel: Footprint(work)}, pads(setup.module, stage.data.lengths)
+        options, line = world.share(planned(work, memories, {parallel: free}, recorded, padded=padded))
+        if kind != "cpu":
+            say(f"steps are {line}")
+        if "micro_batch_tokens" in auto and not had:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
-        if "activation_checkpointing" in auto and options.activation_checkpointing:
-            say("layers are computed again in the backward: the micro-batch does not fit without that")
+    else:
+        options = replace(options, **had)
     options = replace(options, compile=_compiles(setup, options.compile, say))
     if kind != "cpu" and (options.length_groups or 1) > 1:
         say(
@@ -60,32 +103,44 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
             "GPU more than the padding of short rows (steps of Alpaca's lengths took 3.6 times as long in 4 groups as "
             "padded, on an H200); leave it out, or set training.padding_free true"
         )
-    options = replace(options, **laid_out, activation_checkpointing=options.activation_checkpointing is True)
-    setup.stage = replace(stage, options=options)
-    prepare_layers(unwrap(setup.module).model, options)
+    layers: dict[str, Any] = {
+        "activation_checkpointing": options.activation_checkpointing is True,
+        "reduce_each_micro_batch": options.reduce_each_micro_batch is True,
+    }
+    setup.stage = replace(stage, options=replace(options, **layers))
+    prepare_layers(unwrap(setup.module).model, setup.stage.options)
 
 
-def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
-    """Return the options of the stage with what `free` bytes decide in the place of auto.
+def planned(
+    work: Workload,
+    memories: Mapping[str, Footprint],
+    free: Mapping[str, float],
+    recorded: Sequence[Machine],
+    *,
+    padded: bool,
+) -> tuple[TrainingOptions, str]:
+    """Return the options with the plan that was recorded on this machine while it fits, or the cheapest, and a line.
 
-    On a GPU activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that; not
-    if the objective changes states of layers. A micro-batch has as many token slots as fit: at least those of a pair of
-    the longest rows, at most those of a rank's part of a global batch of such rows, and at most PADDED_TOKENS of padded
-    ones.
+    Arguments as those of `plans`.
     """
-    stage, kind, options = setup.stage, setup.world.device.type, setup.stage.options
-    recompute, tokens = options.activation_checkpointing, options.micro_batch_tokens
-    fitting = partial(memory.slots, USABLE * free)
-    if recompute == "auto":
-        asked = slots_of(setup, options.micro_batch_size or 1)
-        recompute = kind != "cpu" and Need.STATES not in stage.objective.needs
-        recompute = recompute and fitting(most=asked, recompute=False) < asked
-    if options.limits(kind)[1] == "auto":
-        most = slots_of(setup, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
-        tokens = max(fitting(most=most, recompute=recompute), slots_of(setup, 1))
-        if pads(setup.module, stage.data.lengths):
-            tokens = min(tokens, PADDED_TOKENS)
-    return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
+    line = ""
+    machine = machine_of(work.world, work.options)
+    name = gpu_named(str(machine.get("device"))) if work.precision == "bf16" else None  # the peaks are bf16's
+    gpu = GPUS[name] if name else None
+    if had := decided_before(recorded, machine):
+        options = replace(work.options, **had)
+        among: dict[str, Footprint] = {name: one for name, one in memories.items() if name == options.parallel}
+        kept = plans(among, work._replace(options=options), free, padded=padded, gpu=gpu)
+        if any(plan.need <= plan.free for plan in kept):  # also with less room than it was made for
+            return options, f"as recorded: {kept[0]}"
+        line = "not as recorded, for which there is too little memory now: "
+    found = plans(memories, work, free, padded=padded, gpu=gpu)
+    return by_cost(found)[0].decided(work.options), line + said(found)
+
+
+def _asked(options: TrainingOptions, world: World) -> TrainingOptions:
+    """Return the options with auto for the tokens of a micro-batch, if null means it on the device."""
+    return replace(options, micro_batch_tokens=options.limits(world.device.type)[1])
 
 
 def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object]) -> bool:
@@ -96,17 +151,24 @@ def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object])
     auto = asked == "auto"
     if not asked or asked != setup.stage.options.compile:  # the machine that was recorded last has decided
         return bool(asked)
-    if auto and (setup.world.device.type != "cuda" or flops_of(setup) <= WORTH_COMPILING):
+    saved = saved_by_compiling(setup)
+    if auto and (setup.world.device.type != "cuda" or saved <= COMPILING):
         return False
     problem = compile_problem(setup)
     compiled = not (auto and problem)
     if problem or auto:
-        why = problem or f"{flops_of(setup):.1e} FLOPs of training on each GPU"
+        why = problem or f"it saves about {saved:.0f} s and takes {COMPILING:.0f}"
         say(
             f"layers of {type(unwrap(setup.module).model).__name__} are {'' if compiled else 'not '}compiled "
             f"(training.compile {asked}): {why}"
         )
     return compiled
+
+
+def saved_by_compiling(setup: StepSetup) -> float:
+    """Return the seconds of the stage that compiled layers save on a GPU, in one pass a step."""
+    layers, steps = len(layers_of(unwrap(setup.module).model)), setup.stage.order.total_steps
+    return SAVED_BY_FLOP * flops_of(setup) + SAVED_BY_PASS * layers * steps
 
 
 def flops_of(setup: StepSetup) -> float:
@@ -141,7 +203,7 @@ def compile_problem(setup: StepSetup) -> str | None:
     with ExitStack() as hooks:
         for layer in {*layers[:1], *layers[-1:]}:  # a set: a single layer is traced once
             hooks.enter_context(layer.register_forward_pre_hook(trace, with_kwargs=True))
-        kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
+        kept_by_forward(workload_of(setup), int(setup.stage.data.lengths.max()), nullcontext())
     return next(chain.from_iterable(setup.world.gather(problems)), None)
 
 

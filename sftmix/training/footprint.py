@@ -6,6 +6,7 @@ and no storage.
 """
 
 import bisect
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -15,18 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
-from sftmix.batches.order import Slot
-from sftmix.components.base import Objective
+from sftmix.batches.order import Slot, TokenisedRows, TrainingOrder
+from sftmix.components.base import Objective, Optimizer
 from sftmix.components.component import Need
 from sftmix.components.plans import ntp_plan
 from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
 from sftmix.model.layers import decoder_layers
+from sftmix.options.training import TrainingOptions
+from sftmix.ranks.world import World
+from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import reshard, shards_of, unwrap
 from sftmix.training.scoring import eval_mode
 from sftmix.training.step import StepSetup
@@ -36,7 +41,34 @@ MEASURED = 128
 """Most tokens of each of the rows that a run measures on a CPU; what is kept grows with the tokens."""
 
 
-def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManager[Any]) -> int:
+class Workload(NamedTuple):
+    """What is computed in a step, as far as its memory depends on it.
+
+    module     wraps the model; its parameters may be fake
+    order      of which the first batch says how many rows a unit, and a step, has
+    optimizer  the component, which says what its state needs
+    precision  fp32 or bf16
+    world      whose other ranks need not be there
+    """
+
+    module: nn.Module
+    data: TokenisedRows
+    order: TrainingOrder
+    objective: Objective
+    optimizer: Optimizer
+    options: TrainingOptions
+    precision: str
+    world: World
+
+
+def workload_of(setup: StepSetup) -> Workload:
+    """Return what a stage computes in a step."""
+    stage = setup.stage
+    parts = (stage.data, stage.order, stage.objective, stage.optimizer, stage.options)
+    return Workload(setup.module, *parts, setup.precision, setup.world)
+
+
+def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[Any]) -> int:
     """Return the bytes that a forward of a unit of rows (a pair: two) keeps for its backward, weights left out.
 
     The rows are the longest one up to `length` tokens. All passes of the objective count; nothing is dropped out. All
@@ -44,14 +76,13 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
 
     within  the mode of fake tensors, if the module's are fake
     """
-    stage, module, target = setup.stage, setup.module, unwrap(setup.module)
-    objective = stage.objective
+    module, objective, target = work.module, work.objective, unwrap(work.module)
     own = type(objective).loss is not Objective.loss and Need.BATCH_NLL not in objective.needs  # else NTP's
-    row: Any = stage.data[int(stage.data.lengths.argmax())]
+    row: Any = work.data[int(work.data.lengths.argmax())]
     # Two response tokens: what the head takes is arithmetic.
     labelled = np.arange(length) >= length - 2
     row = replace(row, input_ids=row.input_ids[:length], target=labelled, starts=None, weight=None)
-    batch = collate([(Slot(0),) * unit_of(setup)], [row], padding_free=target.padding_free)  # type: ignore[arg-type]
+    batch = collate([(Slot(0),) * unit_of(work)], [row], padding_free=target.padding_free)  # type: ignore[arg-type]
     plan = objective.plan(batch, step=0, total_steps=1, seed=0) if own else ntp_plan(batch, batch.ntp_weight)
     plan = replace(plan, alone=rows_alone(plan.pairs, len(batch.labels)))
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device
@@ -59,7 +90,7 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
     weights = set() if sharded else {one.untyped_storage()._cdata for one in target.parameters()}
     with (
         within,
-        eval_mode(module, replace(setup.world, device=device), setup.precision),
+        eval_mode(module, replace(work.world, device=device), work.precision),
         torch.enable_grad(),
         torch.compiler.set_stance("force_eager"),
         noting_kept(target.model) as found,
@@ -72,6 +103,24 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
         if key not in weights and (left is None or left.nbytes()):  # weights that were gathered have no bytes by now
             kept += size
     return kept
+
+
+def without_values(model: PreTrainedModel, *, halved: bool) -> tuple[TrainingModule, FakeTensorMode]:
+    """Return the module that trains a copy of the model on fake tensors, and their mode; no value is copied.
+
+    halved  True: in bfloat16
+    """
+
+    def shape_of(one: nn.Parameter) -> nn.Parameter:
+        like = torch.empty_like(one, device="meta", dtype=torch.bfloat16 if halved else None)
+        return nn.Parameter(like, requires_grad=one.requires_grad)
+
+    instead = {id(one): shape_of(one) for one in model.parameters()}
+    module, fake = TrainingModule(copy.deepcopy(model, instead)), FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        module.to_empty(device="cpu")  # meta -> fake tensors, with a device and without memory
+        module.model.tie_weights()  # each parameter was made fake by itself
+    return module, fake
 
 
 @contextmanager
@@ -105,16 +154,16 @@ def noting_kept(model: PreTrainedModel) -> Iterator[dict[int, tuple[StorageWeakR
         yield found
 
 
-def unit_of(setup: StepSetup) -> int:
+def unit_of(work: Workload) -> int:
     """Return the rows of a unit: 2 for pairs, which are never cut apart."""
-    return max(map(len, setup.stage.order.batch(0)))
+    return max(map(len, work.order.batch(0)))
 
 
-def slots_of(setup: StepSetup, rows: int) -> int:
+def slots_of(work: Workload, rows: int) -> int:
     """Return the token slots of so many of the longest rows: at least of a unit, at most of a rank's part of a step."""
-    units, unit = setup.stage.order.batch(0), unit_of(setup)
-    of_rank = unit * math.ceil(len(units) / setup.world.size)
-    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())  # 8 pairs on 2 ranks: from 2 to 8 rows
+    units, unit = work.order.batch(0), unit_of(work)
+    of_rank = unit * math.ceil(len(units) / work.world.size)
+    return min(max(rows, unit), of_rank) * int(work.data.lengths.max())  # 8 pairs on 2 ranks: from 2 to 8 rows
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -163,6 +212,19 @@ class Parts(NamedTuple):
     working: float
 
 
+class Layout(NamedTuple):
+    """How a step is made, as far as its memory depends on it.
+
+    several_micro_batches   gradients are there before the last one
+    The others are training options.
+    """
+
+    several_micro_batches: bool
+    activation_checkpointing: bool
+    reshard_after_forward: bool
+    reduce_each_micro_batch: bool
+
+
 BACKWARD = 0.4
 """What the backward of a layer has at its peak beside what the layer keeps, as a share of that."""
 
@@ -174,73 +236,99 @@ class Footprint:
     optimizer  its state
     """
 
-    def __init__(self, setup: StepSetup, within: AbstractContextManager[Any] | None = None) -> None:
-        """Measure what a forward keeps; all ranks call it together.
-
-        within  the mode of fake tensors, if the module's are fake: its other ranks are not there
-        """
-        stage, world = setup.stage, setup.world
-        self.kept = _kept(setup, within)
-        self.options, self.numbers = stage.options, Numbers(unwrap(setup.module).model)
-        self.shards, self.size = shards_of(stage.options, world), 2 if setup.precision == "bf16" else 4
+    def __init__(self, work: Workload, kept: tuple[float, float] | None = None) -> None:
+        """Count the numbers; kept: of `kept_of`, None: it is measured, and all ranks call this together."""
+        options, world = work.options, work.world
+        self.kept = kept_of(work) if kept is None else kept
+        self.numbers = Numbers(unwrap(work.module).model)
+        self.shards, self.size = shards_of(options, world), 2 if work.precision == "bf16" else 4
+        self.reduced = 2 if options.reduce_dtype == "bfloat16" and self.shards > 1 else 4
         self.in_buckets = self.shards == 1 and world.size > 1
         self.on_cpu = world.device.type == "cpu"
         # torch's AdamW copies its second moments on a GPU, unless it is fused.
-        self.copies = getattr(stage.optimizer, "fused", None) is False and not self.on_cpu
-        self.optimizer = stage.optimizer.state_bytes * self.numbers.whole.trained / self.shards
+        self.copies = getattr(work.optimizer, "fused", None) is False and not self.on_cpu
+        self.optimizer = work.optimizer.state_bytes * self.numbers.whole.trained / self.shards
         vocabulary = self.numbers.head.shape[0]
-        self.chunk = self.options.chunk_size or default_chunk_size(vocabulary, world.device)
+        self.chunk = options.chunk_size or default_chunk_size(vocabulary, world.device)
         # On a CPU the loss has float32 copies of a block of half-precision logits: one, or a pair's and their mixture.
-        half, mixes = self.size < 4, Need.PAIRS in stage.objective.needs
+        half, mixes = self.size < 4, Need.PAIRS in work.objective.needs
         self.block, self.blocks = block_rows(vocabulary, world.device), self.on_cpu * (half + mixes * (1 + half))
 
-    def peak(self, slots: int, *, several: bool, recompute: bool) -> Parts:
+    def peak(self, slots: int, layout: Layout) -> Parts:
         """Return the parts at the peak of micro-batches of so many token slots, any of which may be a response token.
 
-        several  True: gradients are there before the last micro-batch, which FSDP keeps whole; DDP's buckets always are
+        Gradients before the last micro-batch are whole under FSDP; DDP's buckets always have them.
         """
-        several = several or self.in_buckets
-        numbers, shards, size = self.numbers, self.shards, self.size
-        layers, n_layers, trained = numbers.layers, numbers.n_layers, numbers.whole.trained
-        (vocabulary, width), (constant, each) = numbers.head.shape, self.kept
-        # At the loss: states of response tokens with their gradients, logits of a chunk, copies of the head's weight;
-        # on a CPU the product that is added to the sum is also a copy.
-        at_head = slots * width * (size + 8) + min(slots, self.chunk) * size * vocabulary
-        at_head += self.blocks * min(slots, self.chunk, self.block) * 4 * vocabulary
+        layout = layout._replace(several_micro_batches=layout.several_micro_batches or self.in_buckets)
+        return max(self.at_loss(slots, layout), self.in_layer(slots, layout), self.in_update(layout), key=sum)
+
+    def at_loss(self, slots: int, layout: Layout) -> Parts:
+        """Return the parts at the loss: the states of response tokens with their gradients, and logits of a chunk."""
+        (vocabulary, width), size = self.numbers.head.shape, self.size
+        working = slots * width * (size + 8) + min(slots, self.chunk) * size * vocabulary
+        working += self.blocks * min(slots, self.chunk, self.block) * 4 * vocabulary
         if size < 4:
-            at_head += size * vocabulary * width * ((shards == 1) + (self.on_cpu and numbers.head_trains))
-        in_layer = slots * each / n_layers * (BACKWARD + recompute)
-        of_shards, of_head = 4 * trained / shards, 4 * vocabulary * width * numbers.head_trains
-        after = of_shards * self.copies
-        if shards > 1:
-            # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in float32.
-            gathered = size * (numbers.outside.all + layers.all * (not self.options.reshard_after_forward))
-            at_head += gathered
-            in_layer += gathered + (2 * size * layers.all + (size + 4) * layers.trained) / n_layers
-            after = max(after, (size + 4) * numbers.outside.trained)
-        if several or (numbers.tied and shards == 1):  # a tied head's gradient is made apart, and then added
-            after = max(after, of_head)
-        if recompute:
+            # Copies of the head's weight; on a CPU the product that is added to the sum is also a copy.
+            copies = (self.shards == 1) + (self.on_cpu and self.numbers.head_trains)
+            working += size * vocabulary * width * copies
+        return self._in_backward(slots, layout, working)
+
+    def in_layer(self, slots: int, layout: Layout) -> Parts:
+        """Return the parts in the backward of a layer, which FSDP overlaps with its neighbours' traffic."""
+        layers, n_layers, size = self.numbers.layers, self.numbers.n_layers, self.size
+        working = slots * self.kept[1] / n_layers * (BACKWARD + layout.activation_checkpointing)
+        if self.shards > 1:
+            # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in another.
+            working += (2 * size * layers.all + (size + self.reduced) * layers.trained) / n_layers
+        return self._in_backward(slots, layout, working)
+
+    def in_update(self, layout: Layout) -> Parts:
+        """Return the parts after the backward: what is reduced or added up last, or the optimizer's copies."""
+        numbers, of_shards = self.numbers, 4 * self.numbers.whole.trained / self.shards
+        working = of_shards * self.copies
+        if self.shards > 1:
+            working = max(working, (self.size + self.reduced) * numbers.outside.trained)
+        # A tied head's gradient is made apart, and then added.
+        if layout.several_micro_batches or (numbers.tied and self.shards == 1):
+            working = max(working, self._of_head)
+        return Parts(of_shards, 0.0, working)
+
+    @property
+    def _of_head(self) -> int:
+        """Bytes of the gradient of the head's weight, float32."""
+        return 4 * self.numbers.head.numel() * self.numbers.head_trains
+
+    def _in_backward(self, slots: int, layout: Layout, working: float) -> Parts:
+        """Return what the whole backward holds, and beside it what a phase of it works with."""
+        numbers, shards, size = self.numbers, self.shards, self.size
+        layers, (constant, each) = numbers.layers, self.kept
+        if layout.activation_checkpointing:
             # What goes into the layers is kept, and one layer; autocast's copies of trained weights, to the end.
             cached = constant * layers.trained / max(layers.all, 1) * (shards == 1)
-            constant, each = max(cached, constant / n_layers), n_layers * width * (4 if shards == 1 else size)
-        before = (of_shards if self.options.reduce_each_micro_batch else 4 * trained) * several
-        in_backward = Parts(before, constant + slots * each, of_head + max(at_head, in_layer))
-        return max(in_backward, Parts(of_shards, 0.0, after), key=sum)
+            constant = max(cached, constant / numbers.n_layers)
+            each = numbers.n_layers * numbers.head.shape[1] * (4 if shards == 1 else size)
+        gathered = size * (numbers.outside.all + layers.all * (not layout.reshard_after_forward)) * (shards > 1)
+        before = (
+            4 * numbers.whole.trained / (shards if layout.reduce_each_micro_batch else 1) * layout.several_micro_batches
+        )
+        return Parts(before, constant + slots * each, self._of_head + gathered + working)
 
-    def slots(self, free: float, *, most: int, recompute: bool) -> int:
-        """Return the most token slots, at most `most`, that take at most `free` bytes: of several micro-batches."""
+    def slots(self, free: float, *, most: int, layout: Layout) -> int:
+        """Return the most token slots, at most `most`, of micro-batches that take at most `free` bytes."""
 
         def taken(slots: int) -> float:
-            return self.optimizer + sum(self.peak(slots, several=True, recompute=recompute))
+            return self.optimizer + sum(self.peak(slots, layout))
 
         return bisect.bisect_right(range(1, most + 1), free, key=taken)
 
 
-def _kept(setup: StepSetup, within: AbstractContextManager[Any] | None) -> tuple[float, float]:
-    """Return the bytes that a forward keeps for its backward whatever the tokens are, and of each slot."""
+def kept_of(work: Workload, within: AbstractContextManager[Any] | None = None) -> tuple[float, float]:
+    """Return the bytes that a forward keeps for its backward whatever the tokens are, and of each slot.
+
+    within  the mode of fake tensors, if the module's are fake: its other ranks are not there
+    """
     # An attention that holds a number for each two tokens keeps most of a slot in the longest row.
-    longest = int(setup.stage.data.lengths.max())
-    length = min(longest, MEASURED) if setup.world.device.type == "cpu" and within is None else longest
-    constant, most = (kept_by_forward(setup, tokens, within or nullcontext()) for tokens in (2, length))
-    return constant, (most - constant) / (unit_of(setup) * max(length - 2, 1))
+    longest = int(work.data.lengths.max())
+    length = min(longest, MEASURED) if work.world.device.type == "cpu" and within is None else longest
+    constant, most = (kept_by_forward(work, tokens, within or nullcontext()) for tokens in (2, length))
+    return constant, (most - constant) / (unit_of(work) * max(length - 2, 1))

@@ -5,9 +5,9 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ from sftmix.ranks.world import World
 from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
-from sftmix.training.choices import compiled, decide
-from sftmix.training.machine import adding_in_order, going_on, machine_of
+from sftmix.training.choices import compiled, decide, plan_wrapping
+from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
@@ -62,39 +62,40 @@ def train(stage: Stage, world: World) -> StageResult:
 class TrainingLoop:
     """The state of one stage on one rank; `run` goes to the end, `advance` makes one step and the work after it."""
 
-    def __init__(self, stage: Stage, world: World) -> None:
+    def __init__(self, stage: Stage, world: World, machines: Sequence[Machine] = ()) -> None:
+        """Read the newest valid checkpoint but for its tensors, or go on after these machines, and wrap the module."""
         self.stage, self.world, self.total = stage, world, stage.order.total_steps
-        options, precision = stage.options, resolve_precision(stage.options.precision, world.device)
+        self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
+        self.machines = [*machines]
+        """The machines that made the steps so far, this one last."""
+        self.totals = Totals()
+        self.skipped_in_a_row = 0
+        self.pending: dict[str, float] = {}
+        self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
+        self.step, self.stopped_by = 0, ""
+        self.saved = 0  # the last step that has a checkpoint, or needs none: the start
+        self.done: StepResult | None = None
+        self.ahead: PreparedStep | None = None
+        self.newest = self._newest()
+        stage.objective.begin(map(stage.data.__getitem__, range(len(stage.data))))
+        precision = resolve_precision(stage.options.precision, world.device)
+        stage = self.stage = replace(stage, options=plan_wrapping(stage, precision, world, self.machines, self._say))
         self.module = training_module(
             stage.model,
-            options,
+            stage.options,
             precision=precision,
             world=world,
             attention=stage.attention,
             packed=stage.packed,
             trains=True,
         )
-        self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
+        self.optimizer = build_optimizer(stage.model, stage.options, stage.optimizer)
         self.built = kept(self.module, self.optimizer)
         self.callback_state = CallbackState(stage.callbacks, world)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
-        self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
         self.spacing = Spacing(stage.checkpoint, self.total)
-        self.totals = Totals()
-        self.skipped_in_a_row = 0
-        self.pending: dict[str, float] = {}
-        self.evaluations: dict[int, float] = {}
-        """Step -> the held-out NLL after it."""
-        self.step, self.stopped_by = 0, ""
-        stage.objective.begin(map(stage.data.__getitem__, range(len(stage.data))))
-        self.saved = 0
-        """The last step that has a checkpoint, or needs none: the start."""
-        self.done: StepResult | None = None
-        self.ahead: PreparedStep | None = None
-        self.machines: list[dict[str, Any]] = []
-        """The machines that made the steps so far, this one last."""
 
     # ------------------------------------------------------------------------------------------ stage
 
@@ -147,33 +148,38 @@ class TrainingLoop:
             return error
         return None
 
+    def _newest(self) -> int | None:
+        """Take over the state of the newest valid checkpoint, without tensors; return its step, or None."""
+        store = self.store
+        store.clean()
+        if (newest := store.newest_valid()) is None:
+            return None
+        state = store.state(newest)
+        if state["identity"] != self.stage.identity:  # checked before its tensors, which may have other shapes
+            raise ConfigError(
+                f"{store.path(newest)} belongs to a run on other inputs; move {store.directory} away, "
+                "or use another --out"
+            )
+        self.step = self.saved = state["step"]
+        self.totals = Totals(**state["totals"])
+        for name in SAVED:
+            setattr(self, name, state[name])
+        self.evaluations = dict(state["evaluations"])
+        return newest
+
     def _resume(self) -> None:
         """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
 
         Raises NoSpaceError on every rank, before a step is made, where they do not fit.
         """
-        stage, store = self.stage, self.store
-        store.clean()
-        newest = store.newest_valid()
-        if newest is not None:
-            state = store.state(newest)
-            if state["identity"] != stage.identity:  # checked before its tensors, which may have other shapes
-                raise ConfigError(
-                    f"{store.path(newest)} belongs to a run on other inputs; move {store.directory} away, "
-                    "or use another --out"
-                )
-            self.step = self.saved = state["step"]
-            self.totals = Totals(**state["totals"])
-            for name in SAVED:
-                setattr(self, name, state[name])
+        store = self.store
         decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
         stage = self.stage = self.setup.stage
-        if newest is not None:
-            store.load(newest, self.module, self.optimizer)
-            self.evaluations = dict(state["evaluations"])
-            self.callback_state.put(state["callbacks"])
+        if self.newest is not None:
+            store.load(self.newest, self.module, self.optimizer)
+            self.callback_state.put(store.state(self.newest)["callbacks"])
             if stage.online:
-                stage.online.restore(store.arrays(newest))  # the epoch is under way
+                stage.online.restore(store.arrays(self.newest))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)

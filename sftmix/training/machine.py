@@ -24,8 +24,11 @@ entry has `after`, the step after which that machine went on.
 """
 
 
-DECIDED = ("activation_checkpointing", "compile", "micro_batch_tokens")
+DECIDED = ("activation_checkpointing", "compile", "micro_batch_tokens", "reduce_each_micro_batch")
 """Options of LAYOUT that may be auto until `choices.decide`; a record has what was decided."""
+
+WRAPPED = ("parallel", "reshard_after_forward", "padding_free")
+"""Those that may be auto until the module is wrapped."""
 
 
 def machine_of(world: World, options: TrainingOptions) -> Machine:
@@ -62,7 +65,7 @@ def decided_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
     """Return the options that are auto here as the machine recorded last had them, if it is this one in all else."""
     last = recorded[-1] if recorded else {}
     # {compile: True} if this machine has made steps with it, and auto is what is asked for now.
-    had = {name: last.get(name) for name in DECIDED if machine[name] == "auto"}
+    had = {name: last.get(name) for name in DECIDED + WRAPPED if machine.get(name) == "auto"}
     return had if {**last, **machine, **had} == last else {}
 
 

@@ -23,7 +23,7 @@ from sftmix.model.layers import decoder_layers, recompute_activations, unused_mo
 from sftmix.model.meta import fill
 from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
 from sftmix.model.varlen import VARLEN
-from sftmix.options.training import TrainingOptions
+from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
@@ -114,7 +114,8 @@ def training_module(
         precision=precision,
         world=world,
         shard_group_size=options.shard_group_size,
-        reshard_after_forward=options.reshard_after_forward or not trains,
+        reshard_after_forward=options.reshard_after_forward is not False or not trains,
+        reduce_dtype=getattr(torch, options.reduce_dtype),
     )
     unwrap(module).padding_free = _shares_rows(
         module, options, precision=precision, world=world, attention=attention, packed=packed
@@ -220,6 +221,7 @@ def wrap(
     world: World,
     shard_group_size: int | None = None,
     reshard_after_forward: bool = True,
+    reduce_dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Wrap the module, whose forward runs backbone, head and losses.
 
@@ -228,19 +230,24 @@ def wrap(
     The last two are gathered once per forward and kept until the backward is done; `reshard_after_forward` False keeps
     the layers so as well. What no forward runs has groups of its own, which are never gathered. Each group moves to the
     device when it is sharded. The values that a model on the meta device carries go into the shards: no rank holds the
-    whole model.
+    whole model. Without shards each rank takes them whole.
     """
-    if parallel == "none":
-        return module.to(world.device)
-    if parallel == "ddp":
-        return replicated(module.to(world.device), precision=precision, world=world)
+    if parallel not in SHARDED:
+        check = fill(module.model)
+        module.to(world.device)
+        if check:
+            with autocast(module, precision, world.device):
+                module.head = check(module.model)
+        return module if parallel == "none" else replicated(module, precision=precision, world=world)
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
         mesh = _hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
-    dtypes: Any = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
+    dtypes: Any = {"param_dtype": torch.bfloat16} if precision == "bf16" else {}
+    if dtypes or reduce_dtype != torch.float32:  # None: that of the parameters
+        dtypes["reduce_dtype"] = reduce_dtype
     layers = [*decoder_layers(module.model), *unused_modules(module.model).values()]
     groups = dict.fromkeys(layers, reshard_after_forward)
     embeddings, head = module.model.get_input_embeddings(), module.model.get_output_embeddings()

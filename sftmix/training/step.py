@@ -209,7 +209,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         last = number == len(batches)
-        reduced = last or stage.options.reduce_each_micro_batch
+        reduced = last or stage.options.reduce_each_micro_batch is True
         with gradient_sync(module, enabled=reduced):
             with autocast(module, setup.precision, world.device):
                 out = module(

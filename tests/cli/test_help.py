@@ -11,9 +11,9 @@ from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, option_hints
 from sftmix.tools import trackers
 from sftmix.tools.estimate.command import EstimateOptions
-from sftmix.tools.estimate.gpus import GPUS
 from sftmix.tools.verify import command as verify
 from sftmix.tools.verify import window
+from sftmix.training.gpus import GPUS
 
 OF_A_RUN = ("run", "reference", "confidence", "split", "train", "compare", "estimate", "preview")
 

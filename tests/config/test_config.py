@@ -160,6 +160,7 @@ PROBLEMS = [
         "training.shard_group_size is 2, an option of hsdp, but the stage has parallel auto",
     ),
     ({"training.reduce_each_micro_batch": True}, "reduce_each_micro_batch is true, an option of fsdp and hsdp, but"),
+    ({"training.reduce_dtype": "bfloat16"}, "reduce_dtype is bfloat16, an option of fsdp and hsdp, but the stage has"),
     (
         {"training.reshard_after_forward": False, "training.parallel": "ddp"},
         "use --training.parallel fsdp, or leave resh",

@@ -26,7 +26,7 @@ from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import wrap
+from sftmix.training.parallel import unwrap, wrap
 from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
 
@@ -129,6 +129,31 @@ def ranks_start_from_the_same(world: World, root: str, parallel: str) -> None:
             sharded(world, Path(root) / name, LoraOptions(), parallel)
     with pytest.raises(ConfigError, match=r"no values for 1 weights of the model \(model\.norm\.weight"):
         sharded(world, Path(root) / "broken", LoraOptions(), parallel)
+
+
+def ranks_take_whole_values(world: World, root: str) -> None:
+    """A model that was loaded to be shared, and is planned for ddp."""
+    for name, lora in (("tied", LoraOptions()), ("half", LORA), ("scaled", LoraOptions()), ("mixed", LoraOptions())):
+        path = Path(root) / name
+        options = TrainingOptions(parallel="fsdp")
+        config = RunConfig(model=ModelOptions(path=str(path), lora=lora), training=options, seed=3)
+        model = load_for_run(config, world)
+        module = unwrap(wrap(TrainingModule(model), parallel="ddp", precision="fp32", world=world))
+        expected = plain(path, lora)
+        head = check_head(expected)
+        assert (module.head.scale, module.head.softcap) == (head.scale, head.softcap)
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        assert list(parameters) == [name for name, _ in expected.named_parameters()]
+        for name, parameter in expected.named_parameters():
+            assert torch.equal(parameters[name], parameter), f"{path.name} {name}"
+            assert parameters[name].requires_grad == parameter.requires_grad
+        for name, buffer in expected.named_buffers():
+            assert torch.equal(buffers[name], buffer), f"{path.name} {name}"
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_share_weights_take_them_whole(models):
+    on_ranks(ranks_take_whole_values, str(models))
 
 
 @pytest.fixture(scope="module")

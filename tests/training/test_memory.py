@@ -13,10 +13,10 @@ from sftmix.components.others.places import EmbeddingMixup
 from sftmix.model.layers import decoder_layers
 from sftmix.ranks.world import World
 from sftmix.training import memory
-from sftmix.training.choices import USABLE, settled
-from sftmix.training.footprint import Footprint
+from sftmix.training.footprint import Footprint, Layout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
+from sftmix.training.plan import USABLE, by_cost, plans
 from sftmix.training.step import StepSetup
 from sftmix.words.errors import ConfigError
 from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
@@ -28,12 +28,28 @@ def setup_of(stage, world: World | None = None, precision: str = "fp32") -> Step
     return StepSetup(stage, TrainingModule(stage.model), None, precision, world or World())  # type: ignore[arg-type]
 
 
+def footprint(setup: StepSetup) -> Footprint:
+    return Footprint(workload_of(setup))
+
+
+def layout_of(several: bool, recompute: bool) -> Layout:
+    return Layout(several, recompute, reshard_after_forward=True, reduce_each_micro_batch=False)
+
+
+def tokens_of(setup: StepSetup, free: float) -> int:
+    """The token slots of a micro-batch that `free` bytes decide on a CPU."""
+    found = plans({"none": footprint(setup)}, workload_of(setup), {"none": free}, padded=True, gpu=None)
+    tokens = by_cost(found)[0].decided(setup.stage.options).micro_batch_tokens
+    assert isinstance(tokens, int)
+    return tokens
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_what_a_slot_keeps_is_measured(stage, precision):
     """A batch of k of the longest rows keeps k times as much, beside what does not depend on the rows."""
     setup = setup_of(stage, precision=precision)
     setup.module.train()
-    constant, each = Footprint(setup).kept
+    constant, each = footprint(setup).kept
     assert setup.module.training
     for rows in (2, 5):
         sizes = {}
@@ -57,15 +73,15 @@ def test_what_a_layer_keeps_is_let_go_before_the_next_one(stage):
     noted, gone = [], []
     first.mlp.c_fc.register_forward_hook(lambda *about: noted.append(StorageWeakRef(about[-1].untyped_storage())))
     last.register_forward_pre_hook(lambda *_: gone.append(noted[-1].expired()))
-    assert Footprint(setup_of(stage)).kept[1] > 0
+    assert footprint(setup_of(stage)).kept[1] > 0
     assert gone == [True, True]
 
 
 def test_all_passes_of_an_objective_count(stage):
     """EmbeddingMixup sends both rows of each pair through the model a second time."""
     pairs = replace(stage, order=FixedOrder([PAIRS]))
-    _, once = Footprint(setup_of(pairs)).kept
-    _, twice = Footprint(setup_of(replace(pairs, objective=EmbeddingMixup()))).kept
+    _, once = footprint(setup_of(pairs)).kept
+    _, twice = footprint(setup_of(replace(pairs, objective=EmbeddingMixup()))).kept
     assert twice == pytest.approx(2 * once, rel=0.15)
 
 
@@ -88,6 +104,27 @@ def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkey
     assert not (stage.directory / "metrics.jsonl").exists()
 
 
+def test_whole_gradients_between_micro_batches_are_refused_before_the_first_step(stage, monkeypatch):
+    """Of two ranks that share the weights: 4 bytes of each number, or half of them, beside half of AdamW's 8."""
+    monkeypatch.setattr(World, "max", lambda self, value: value)
+    world, trained = World(size=2), sum(one.numel() for one in stage.model.parameters())
+    free(monkeypatch, 7 * trained)
+    for limits, each, refused in (
+        ({"micro_batch_size": 2}, False, True),
+        ({"micro_batch_size": 2}, True, False),
+        ({"micro_batch_size": 16}, False, False),
+        ({"micro_batch_size": None, "micro_batch_tokens": 32}, False, True),
+        ({"micro_batch_size": None, "micro_batch_tokens": 999}, False, False),
+    ):
+        options = replace(stage.options, parallel="fsdp", reduce_each_micro_batch=each, **limits)
+        setup = setup_of(replace(stage, options=options), world)
+        if refused:
+            with pytest.raises(ConfigError, match="reduce_each_micro_batch true"):
+                memory.check_memory(setup)
+        else:
+            memory.check_memory(setup)
+
+
 def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch):
     setup = setup_of(stage)
     free(monkeypatch, 7.0)
@@ -98,8 +135,8 @@ def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch
 
 def room_for(setup: StepSetup, slots: int, *, several: bool, recompute: bool = False) -> float:
     """The bytes that so many token slots take."""
-    found = Footprint(setup)
-    return found.optimizer + sum(found.peak(slots, several=several, recompute=recompute))
+    found = footprint(setup)
+    return found.optimizer + sum(found.peak(slots, layout_of(several, recompute)))
 
 
 PAIRS = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
@@ -114,8 +151,8 @@ def test_the_token_slots_that_fit(stage, recompute):
     setup = setup_of(replace(stage, order=FixedOrder([units]), options=options))
     for slots, expected in ((5 * long, 5 * long), (long, 2 * long), (99 * long, 16 * long)):
         found = room_for(setup, slots, several=True, recompute=recompute) / USABLE + 1
-        assert settled(setup, Footprint(setup), found).micro_batch_tokens == expected
-    assert settled(setup, Footprint(setup), math.inf).micro_batch_tokens == 8 * long
+        assert tokens_of(setup, found) == expected
+    assert tokens_of(setup, math.inf) == 8 * long
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training import choices, memory
-from sftmix.training.footprint import Footprint
+from sftmix.training import plan as planning
+from sftmix.training.footprint import Footprint, Layout, workload_of
 from sftmix.training.loop import TrainingLoop, train
 from sftmix.training.machine import decided_before
 from sftmix.training.module import TrainingModule
@@ -35,7 +36,10 @@ AUTO: dict[str, Any] = {"micro_batch_size": None, "micro_batch_tokens": "auto"}
 
 
 def fits(monkeypatch, tokens: Callable[[], int]) -> None:
-    monkeypatch.setattr(choices, "settled", lambda setup, *_: replace(setup.stage.options, micro_batch_tokens=tokens()))
+    def planned(work, *_, **about):
+        return replace(work.options, micro_batch_tokens=tokens(), activation_checkpointing=False), "as a test has it"
+
+    monkeypatch.setattr(choices, "planned", planned)
 
 
 # ------------------------------------------------------------------------------------------- the number
@@ -77,7 +81,7 @@ def test_another_machine_decides_anew(recorded, here, tokens):
 )
 def test_it_is_no_larger_than_a_global_batch_needs(tmp_path, monkeypatch, lengths, options, most):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1e15)
-    monkeypatch.setattr(choices, "PADDED_TOKENS", 12)
+    monkeypatch.setattr(planning, "PADDED_TOKENS", 12)
     data = toy_rows(lengths)
     stage = toy_stage(tmp_path, [[(Slot(0),), (Slot(1),)]], data=data, options=AUTO | options)
     (machine,) = train(stage, World()).figures["machines"]
@@ -88,9 +92,10 @@ def check_ranks(world: World, directory: str) -> None:
     """The last rank has least memory; the first one could have all of its part of a step in a micro-batch."""
     options = AUTO | {"parallel": "fsdp"}  # no buckets of DDP hold gradients
     done = TrainingLoop(toy_stage(Path(directory), BATCHES, data=DATA, options=options), world)
-    found, about = Footprint(done.setup), {"several": True, "recompute": False}
-    taken = [found.optimizer + sum(found.peak(slots, **about)) for slots in (99, 33)]
-    memory.free_memory = lambda device: world.size * (taken[world.rank] / choices.USABLE + 1)  # type: ignore[assignment]
+    found = Footprint(workload_of(done.setup))
+    layout = Layout(True, False, reshard_after_forward=True, reduce_each_micro_batch=False)
+    taken = [found.optimizer + sum(found.peak(slots, layout)) for slots in (99, 33)]
+    memory.free_memory = lambda device: world.size * (taken[world.rank] / planning.USABLE + 1)  # type: ignore[assignment]
     done.run()
     assert done.stage.options.micro_batch_tokens == done.setup.stage.options.micro_batch_tokens == 33
 
@@ -102,7 +107,7 @@ def test_all_ranks_take_the_least_of_theirs(tmp_path):
 
 
 def fail_on_one(world: World, directory: str) -> None:
-    def out_of_memory(setup):
+    def out_of_memory(work):
         raise torch.OutOfMemoryError("of this rank")
 
     if world.rank:

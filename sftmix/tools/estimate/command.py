@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from sftmix.cli.parsing import configuration
-from sftmix.tools.estimate.gpus import MFU
 from sftmix.tools.runs.shown import rendered
+from sftmix.training.gpus import MFU
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
@@ -50,5 +50,9 @@ def main(name: str, argv: Sequence[str]) -> None:
 
 def described(estimate: Mapping[str, Any]) -> str:
     """A table of the stages, the parts of their memory, and the whole, as the template of this room says it."""
+    from sftmix.training.plan import USABLE
+
     # A timedelta is shown as "3 days, 4:12:00".
-    return rendered("estimate/needs.md", lasting=lambda hours: timedelta(seconds=round(3600 * hours)), **estimate)
+    return rendered(
+        "estimate/needs.md", lasting=lambda hours: timedelta(seconds=round(3600 * hours)), usable=USABLE, **estimate
+    )

@@ -6,7 +6,6 @@ backward (2 if it is frozen). The head is multiplied with response tokens alone.
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import keep_in_bfloat16
@@ -14,7 +13,6 @@ from sftmix.model.load import stored_dtype
 from sftmix.model.mapped import empty_model
 from sftmix.options.model import LoraOptions
 from sftmix.training.footprint import Count, Numbers
-from sftmix.training.module import TrainingModule
 from sftmix.types import Float64
 from sftmix.words.errors import ConfigError
 
@@ -99,17 +97,6 @@ class FakeModel:
                 layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
                 if self.precision == "bf16":
                     layer.bfloat16()
-
-    def module(self) -> tuple[TrainingModule, FakeTensorMode]:
-        """Return the module that trains, on fake tensors, and their mode; call it once."""
-        if self.precision == "bf16" and self.shards > 1:  # FSDP computes with bf16 parameters instead of autocast
-            for one in self.model.parameters():
-                one.data = one.data.bfloat16()
-        module, fake = TrainingModule(self.model), FakeTensorMode(allow_non_fake_inputs=True)
-        with fake:
-            module.to_empty(device="cpu")  # meta -> fake tensors, with a device and without memory
-            self.model.tie_weights()  # each parameter was made fake by itself
-        return module, fake
 
 
 def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:

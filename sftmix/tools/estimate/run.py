@@ -7,6 +7,7 @@ The rows are read and tokenised, and the run will find them in the cache. Only t
 Memory is one rank's, by the model that a run checks itself with (`sftmix.training.footprint`).
 """
 
+import math
 from typing import Any
 
 from sftmix.config import RunConfig
@@ -14,8 +15,9 @@ from sftmix.pipeline.rows import read_rows
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import forward_flops, training_flops
 from sftmix.tools.estimate.work import Machine, Work, plan
-from sftmix.training.footprint import Parts
+from sftmix.training.footprint import Layout, Parts
 from sftmix.training.memory import PeakMemory
+from sftmix.training.plan import USABLE, StepPlan, by_cost
 
 __all__ = ["Machine", "estimate"]
 
@@ -46,6 +48,7 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
     model, recompute = work.model, work.options.activation_checkpointing is True
     memory = {"process": process, **parts_of(work)}
     memory["peak"] = sum(memory.values())
+    beside = memory["peak"] - memory["weights"]
     training = training_flops(model, work.computed, recompute=recompute)
     scoring = sum(forward_flops(model, work.read))
     computing = hours = None
@@ -71,8 +74,15 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
             "computing_seconds": computing,
         },
         "memory_bytes": memory,
-        "fits": None if machine.memory is None else memory["peak"] <= machine.memory,
+        "fits": None if machine.memory is None else beside <= USABLE * (machine.memory - memory["weights"]),
+        "plans": [_of_plan(plan) for plan in by_cost(work.plans)],
     }
+
+
+def _of_plan(plan: StepPlan) -> dict[str, Any]:
+    """Return the values of a plan, its layout under the names of the training options."""
+    free = plan.free if plan.free < math.inf else None  # JSON has no infinity
+    return {**plan._asdict(), "free": free, "layout": plan.layout._asdict(), "fits": plan.fits, "words": str(plan)}
 
 
 def parts_of(work: Work) -> dict[str, int]:
@@ -84,7 +94,9 @@ def parts_of(work: Work) -> dict[str, int]:
         held = Parts(0.0, 0.0, size * gathered * (model.shards > 1))
     else:
         optimizer = memory.optimizer
-        recompute = work.options.activation_checkpointing is True
-        held = memory.peak(work.slots, several=work.micro_batches > 1, recompute=recompute)
+        options = work.options
+        recompute, reshard = options.activation_checkpointing is True, options.reshard_after_forward is not False
+        layout = Layout(work.micro_batches > 1, recompute, reshard, options.reduce_each_micro_batch is True)
+        held = memory.peak(work.slots, layout)
     parts = {"weights": model.stored_bytes / model.shards, "optimizer": optimizer, **held._asdict()}
     return {part: round(size) for part, size in parts.items()}

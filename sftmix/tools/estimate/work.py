@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, cast
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,22 +20,19 @@ from sftmix.config.checks import refuse_sharded
 from sftmix.config.wants import Wants
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
-from sftmix.model.packing import is_skipping
 from sftmix.options.model import LoraOptions
 from sftmix.options.reference import ReferenceModel, inherit, reference_lora
 from sftmix.options.training import TrainingOptions
 from sftmix.pipeline.rows import RunRows, rows_of_reference
 from sftmix.ranks.rng import generator
 from sftmix.ranks.world import World, accelerator
-from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import MEASURE, FakeModel
-from sftmix.training.choices import settled
 from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.footprint import Footprint
+from sftmix.training.footprint import Footprint, Workload
+from sftmix.training.gpus import GPUS, Gpu, gpu_named
 from sftmix.training.memory import free_memory
 from sftmix.training.parallel import shards_of
-from sftmix.training.scoring import Scorer
-from sftmix.training.step import Stage, StepSetup
+from sftmix.training.plan import StepPlan, by_cost, imitated, parallels_of, plans, shares_rows
 from sftmix.types import Float64, Int64, Rows
 from sftmix.words.errors import ConfigError
 
@@ -60,7 +57,7 @@ class Machine:
         tflops  peak of one device, TFLOP/s; None: the table's
         """
         name, own, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else NODE, None)
-        peak, gigabytes = GPUS.get(name, (None, None))
+        peak, gigabytes = GPUS[name][:2] if name in GPUS else (None, None)
         if peak is None and gpu not in (None, "cpu"):
             raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
         self.name, self.count, self.mfu = name, own if gpus is None else gpus, mfu
@@ -69,6 +66,11 @@ class Machine:
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
         self.tflops = {"bf16": tflops or peak, "fp32": tflops}
         self.memory = free or (1e9 * gigabytes if gigabytes else None)  # as makers count: 80 GB are 74.5 GiB
+
+    def figures(self, precision: str) -> Gpu | None:
+        """Return the figures by which plans of a step are compared; None if they are not known."""
+        peak, known = self.tflops[precision], GPUS.get(self.name)
+        return known._replace(tflops=peak) if known and peak else None
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +114,7 @@ class Work(NamedTuple):
     read, trained  amounts of data that are scored, and trained on
     computed       of the latter with padding, and what ranks wait for the slowest one
     memory         what a step takes; None: nothing is trained
+    plans          of a step, as `training.plan.plans` gives them
     slots          token slots of the largest micro-batch, which needs the most memory
     micro_batches  micro-batches of each rank in a step, on average
     """
@@ -124,6 +127,7 @@ class Work(NamedTuple):
     computed: Float64 = np.zeros(3)
     steps: int = 0
     memory: Footprint | None = None
+    plans: Sequence[StepPlan] = ()
     slots: int = 0
     micro_batches: float = 0.0
 
@@ -209,45 +213,34 @@ def _fake(
     return FakeModel(path, config.model.attention, lora, precision=precision, shards=shards, trains=trains)
 
 
-def _decided(
+def _planned(
     work: Work, config: RunConfig, objective: Objective, data: EncodedDataset, order: TrainingOrder, machine: Machine
-) -> tuple[TrainingOptions, bool, Footprint]:
-    """Return the options with what is auto decided, whether examples share a row, and what a step takes.
+) -> tuple[Work, bool]:
+    """Return the work with the plans of a step, what is auto as the best of them has it, and whether rows are shared.
 
     The steps are followed on fake tensors; ConfigError if they cannot be.
     """
-    model, options = work.model, work.options
+    model, options, world = work.model, work.options, machine.world
     if model.shards > 1:
         refuse_sharded(config.optimizer, model.lora, f"training.parallel {options.parallel} (here sharded)")
-    module, fake = model.module()
-    stage = Stage(
-        name=work.name,
-        model=model.model,
-        data=data,
-        order=order,
-        objective=objective,
-        options=options,
-        checkpoint=config.checkpoint,
-        directory=Path(),  # nothing is written
-        seed=config.seed,
-        scorer=Scorer(world=machine.world),
-        optimizer=config.optimizer,
-    )
-    setup = StepSetup(stage, module, cast(Any, None), model.precision, machine.world)
+    options = replace(options, micro_batch_tokens=options.limits(machine.device.type)[1])
+    given = Workload(model.model, data, order, objective, config.optimizer, options, model.precision, world)
     objective.begin(data)
+    even = world.size % world.local_size == 0
     try:
-        memory = Footprint(setup, fake)
+        memories = imitated(model.model, given, parallels_of(options, world, by_node=even))
     except RuntimeError as error:
         raise ConfigError(
             f"model.path: estimate cannot follow {model.path}, whose computation may depend on values: {error}. "
             f"{MEASURE}"
         ) from error
-    one_row = options.padding_free is True
-    if options.padding_free == "auto":  # unless the model turns out to mix the examples of a row
-        one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
-    module.padding_free = one_row
-    free = (machine.memory or math.inf) - model.stored_bytes / model.shards
-    return settled(setup, memory, free), one_row, memory
+    one_row = shares_rows(options, config.model.attention, machine.device)
+    padded = not one_row and len({*data.lengths.tolist()}) > 1
+    free = {name: (machine.memory or math.inf) - model.stored_bytes / one.shards for name, one in memories.items()}
+    found = plans(memories, given, free, padded=padded, gpu=machine.figures(model.precision))
+    best = by_cost(found)[0]
+    model.shards = memories[best.parallel].shards
+    return work._replace(options=best.decided(options), memory=memories[best.parallel], plans=found), one_row
 
 
 def _trained(
@@ -260,7 +253,8 @@ def _trained(
     steps: int,
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
-    options, one_row, memory = _decided(work, config, objective, data, order, machine)
+    work, one_row = _planned(work, config, objective, data, order, machine)
+    options = work.options
 
     def lengths_of(units: Sequence[Unit]) -> Int64:
         return data.lengths[[slot.row for unit in units for slot in unit]]
@@ -278,11 +272,9 @@ def _trained(
     trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)  # steps of an epoch
     spent = machine.count * sum(slots) / real  # 1: no padding, and no rank waits
     return work._replace(
-        options=options,
         trained=trained,
         computed=trained * np.array([spent, 1, spent]),  # the head has response tokens alone, without padding
         steps=steps,
-        memory=memory,
         slots=max(slots),
         micro_batches=len(slots) / len(sampled),
     )

@@ -205,8 +205,8 @@ class Replay(RunContext):
         # Need.STOP: what may end a training decides how many steps there are.
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
-        loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
-        loop.machines = self.recorded  # what was chosen there; a checkpoint has it as well
+        remade = replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved)
+        loop = TrainingLoop(remade, world, self.recorded)  # what was chosen there; a checkpoint has it as well
         result = loop.run()
         self.machine = machine_of(world, loop.stage.options)
         self.exact = same_bits(self.recorded, self.machine)

@@ -3,7 +3,6 @@
 import contextlib
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.run import parts_of
 from sftmix.tools.estimate.work import Work
-from sftmix.training.footprint import Footprint
+from sftmix.training.footprint import Footprint, Workload, kept_of, without_values
 from sftmix.training.parallel import shards_of, training_module
-from sftmix.training.step import PreparedStep, StepSetup, build_optimizer, plans_of, train_step
+from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
 from sftmix.types import Batch
 from tests.fast import some_fast
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, fake_ranks, machine, micro_batch, small_llama
@@ -66,10 +65,10 @@ def estimated(path: str, slots: int | None, *, gpu: str = "H100", count: int = 4
     shards, memory = shards_of(options, gpus.world), None
     model = FakeModel(path, None, lora, precision=options.precision, shards=shards)
     if slots is not None:
-        module, fake = model.module()
+        module, fake = without_values(model.model, halved=options.precision == "bf16" and shards > 1)
         data, order = toy_rows([(1, widest - 1)]), FixedOrder([[(Slot(0), Slot(0))]])
-        stage: Any = SimpleNamespace(data=data, order=order, objective=objective, options=options, optimizer=optimizer)
-        memory = Footprint(StepSetup(stage, module, None, options.precision, gpus.world), fake)  # type: ignore[arg-type]
+        given = Workload(module, data, order, objective, optimizer, options, options.precision, gpus.world)  # type: ignore[arg-type]
+        memory = Footprint(given, kept_of(given, fake))
     work = Work("train", model, options, np.zeros(3), memory=memory, slots=slots or 0, micro_batches=several)
     return parts_of(work)
 

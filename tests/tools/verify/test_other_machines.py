@@ -117,11 +117,17 @@ def test_steps_of_another_layout_are_certified_but_for_rounding(copy_of_ntp, sft
 @pytest.mark.parametrize("start", ["0", "4"])
 def test_micro_batches_by_memory_are_those_of_the_run(tmp_path, sftmix, monkeypatch, start):
     """With more memory than the run had, steps from the base model and from a checkpoint are made in its layout."""
-    settled = "sftmix.training.choices.settled"
-    monkeypatch.setattr(settled, lambda setup, *_: replace(setup.stage.options, micro_batch_tokens=150))
+
+    def plan_with(tokens: int) -> None:
+        def planned(work, *_, **about):
+            return replace(work.options, micro_batch_tokens=tokens, activation_checkpointing=False), "as a test has it"
+
+        monkeypatch.setattr("sftmix.training.choices.planned", planned)
+
+    plan_with(150)
     auto = ("--training.micro_batch_size", "null", "--training.micro_batch_tokens", "auto")
     run = made(tmp_path, "--objective", "NTP", *auto, dropout=0.0).run
-    monkeypatch.setattr(settled, lambda setup, *_: replace(setup.stage.options, micro_batch_tokens=999))
+    plan_with(999)
     found = certified(sftmix, str(run), "--from", start, "--steps", "2")
     assert (found.code, found.exact, found.machine["different"]) == (0, True, [])
     assert [one["micro_batch_tokens"] for one in found.machine["run"]] == [150]
