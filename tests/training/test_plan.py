@@ -15,7 +15,7 @@ from sftmix.batches.order import Slot
 from sftmix.components import NTP
 from sftmix.components.optimizers import AdamW
 from sftmix.components.others.places import ManifoldMixup
-from sftmix.model.meta import empty_model
+from sftmix.model.mapped import empty_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import FakeModel
