@@ -63,7 +63,9 @@ def test_a_resume_counts_on(tmp_path, stop):
     assert again.by == 1
 
 
-@pytest.mark.parametrize("value", [{1, 2}, (1, 2), date(2026, 1, 1), {1: 2.0}, b"x", object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [{1, 2}, (1, 2), date(2026, 1, 1), {1: 2.0}, b"x", object()], ids=lambda value: type(value).__name__
+)
 def test_what_would_not_come_back_ends_the_run_after_its_first_step(tmp_path, value):
     with pytest.raises(ConfigError, match=r"callbacks: no checkpoint would bring back Keeps\.kept, so a resumed run"):
         train(stage_of(tmp_path, Keeps(value), every=0), World())
