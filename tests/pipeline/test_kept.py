@@ -1,4 +1,4 @@
-"""Run directories that releases wrote (tests/kept/make.py) are continued, extended, adopted and verified by this one."""
+"""Run directories of releases (tests/kept/make.py) are continued, extended, adopted and verified by this version."""
 
 import json
 import re
