@@ -212,7 +212,7 @@ class Parts(NamedTuple):
     working: float
 
 
-class Layout(NamedTuple):
+class StepLayout(NamedTuple):
     """How a step is made, as far as its memory depends on it.
 
     several_micro_batches   gradients are there before the last one
@@ -254,7 +254,7 @@ class Footprint:
         half, mixes = self.size < 4, Need.PAIRS in work.objective.needs
         self.block, self.blocks = block_rows(vocabulary, world.device), self.on_cpu * (half + mixes * (1 + half))
 
-    def peak(self, slots: int, layout: Layout) -> Parts:
+    def peak(self, slots: int, layout: StepLayout) -> Parts:
         """Return the parts at the peak of micro-batches of so many token slots, any of which may be a response token.
 
         Gradients before the last micro-batch are whole under FSDP; DDP's buckets always have them.
@@ -262,7 +262,7 @@ class Footprint:
         layout = layout._replace(several_micro_batches=layout.several_micro_batches or self.in_buckets)
         return max(self.at_loss(slots, layout), self.in_layer(slots, layout), self.in_update(layout), key=sum)
 
-    def at_loss(self, slots: int, layout: Layout) -> Parts:
+    def at_loss(self, slots: int, layout: StepLayout) -> Parts:
         """Return the parts at the loss: the states of response tokens with their gradients, and logits of a chunk."""
         (vocabulary, width), size = self.numbers.head.shape, self.size
         working = slots * width * (size + 8) + min(slots, self.chunk) * size * vocabulary
@@ -273,7 +273,7 @@ class Footprint:
             working += size * vocabulary * width * copies
         return self._in_backward(slots, layout, working)
 
-    def in_layer(self, slots: int, layout: Layout) -> Parts:
+    def in_layer(self, slots: int, layout: StepLayout) -> Parts:
         """Return the parts in the backward of a layer, which FSDP overlaps with its neighbours' traffic."""
         layers, n_layers, size = self.numbers.layers, self.numbers.n_layers, self.size
         working = slots * self.kept[1] / n_layers * (BACKWARD + layout.activation_checkpointing)
@@ -282,7 +282,7 @@ class Footprint:
             working += (2 * size * layers.all + (size + self.reduced) * layers.trained) / n_layers
         return self._in_backward(slots, layout, working)
 
-    def in_update(self, layout: Layout) -> Parts:
+    def in_update(self, layout: StepLayout) -> Parts:
         """Return the parts after the backward: what is reduced or added up last, or the optimizer's copies."""
         numbers, of_shards = self.numbers, 4 * self.numbers.whole.trained / self.shards
         working = of_shards * self.copies
@@ -298,7 +298,7 @@ class Footprint:
         """Bytes of the gradient of the head's weight, float32."""
         return 4 * self.numbers.head.numel() * self.numbers.head_trains
 
-    def _in_backward(self, slots: int, layout: Layout, working: float) -> Parts:
+    def _in_backward(self, slots: int, layout: StepLayout, working: float) -> Parts:
         """Return what the whole backward holds, and beside it what a phase of it works with."""
         numbers, shards, size = self.numbers, self.shards, self.size
         layers, (constant, each) = numbers.layers, self.kept
@@ -313,7 +313,7 @@ class Footprint:
         )
         return Parts(before, constant + slots * each, self._of_head + gathered + working)
 
-    def slots(self, free: float, *, most: int, layout: Layout) -> int:
+    def slots(self, free: float, *, most: int, layout: StepLayout) -> int:
         """Return the most token slots, at most `most`, of micro-batches that take at most `free` bytes."""
 
         def taken(slots: int) -> float:

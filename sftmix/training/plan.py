@@ -19,7 +19,7 @@ from sftmix.components.component import Need
 from sftmix.model.packing import is_skipping
 from sftmix.options.training import DEFAULT_MICRO_BATCH, SHARDED, TrainingOptions
 from sftmix.ranks.world import World
-from sftmix.training.footprint import Count, Footprint, Layout, Workload, kept_of, slots_of, without_values
+from sftmix.training.footprint import Count, Footprint, StepLayout, Workload, kept_of, slots_of, without_values
 from sftmix.training.gpus import NETWORK, Gpu
 from sftmix.training.parallel import PADDED_TOKENS, resolve_parallel
 
@@ -45,7 +45,7 @@ class StepPlan(NamedTuple):
     """
 
     parallel: str
-    layout: Layout
+    layout: StepLayout
     slots: int
     need: float
     free: float
@@ -142,7 +142,7 @@ def shares_rows(options: TrainingOptions, attention: str | None, device: torch.d
     return options.length_groups is None and is_skipping(attention, device)
 
 
-def _layouts(work: Workload, *, sharded: bool) -> list[Layout]:
+def _layouts(work: Workload, *, sharded: bool) -> list[StepLayout]:
     """Return the layouts that options, device and objective allow, whether they fit or not, in their order."""
     on_gpu = work.world.device.type != "cpu"
 
@@ -155,11 +155,11 @@ def _layouts(work: Workload, *, sharded: bool) -> list[Layout]:
     reshard = values("reshard_after_forward", True, free=sharded)
     passes = [(False, reduce_each[0]), *[(True, each) for each in reduce_each]]
     return [
-        Layout(several, again, twice, each) for again, (several, each), twice in product(recompute, passes, reshard)
+        StepLayout(several, again, twice, each) for again, (several, each), twice in product(recompute, passes, reshard)
     ]
 
 
-def _slots(memory: Footprint, work: Workload, layout: Layout, free: float, limit: int) -> int | None:
+def _slots(memory: Footprint, work: Workload, layout: StepLayout, free: float, limit: int) -> int | None:
     """Return the token slots of a micro-batch of a layout; None if a micro-batch of that size has another layout.
 
     As many as fit: at least those of a pair of the longest rows, at most those of a rank's part of a global batch of
@@ -180,7 +180,7 @@ def _slots(memory: Footprint, work: Workload, layout: Layout, free: float, limit
 # ------------------------------------------------------------------------------------------------- time
 
 
-def seconds_of(memory: Footprint, work: Workload, layout: Layout, slots: int, gpu: Gpu) -> float:
+def seconds_of(memory: Footprint, work: Workload, layout: StepLayout, slots: int, gpu: Gpu) -> float:
     """Return the seconds of a mean step by the roofline."""
     tokens, numbers = float(work.data.lengths.mean()) * work.options.global_batch_size / work.world.size, memory.numbers
     passes = math.ceil(tokens / slots) if layout.several_micro_batches else 1
@@ -195,7 +195,7 @@ def seconds_of(memory: Footprint, work: Workload, layout: Layout, slots: int, gp
     return exposed + max(hidden, _computing(memory, layout, tokens, passes, gpu))
 
 
-def _computing(memory: Footprint, layout: Layout, tokens: float, passes: int, gpu: Gpu) -> float:
+def _computing(memory: Footprint, layout: StepLayout, tokens: float, passes: int, gpu: Gpu) -> float:
     """Return the seconds of products, of bytes that pass through memory, and of launches."""
     numbers, again = memory.numbers, layout.activation_checkpointing
     layers, head, trained = numbers.layers, numbers.head.numel(), numbers.whole.trained

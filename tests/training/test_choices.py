@@ -18,7 +18,7 @@ from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training import choices
 from sftmix.training.choices import COMPILING, compile_problem, decide, flops_of, saved_by_compiling
-from sftmix.training.footprint import Footprint, Layout, workload_of
+from sftmix.training.footprint import Footprint, StepLayout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.machine import decided_before, machine_of
 from sftmix.training.module import TrainingModule
@@ -80,7 +80,7 @@ def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(st
     stage = replace(stage, options=replace(stage.options, micro_batch_size=asked))
     setup, slots = setup_of(stage, GPU), rows * int(DATA.lengths.max())
     memory = Footprint(workload_of(setup))
-    layout = Layout(rows < 4, False, reshard_after_forward=True, reduce_each_micro_batch=False)
+    layout = StepLayout(rows < 4, False, reshard_after_forward=True, reduce_each_micro_batch=False)
     needed = memory.optimizer + sum(memory.peak(slots, layout))
     said: list[str] = []
     for more, recomputed in ((1, False), (-1, True)):
@@ -119,7 +119,7 @@ def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
     on_a_gpu(monkeypatch, 1e15)
     before = choices.machine_of(GPU, replace(stage.options, **LAID_OUT))
     recorded = [{"after": 0, **before, **OFF, "micro_batch_tokens": 64}]
-    layout = Layout(True, False, reshard_after_forward=True, reduce_each_micro_batch=False)
+    layout = StepLayout(True, False, reshard_after_forward=True, reduce_each_micro_batch=False)
     needed = memory.optimizer + sum(memory.peak(64, layout))
     for room, kept in ((1e15, True), (needed, True), (needed - 1, False)):
         on_a_gpu(monkeypatch, room)

@@ -13,7 +13,7 @@ from sftmix.components.others.places import EmbeddingMixup
 from sftmix.model.layers import decoder_layers
 from sftmix.ranks.world import World
 from sftmix.training import memory
-from sftmix.training.footprint import Footprint, Layout, workload_of
+from sftmix.training.footprint import Footprint, StepLayout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.plan import USABLE, by_cost, plans
@@ -32,8 +32,8 @@ def footprint(setup: StepSetup) -> Footprint:
     return Footprint(workload_of(setup))
 
 
-def layout_of(several: bool, recompute: bool) -> Layout:
-    return Layout(several, recompute, reshard_after_forward=True, reduce_each_micro_batch=False)
+def layout_of(several: bool, recompute: bool) -> StepLayout:
+    return StepLayout(several, recompute, reshard_after_forward=True, reduce_each_micro_batch=False)
 
 
 def tokens_of(setup: StepSetup, free: float) -> int:

@@ -16,7 +16,7 @@ from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training import choices, memory
 from sftmix.training import plan as planning
-from sftmix.training.footprint import Footprint, Layout, workload_of
+from sftmix.training.footprint import Footprint, StepLayout, workload_of
 from sftmix.training.loop import TrainingLoop, train
 from sftmix.training.machine import decided_before
 from sftmix.training.module import TrainingModule
@@ -93,7 +93,7 @@ def check_ranks(world: World, directory: str) -> None:
     options = AUTO | {"parallel": "fsdp"}  # no buckets of DDP hold gradients
     done = TrainingLoop(toy_stage(Path(directory), BATCHES, data=DATA, options=options), world)
     found = Footprint(workload_of(done.setup))
-    layout = Layout(True, False, reshard_after_forward=True, reduce_each_micro_batch=False)
+    layout = StepLayout(True, False, reshard_after_forward=True, reduce_each_micro_batch=False)
     taken = [found.optimizer + sum(found.peak(slots, layout)) for slots in (99, 33)]
     memory.free_memory = lambda device: world.size * (taken[world.rank] / planning.USABLE + 1)  # type: ignore[assignment]
     done.run()

@@ -15,7 +15,7 @@ from sftmix.pipeline.rows import read_rows
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import forward_flops, training_flops
 from sftmix.tools.estimate.work import Machine, Work, plan
-from sftmix.training.footprint import Layout, Parts
+from sftmix.training.footprint import StepLayout, Parts
 from sftmix.training.memory import PeakMemory
 from sftmix.training.plan import USABLE, StepPlan, by_cost
 
@@ -96,7 +96,7 @@ def parts_of(work: Work) -> dict[str, int]:
         optimizer = memory.optimizer
         options = work.options
         recompute, reshard = options.activation_checkpointing is True, options.reshard_after_forward is not False
-        layout = Layout(work.micro_batches > 1, recompute, reshard, options.reduce_each_micro_batch is True)
+        layout = StepLayout(work.micro_batches > 1, recompute, reshard, options.reduce_each_micro_batch is True)
         held = memory.peak(work.slots, layout)
     parts = {"weights": model.stored_bytes / model.shards, "optimizer": optimizer, **held._asdict()}
     return {part: round(size) for part, size in parts.items()}
