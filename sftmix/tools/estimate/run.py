@@ -15,7 +15,7 @@ from sftmix.pipeline.rows import read_rows
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import forward_flops, training_flops
 from sftmix.tools.estimate.work import Machine, Work, plan
-from sftmix.training.footprint import StepLayout, Parts
+from sftmix.training.footprint import Parts, StepLayout
 from sftmix.training.memory import PeakMemory
 from sftmix.training.plan import USABLE, StepPlan, by_cost
 
