@@ -21,6 +21,7 @@ from sftmix.text.encoder import Encoder
 from sftmix.text.mask import encode_each
 from sftmix.text.templates import written_bos
 from sftmix.types import Example, Message
+from sftmix.words.errors import DataError, TokenizerFailure
 from sftmix.words.fields import TEXT
 
 
@@ -105,7 +106,10 @@ def encode_windows(
             content = encoder.spellings.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
-            (ids,) = encoder.spellings.tokenize([content])
+            try:
+                (ids,) = encoder.spellings.tokenize([content])
+            except TokenizerFailure as error:
+                raise DataError(f"{document.source}: {error}") from error
             yield document, [*bos, *ids, *eos]
 
     counts = Counter[str]()

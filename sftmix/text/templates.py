@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
+from sftmix.text.bounded import CLOCK, OutOfTime
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError, TemplateRefusal
 
@@ -43,6 +44,10 @@ _SAME_DAY = """\
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 
+SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
+"""Processor time of a rendering: of any, and more for each turn and each character. Published templates take less than
+a hundredth of it."""
+
 WITH_TOOLS = "{% if tools %}"
 """The head of a template that is two: one for conversations with functions, and one for others."""
 WHOLE = "{{ '' }}"
@@ -62,7 +67,8 @@ class Template(NamedTuple):
     listed: bool = False
 
     def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
+        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails, ConfigError if
+        it takes too long.
 
         prompt  with the generation prompt
         tools   the functions that the assistant may call
@@ -74,9 +80,14 @@ class Template(NamedTuple):
             chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
         given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
-        template = on_the_same_day(self.source)
+        given |= {"chat_template": on_the_same_day(self.source), "add_generation_prompt": prompt}
+        seconds = seconds_for(turns, tools)
         try:
-            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
+            texts = CLOCK.call(seconds, render_jinja_template, **given)[0]
+        except OutOfTime:
+            raise ConfigError(
+                f"data.template: the template takes more than {seconds:.1f} s of processor time; choose another"
+            ) from None
         except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
         return str(texts[0])
@@ -93,6 +104,13 @@ class Template(NamedTuple):
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         # Gemma has "\n\n" and other runs of newlines among them.
         return [added[number].content for number in ids if number in added and added[number].content.strip()]
+
+
+def seconds_for(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> float:
+    """Return the processor time that a rendering of these turns and functions may take."""
+    # Most turns have a role and a content alone: of calls and thoughts all is counted as it is written.
+    letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
+    return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * (letters + (len(str(tools)) if tools else 0))
 
 
 def template_source(template: str) -> str:
