@@ -1,5 +1,6 @@
 """What a run lends to its Reference: training, and scoring by models or row by row."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, encode_dataset
 from sftmix.disk.appended import append_batch, read_batches
+from sftmix.disk.files import naming_damage
+from sftmix.disk.hashes import sha256_json
 from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
@@ -221,9 +224,14 @@ class ReferenceRun:
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
+            asked = run.config.reference.spec()
+            for option in run.config.reference.layout:
+                asked["init_args"].pop(option, None)
+
             def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowScores]:
                 file = run.path / "reference" / f"scores-{number}"
-                return partial(score_each, ready[name], file, threads=threads, token_nll=token_nll)
+                of = sha256_json([asked, name, data.fingerprint])
+                return partial(score_each, ready[name], file, of=of, threads=threads, token_nll=token_nll)
 
             return self._checkpoints(data, list(ready), scorer_of, response_alone)
 
@@ -249,10 +257,14 @@ class ReferenceRun:
         return merge_dynamics(parts)
 
 
-def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: int, token_nll: bool) -> RowScores:
+def score_each(
+    score: RowScorer, place: Path, data: TokenisedRows, *, of: str, threads: int, token_nll: bool
+) -> RowScores:
     """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
 
     place  the file without its ending, which for responses without their instructions is another one
+    of     hash of what is scored by what, which each score in the file has
+    Raises DifferenceError for a file with other scores.
     Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
     error of a row is raised once the scores under way are on disk.
     """
@@ -271,12 +283,13 @@ def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: i
                         f"for {row.id}; allowed: one for each of its {n_tokens} response tokens"
                     )
                 scores = {"nll": float(nll.sum()), "tokens": len(nll), "correct": int(correct.sum())}
-                return {"id": row.id, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
+                return {"id": row.id, "of": of, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
         except Exception as error:
             failed.append(error)
         return None
 
-    scored = {one["id"]: one for one in read_batches(file)}
+    with naming_damage(file):
+        scored = {one["id"]: _checked(one, of, token_nll) for one in read_batches(file)}
     waiting = [number for number, name in enumerate(data.ids) if name not in scored]
     with (
         ThreadPool(threads) as pool,  # which waits for no thread when a signal ends this
@@ -292,6 +305,18 @@ def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: i
     nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
     each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
     return RowScores(nll, tokens, correct, each)
+
+
+def _checked(one: dict[str, Any], of: str, token_nll: bool) -> dict[str, Any]:
+    """Return a score of a file; raise an error for what is none, or is of others than `of`."""
+    each = one["token_nll"] if token_nll else []
+    if one["of"] != of:
+        raise ValueError("it has scores by another server or model, or of other rows")
+    numbers = all(type(nll) is float and 0 <= nll < math.inf for nll in (one["nll"], *each))
+    counts = type(one["tokens"]) is type(one["correct"]) is int and 0 <= one["correct"] <= one["tokens"] < 2**31
+    if not numbers or not counts or len(each) not in (0, one["tokens"]):
+        raise ValueError(f"the score of {one['id']!r} is none")
+    return one
 
 
 def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import math
 import os
 import time
 import urllib.error
@@ -25,8 +24,8 @@ PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 TIMEOUT, LONGEST_PAUSE = 600.0, 60.0
 """Seconds without an answer after which a request is made again, and the longest pause before that."""
 
-MOST, ROUNDED = 1 << 28, 1e-3
-"""Most bytes of an answer; and what no log-probability reaches, whatever its rounding."""
+MOST, LOWEST = 1 << 28, float(np.finfo(np.float32).min)
+"""Most bytes of an answer; and the lowest log-probability, a finite float32."""
 
 
 class _AtItsPlace(urllib.request.HTTPRedirectHandler):
@@ -117,7 +116,7 @@ class FromEndpoint(Reference):
                 positions = self.positions(url, prompt, start)[1:]
                 of_ids = [at[token] for at, token in zip(positions, ids[1:], strict=True)]
                 for value, _ in of_ids:
-                    if not (isinstance(value, float | int) and -math.inf < value < ROUNDED):
+                    if type(value) not in (float, int) or not LOWEST <= value <= 0:  # false is an int, NaN in no range
                         raise ValueError(f"{value!r} is no log-probability")
                 return np.array(of_ids)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -158,7 +157,8 @@ class FromEndpoint(Reference):
                 reason = f"answers {error.code}: {error.read(500)!r}"
                 if error.code != 429 and error.code < 500:
                     raise ConfigError(f"reference.url: {url} {reason}") from error
-            except (OSError, ValueError, http.client.HTTPException) as error:  # also an answer that was cut short
+            # also an answer that was cut short, or lists in lists in lists
+            except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
                 reason = f"gives no answer: {error}"
         raise DataError(f"reference.url: {url} {reason} ({1 + self.retries} attempts); the same command goes on")
 
