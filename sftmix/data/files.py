@@ -175,7 +175,7 @@ def _of_batch(batch: Any) -> list[Any]:
 
 
 def _without_media(table: Any) -> Iterator[Any]:
-    """Rows of a table of datasets, with no images or sound decoded: it would open the files and addresses in the rows."""
+    """Rows of a table of datasets, without its images and sound decoded, which would open the files that rows name."""
     problems = list[BadRow]()
 
     def value(text: str | None, **_: Any) -> Any:

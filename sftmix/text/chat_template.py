@@ -192,7 +192,7 @@ class ChatTemplate(Renderer):
     # ----------------------------------------------------------------------------------------------- responses
 
     def _turn_texts(self, example: Example) -> list[TurnText]:
-        """Return the trained turns of a conversation as text. Raises ConfigError, with its name, if it takes too long."""
+        """Return the trained turns of a conversation as text; ConfigError, with its name, if it takes too long."""
         example = replace(example, tools=self.spellings.as_text(example.tools))
         chat = [self.turn(message) for message in example.messages]
         try:

@@ -98,8 +98,9 @@ class SpecialSpellings:
         return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts with `as_text` parts; no token is added. Raises ConfigError for a tokenizer without a twin, and
-        TokenizerFailure for texts on which an expression of tokenizer.json runs away.
+        """Tokenise texts with `as_text` parts; no token is added.
+
+        Raises ConfigError for a tokenizer without a twin, TokenizerFailure if an expression in it runs away.
         """
         try:
             # All texts in one call, which uses several threads; few need the twin.

@@ -12,9 +12,7 @@ QUOTED_CHARACTERS = 80
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """A control character, or one that changes the direction of the text behind it."""
 
-_PRINTED = re.compile(
-    r"(\A(?:\n|\x1b\[A)+\Z|\n|\t|\A\r|(?:\r|\x1b\[K *)\Z|\x1b\[0(?:;32)?m)|" + CONTROL.pattern
-)
+_PRINTED = re.compile(r"(\A(?:\n|\x1b\[A)+\Z|\n|\t|\A\r|(?:\r|\x1b\[K *)\Z|\x1b\[0(?:;32)?m)|" + CONTROL.pattern)
 """What is written as it is, in a group, or else a control character."""
 
 SEEN = re.compile(
@@ -51,7 +49,7 @@ def as_lines(text: str, but: str = "\n\t") -> str:
 
 
 def as_printed(text: str) -> str:
-    """Return what may be written to a terminal: control characters are visible, but for those of bars and of our colours.
+    """Make control characters visible, all but those of bars and of our colours.
 
     A bar begins with a carriage return, and ends with one or by clearing its line; for bars above each other the cursor
     goes up by itself. Green and its end are what `preview` writes.

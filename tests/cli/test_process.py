@@ -105,5 +105,3 @@ def test_no_line_controls_the_terminal_whoever_prints_it():
     assert "Reading:   0%|" in done.stderr
     assert "rows/s]\x1b[K\n\n\x1b[A" in done.stderr
     assert r"\x1b[K" not in done.stderr
-
-

@@ -189,5 +189,5 @@ def test_a_column_that_is_there_twice_is_refused(name, tmp_path):
     if name == "t.parquet":
         columns = [pa.array(["a"]), pa.array([1.0]), pa.array([2.0])]
         pq.write_table(pa.Table.from_arrays(columns, ["id", "score", "score"]), path)
-    with pytest.raises(DataError, match="a column is there twice|Multiple matches for FieldRef.Name"):
+    with pytest.raises(DataError, match=r"a column is there twice|Multiple matches for FieldRef\.Name"):
         tables.read_columns(path, "id", "score")

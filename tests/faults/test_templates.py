@@ -1,7 +1,6 @@
 """Templates of strangers: none runs a program, waits for ever or fills the memory; each ends in one line."""
 
 import json
-import re
 import resource
 import signal
 import time
@@ -112,7 +111,9 @@ def test_a_good_template_is_tried_out_once(tmp_path):
 
 def hostile_on(word: str) -> str:
     """ChatML that loops on a conversation with a word in its last turn."""
-    return "{% if messages[-1].content == '" + word + "' %}" + LOOPS + "{% endif %}" + CHATML.replace("END", "eos_token")
+    return (
+        "{% if messages[-1].content == '" + word + "' %}" + LOOPS + "{% endif %}" + CHATML.replace("END", "eos_token")
+    )
 
 
 def example(name: str, answer: str) -> Example:
@@ -126,7 +127,8 @@ def test_a_template_that_hangs_on_a_row_ends_with_the_name_of_the_row(tmp_path):
     assert renderer is not None
     rows = [example(str(k), "Zebra" if k == 7 else "Lion") for k in range(20)]
     began = time.process_time()
-    with pytest.raises(ConfigError, match=re.escape("7 (rows.jsonl:7): data.template: the template takes more than 2.0 s")):
+    message = r"^7 \(rows\.jsonl:7\): data\.template: the template takes more than 2\.0 s of processor time"
+    with pytest.raises(ConfigError, match=message):
         encode_examples(renderer, rows, 100)
     assert time.process_time() - began < 4
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)

@@ -194,7 +194,10 @@ def test_servers_that_cannot_be_checkpoints_are_refused(url):
         FromEndpoint(url=url)
 
 
-@pytest.mark.parametrize("value", some_fast([False, math.nan, -math.inf, None, -(10**40), "x", 1e-9, "-1.0", True, 0.5, [1]], every=2), ids=str)
+NONE = [False, math.nan, -math.inf, None, -(10**40), "x", 1e-9, "-1.0", True, 0.5, [1]]
+
+
+@pytest.mark.parametrize("value", some_fast(NONE, every=2), ids=str)
 def test_what_is_no_log_probability_is_not_kept(value, tiny, server, made, refused):
     def spoil(positions):
         if len(server.answered) == 3:
