@@ -7,7 +7,7 @@ such as 9 ** 9 ** 9, ends first.
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 TICK = 0.25
@@ -57,18 +57,13 @@ class Clock:
 
     def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
         """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
-        if self.thread is None:
-            with self.running():
-                return self._bounded(seconds, function, given)
-        return self._bounded(seconds, function, given)
-
-    def _bounded(self, seconds: float, function: Callable[..., Any], given: dict[str, Any]) -> Any:
-        if self.thread == threading.get_ident():
-            self.left = seconds
-        try:
-            return function(**given)
-        finally:
-            self.left = None
+        with nullcontext() if self.thread else self.running():
+            if self.thread == threading.get_ident():
+                self.left = seconds
+            try:
+                return function(**given)
+            finally:
+                self.left = None
 
 
 CLOCK = Clock()

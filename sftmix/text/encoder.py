@@ -130,11 +130,15 @@ def encoder_for(
     """Make the encoder of rows under these options: without a renderer if data.format is text, else with one.
 
     A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
-    long, or too much memory.
+    long, or too much memory, and for a tokenizer that cannot read a short text.
 
     renderer  None: the chat template that the options choose
     thinks    some response of the rows has a thought; None: the template is taken as it is
     """
+    try:
+        tokenizer("Name a colour.")
+    except Exception as error:  # model_max_length: "x" of tokenizer_config.json
+        raise ConfigError(f"model.path: its tokenizer reads no text: {type(error).__name__}: {error}") from error
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
     renderer = copy(renderer) or ChatTemplate(  # `begin` keeps a tokenizer in it; a reference has its own

@@ -2,7 +2,7 @@
 
 `python -m tests.faults.fuzz` makes a tiny run, changes one field at a time, starts a command on it, and prints for each
 file how many commands ended with each exit code. A traceback, a hang and a kill are listed, and so are commands that
-end well with other words than on the file as it was: whoever reads them decides whether the result is to be believed.
+end well with other results than on the file as it was: whoever reads them decides whether the result is to be believed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -112,14 +113,15 @@ def read(path: Path) -> Any:
 
 def write(path: Path, content: Any) -> None:
     if path.suffix == ".yaml":
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(json.dumps(content).replace("NaN", ".nan"))
         return
     lines = path.read_text().splitlines()[1:] if path.suffix == ".jsonl" else []
     path.write_text("\n".join([json.dumps(content), *lines, ""]))
 
 
 def ended(words: Sequence[str], output: Path) -> int:
-    """Run a command in a fork, and return its exit code; -n: killed by signal n."""
+    """Run a command in a fork, and return its exit code; -n: killed by signal n. Its results are in `output`, its notes
+    beside it."""
     if child := os.fork():
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
@@ -131,17 +133,22 @@ def ended(words: Sequence[str], output: Path) -> int:
     code = TRACEBACK
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
-        with output.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            try:
-                from sftmix.cli import main
+        with output.open("w") as results, notes_of(output).open("w") as notes:
+            os.dup2(results.fileno(), 1)
+            os.dup2(notes.fileno(), 2)
+            with contextlib.redirect_stdout(results), contextlib.redirect_stderr(notes):
+                try:
+                    from sftmix.cli import main
 
-                code = main(list(words))
-            except BaseException:
-                traceback.print_exc(file=file)
+                    code = main(list(words))
+                except BaseException:
+                    traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def notes_of(output: Path) -> Path:
+    return output.with_name("notes")
 
 
 class Target(NamedTuple):
@@ -156,13 +163,14 @@ def fuzz(directory: Path, target: Target, *, every: int, scratch: Path) -> tuple
     codes, wrong = Counter[str](), list[str]()
     copy, output = scratch / "copy", scratch / "output"
 
-    def outcome(words: Sequence[str], content: Any = ...) -> tuple[int, str]:
+    def outcome(words: Sequence[str], content: Any = ...) -> tuple[int, str, str]:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(directory, copy)
         if content is not ...:
             write(copy / target.file, content)
         code = ended([word.replace("DIR", str(copy)) for word in words], output)
-        return code, output.read_text(errors="replace")
+        results = re.sub(r"\d+ s\b|\d+:\d\d:\d\d", "TIME", output.read_text(errors="replace"))
+        return code, results, notes_of(output).read_text(errors="replace")
 
     found = cases(read(directory / target.file))
     for words in target.commands:
@@ -170,15 +178,15 @@ def fuzz(directory: Path, target: Target, *, every: int, scratch: Path) -> tuple
         for at, case in enumerate(found):
             if at % every:
                 continue
-            code, said = outcome(words, case.content)
+            code, results, notes = outcome(words, case.content)
             codes[str(code)] += 1
             name = f"{target.file} {case.field} {case.kind}: {words[0]}"
             if code == TRACEBACK or code < 0:
-                wrong.append(f"{name} ends with {code}: {said.strip()[-300:].splitlines()[-1:]}")
-            elif code == 0 and said != usual[1] and usual[0] == 0:
-                codes["other words"] += 1
-                wrong.append(f"{name}: other words")
-            if "\x1b" in said:
+                wrong.append(f"{name} ends with {code}: {notes.strip()[-300:].splitlines()[-1:]}")
+            elif code == 0 and results != usual[1] and usual[0] == 0:
+                codes["other results"] += 1
+                wrong.append(f"{name}: other results")
+            if "\x1b" in results + notes:
                 wrong.append(f"{name}: a control character")
     return codes, wrong
 
