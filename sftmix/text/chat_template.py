@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
-from sftmix.text.bounded import CLOCK
 from sftmix.text.layout import layout_of
 from sftmix.text.spellings import SpecialSpellings
-from sftmix.text.templates import WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
+from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
 from sftmix.text.thoughts import (
     INLINE,
     closing_at_head,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
-from sftmix.text.bounded import CLOCK, OutOfTime
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError, TemplateRefusal
 
@@ -44,14 +45,85 @@ _SAME_DAY = """\
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 
-SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
-"""Processor time of a rendering: of any, and more for each turn and each character. Published templates take less than
-a hundredth of it."""
-
 WITH_TOOLS = "{% if tools %}"
 """The head of a template that is two: one for conversations with functions, and one for others."""
 WHOLE = "{{ '' }}"
 """Nothing, beside which a block takes no white space away."""
+
+
+# ------------------------------------------------------------------------------------------------ time of renderings
+
+
+SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
+"""Processor time of a rendering: of any, and more for each turn and each character. Published templates take less than
+a hundredth of it."""
+TICK = 0.25
+"""Seconds of the process's time as a user after which the clock looks at the call under way."""
+
+
+class OutOfTime(BaseException):
+    """A call has used up its time.
+
+    No Exception: it is raised in the middle of whatever runs, and code that catches every Exception would go on.
+    """
+
+
+class Clock:
+    """Ends calls that take too long. To start and stop it costs more than a short call, so one start may serve many.
+
+    thread  the one in which it runs, or None
+    left    seconds that the call under way has; None: there is none
+    """
+
+    def __init__(self) -> None:
+        self.thread: int | None = None
+        self.left: float | None = None
+
+    def _tick(self, *_: object) -> None:
+        if self.left is not None:
+            self.left -= TICK
+            if self.left < 0:
+                raise OutOfTime  # and again at the next tick: within a __del__ it would be lost
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run while the block does. Elsewhere than in the main thread, or on Windows, nothing is bounded."""
+        thread = threading.get_ident()
+        if self.thread is not None or thread != threading.main_thread().ident or not hasattr(signal, "setitimer"):
+            yield
+            return
+        before = signal.signal(signal.SIGVTALRM, self._tick)
+        self.thread = thread
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            self.thread = None
+            signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
+
+    def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
+        """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
+        with nullcontext() if self.thread else self.running():
+            if self.thread == threading.get_ident():
+                self.left = seconds
+            try:
+                return function(**given)
+            finally:
+                self.left = None
+
+
+CLOCK = Clock()
+
+
+def seconds_for(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> float:
+    """Return the processor time that a rendering of these turns and functions may take."""
+    # Most turns have a role and a content alone: of calls and thoughts all is counted as it is written.
+    letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
+    return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * (letters + (len(str(tools)) if tools else 0))
+
+
+# ------------------------------------------------------------------------------------------------ one template
 
 
 class Template(NamedTuple):
@@ -104,13 +176,6 @@ class Template(NamedTuple):
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         # Gemma has "\n\n" and other runs of newlines among them.
         return [added[number].content for number in ids if number in added and added[number].content.strip()]
-
-
-def seconds_for(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> float:
-    """Return the processor time that a rendering of these turns and functions may take."""
-    # Most turns have a role and a content alone: of calls and thoughts all is counted as it is written.
-    letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
-    return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * (letters + (len(str(tools)) if tools else 0))
 
 
 def template_source(template: str) -> str:
