@@ -159,7 +159,7 @@ def test_a_key_that_is_there_twice_in_a_cell_of_a_table_is_a_bad_row(tmp_path, w
     ):
         rows = list(Source(path.name, "digest", path).rows())
         assert [isinstance(row, BadRow) for _, row in rows] == [False, True, False], path
-        assert f"{key!r} " in str(rows[1][1])
+        assert f"{key!r}" in str(rows[1][1])
     _, line = refused(str(tmp_path / "maps.parquet"))
     assert line.startswith(f"{tmp_path}/maps.parquet[1]: a map has a key twice; write it once")
 
