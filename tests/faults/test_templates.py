@@ -47,7 +47,9 @@ PAYLOADS = {
         "MemoryError",
     ),
     "growing text on all but the questions of the trial": (
-        "{% if messages[0].content not in ['Be short.', 'Name a colour.'] %}" + FILLS + "{% endif %}",
+        "{% set said = messages[0].content %}{% if said is string and said not in ['Be short.', 'Name a colour.'] %}"
+        + FILLS
+        + "{% endif %}",
         "MemoryError",
     ),
     "wide filter": ("{{ 'x' | center(2000000000) }}", "MemoryError"),
