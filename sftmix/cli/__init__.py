@@ -1,7 +1,6 @@
 """The command line: `sftmix COMMAND`, `python -m sftmix COMMAND` and `torchrun -m sftmix COMMAND` do the same."""
 
 import io
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from sftmix.words.errors import (
     nearest,
     told,
 )
-from sftmix.words.shown import as_lines
+from sftmix.words.shown import as_lines, as_printed
 
 
 class Output(io.FileIO):
@@ -36,6 +35,14 @@ class Output(io.FileIO):
             return len(data)  # as if written: print would raise, and Python would try again at its end
 
 
+class Printer(io.TextIOWrapper):
+    """Writes lines of ours and of libraries: what they quote, which may be from anyone, cannot control the terminal."""
+
+    def write(self, text: str) -> int:
+        super().write(as_printed(text))
+        return len(text)
+
+
 def outlast_readers() -> list[Output]:
     """Put such outputs in the places of stdout and stderr, and return them."""
     outputs = []
@@ -43,22 +50,9 @@ def outlast_readers() -> list[Output]:
         closed = getattr(sys, name) is None  # by who started this: what is opened next has its descriptor
         # backslashreplace: a file name that is not UTF-8 has characters that print refuses
         output = Output(os.devnull if closed else descriptor, "w", closefd=closed)
-        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(output), errors="backslashreplace", line_buffering=True))
+        setattr(sys, name, Printer(io.BufferedWriter(output), errors="backslashreplace", line_buffering=True))
         outputs.append(output)
     return outputs
-
-
-def print_logs_as_lines() -> None:
-    """Have all log lines made printable: libraries quote values of files in them, which may be from anyone."""
-    make = logging.getLogRecordFactory()
-
-    def printable(*args: Any, **more: Any) -> logging.LogRecord:
-        record = make(*args, **more)
-        record.msg = as_lines(record.getMessage())
-        record.args = None  # they are in msg now, whose % would be read once more
-        return record
-
-    logging.setLogRecordFactory(printable)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # torch reads it when it is imported: lengths differ from step to step, and free memory has fewer gaps so.
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     outputs = outlast_readers() if argv is None else []  # a caller in Python keeps its own
-    if argv is None:
-        print_logs_as_lines()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as leave:  # --help and --print_config

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-_MOST = 100_000
-"""Most values of a text; an alias counts as what it names."""
+_LONGEST, _MOST, _DEEPEST = 1 << 20, 100_000, 100
+"""Most characters of a text, which are seconds of reading; most values and levels, with what its aliases name."""
+_TOO_DEEP = f"with its aliases it has over {_DEEPEST} levels"
 _NO_DECIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
 """Numbers that YAML 1.1 reads as nobody means them: 010 is octal, so 8, and 1:30 is of base 60, so 90."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -24,6 +25,8 @@ def load(text: str, *, texts: bool = False) -> Any:
 
     texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
     """
+    if len(text) > _LONGEST:
+        raise ValueError(f"it has {len(text):,} characters; at most {_LONGEST:,} are read")
     loader = yaml.BaseLoader if texts else yaml.SafeLoader  # in Python, as the one in C crashes if lists are too deep
     try:
         reader = loader(text)
@@ -36,21 +39,27 @@ def load(text: str, *, texts: bool = False) -> Any:
         # 2024-13-01 is no date, [[[... is too deep, and NUL is no character; some of the messages have several lines.
         # `!!bool x` is a KeyError, `!!timestamp x` an AttributeError.
         message = "a tag does not fit its value" if isinstance(error, LookupError | AttributeError) else str(error)
+        message = _TOO_DEEP if isinstance(error, RecursionError) else message
         raise ValueError(" ".join(message.split())) from error
 
 
 def _check(document: yaml.Node | None) -> None:
-    """Raise ValueError for a document that repeats a key or unfolds to too many values; make misread numbers text."""
-    nodes, seen = [document], 0  # `base: &a [*a]` holds itself: without a limit this would not end
+    """Raise ValueError for a document that repeats a key, or unfolds to too many values or levels; make misread numbers
+    text."""
+    nodes = [(document, 0)]  # `base: &a [*a]` holds itself: without a limit this would not end
+    seen = 0
     while nodes:
-        node, seen = nodes.pop(), seen + 1
+        node, level = nodes.pop()
+        seen += 1
         if seen + len(nodes) > _MOST:
             raise ValueError(f"with its aliases it has over {_MOST:,} values")
+        if level > _DEEPEST:
+            raise ValueError(_TOO_DEEP)
         if isinstance(node, yaml.MappingNode):
             _check_keys(node)
-            nodes += [value for _, value in node.value]
+            nodes += [(value, level + 1) for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
+            nodes += [(value, level + 1) for value in node.value]
         elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _NO_DECIMAL.fullmatch(node.value):
             # seed: 010 -> "010", so that it is not 8; `--seed 010` comes here as well
             node.tag = _TEXT

@@ -161,24 +161,46 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
 
             yield from _without_media(Dataset(Table.from_batches([batch])))
         else:
-            yield from batch.to_pylist(maps_as_pydicts="lossy")  # else a map is [(key, value), ...]
+            yield from _of_batch(batch)
 
 
-def _without_media(table: Any) -> Any:
-    """Return a table of datasets that decodes no images or sound: it would open the files and addresses in the rows."""
+def _of_batch(batch: Any) -> list[Any]:
+    """Rows of some lines of a Parquet file; BadRow for one whose map has a key twice, as its last value would count."""
+    try:
+        return list(batch.to_pylist(maps_as_pydicts="strict"))  # else a map is [(key, value), ...]
+    except KeyError as error:
+        if len(batch) == 1:
+            return [BadRow(f"a map has a key twice; write it once: {error.args[0]}")]
+        return [row for line in range(len(batch)) for row in _of_batch(batch.slice(line, 1))]
+
+
+def _without_media(table: Any) -> Iterator[Any]:
+    """Rows of a table of datasets, without its images and sound decoded, which would open the files that rows name."""
+    problems = list[BadRow]()
+
+    def value(text: str | None, **_: Any) -> Any:
+        """Return what a text of JSON says; remember what is wrong with it."""
+        try:
+            return None if text is None else _JSON.decode(text)
+        except (ValueError, RecursionError) as error:
+            problems.append(BadRow(f"not valid JSON: {error}"))
+
+    def undecoded(feature: Any) -> Any:
+        if isinstance(feature, dict):
+            return {name: undecoded(inner) for name, inner in feature.items()}
+        if hasattr(feature, "feature"):  # of a list
+            return replace(feature, feature=undecoded(feature.feature))
+        if type(feature).__name__ == "Json":  # it opens nothing, but takes the last value of a key that is there twice
+            feature = replace(feature)
+            feature.decode_example = value
+            return feature
+        return replace(feature, decode=False) if getattr(feature, "decode", False) else feature
+
     # {"image": Image(decode=True)} -> Image(decode=False), whose values are {"bytes": ..., "path": ...}
-    table.info.features = type(table.features)(_undecoded(dict(table.features)))
-    return table
-
-
-def _undecoded(feature: Any) -> Any:
-    if isinstance(feature, dict):
-        return {name: _undecoded(inner) for name, inner in feature.items()}
-    if hasattr(feature, "feature"):  # of a list
-        return replace(feature, feature=_undecoded(feature.feature))
-    # JSON is decoded to the values of a row, and opens nothing.
-    media = getattr(feature, "decode", False) and type(feature).__name__ != "Json"
-    return replace(feature, decode=False) if media else feature
+    table.info.features = type(table.features)(undecoded(dict(table.features)))
+    for row in table:
+        yield problems[0] if problems else row
+        problems.clear()
 
 
 def _text(path: Path) -> Iterator[Row]:

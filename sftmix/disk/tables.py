@@ -97,6 +97,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
         raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
     missing = [name for name in columns if name not in table.column_names]
     _require(path, not missing, f"columns {missing} are missing (it has {table.column_names})")
+    _require(path, len({*table.column_names}) == len(table.column_names), "a column is there twice")
     return table
 
 
@@ -168,7 +169,11 @@ def read_split(path: PathLike, *, of: Sequence[str] | None = None) -> tuple[list
     """
     table = read_columns(path, "id", "group", of=of)
     stored = table["metadata"].get(_NAMES_KEY)
-    names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES  # without them: of another program
+    try:
+        names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES  # without them: of another program
+    except (ValueError, TypeError, RecursionError):
+        names = (None,)
+    _require(path, all(isinstance(name, str) for name in names), "the names of its groups are no list of texts")
     _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
     code = {name: index for index, name in enumerate(names)} | {UNPAIRED_NAME: UNPAIRED}
     unknown = [name for name in table["group"] if name not in code]

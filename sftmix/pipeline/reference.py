@@ -10,6 +10,7 @@ import numpy as np
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
 from sftmix.components.others.endpoint import score_each
 from sftmix.data import EncodedDataset
+from sftmix.disk.hashes import sha256_json
 from sftmix.measure.model import ends_of_loss
 from sftmix.model.paths import named
 from sftmix.options.reference import ReferenceModel, ReferenceTraining
@@ -150,11 +151,17 @@ class ReferenceRun:
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
+            asked = run.config.reference.spec()
+            for option in run.config.reference.layout:
+                asked["init_args"].pop(option, None)
+
             def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowScores]:
+                of = sha256_json([asked, name, data.fingerprint])
+
                 def scores_of(rows: TokenisedRows) -> RowScores:
                     ending = "-alone" if isinstance(rows, ResponsesAlone) else ""
                     file = run.path / "reference" / f"scores-{number}{ending}.jsonl"
-                    return score_each(ready[name], file, rows, threads=threads, token_nll=token_nll)
+                    return score_each(ready[name], file, rows, of=of, threads=threads, token_nll=token_nll)
 
                 return scores_of
 

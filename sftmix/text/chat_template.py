@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
-from sftmix.text.layout import layout_of, with_text_arguments
+from sftmix.text.layout import layout_of
 from sftmix.text.spellings import SpecialSpellings
-from sftmix.text.templates import WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
+from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
 from sftmix.text.thoughts import (
     INLINE,
     closing_at_head,
@@ -24,6 +24,7 @@ from sftmix.text.thoughts import (
     without_thought_tags,
     written_behind,
 )
+from sftmix.text.trial import with_text_arguments
 from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -181,7 +182,8 @@ class ChatTemplate(Renderer):
 
     def batch(self, examples: Sequence[Example]) -> list[list[RenderedTurn]]:
         """Return the trained turns of each conversation, all tokenised together."""
-        written = [self._turn_texts(example) for example in examples]
+        with CLOCK.running():
+            written = [self._turn_texts(example) for example in examples]
         texts = [text for of_one in written for turn in of_one for text in (turn.prompt, turn.prompt + turn.text)]
         ids = dict(zip(texts, self.spellings.tokenize(texts), strict=True))
         return [[self._tokens(turn, ids) for turn in of_one] for of_one in written]
@@ -189,14 +191,17 @@ class ChatTemplate(Renderer):
     # ----------------------------------------------------------------------------------------------- responses
 
     def _turn_texts(self, example: Example) -> list[TurnText]:
-        """Return the trained turns of a conversation as text."""
+        """Return the trained turns of a conversation as text; ConfigError, with its name, if it takes too long."""
         example = replace(example, tools=self.spellings.as_text(example.tools))
         chat = [self.turn(message) for message in example.messages]
-        return [
-            self._response(example, chat[:place], message)
-            for place, message in enumerate(example.messages)
-            if message.trained
-        ]
+        try:
+            return [
+                self._response(example, chat[:place], message)
+                for place, message in enumerate(example.messages)
+                if message.trained
+            ]
+        except ConfigError as error:
+            raise ConfigError(f"{example.id} ({example.source}): {error}") from error
 
     def _response(self, example: Example, before: Chat, message: Message) -> TurnText:
         """Put a response behind its prompt: a call, or an answer as the template writes it there, or else its parts.

@@ -120,7 +120,7 @@ def encoder_for(
     """Make the encoder of rows under these options.
 
     A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
-    long, or too much memory, and for a renderer of the other kind of rows.
+    long, or too much memory, for a renderer of the other kind of rows, and for a tokenizer that reads no text.
 
     renderer  None: windows if data.format is text, else the chat template that the options choose
     thinks    some response of the rows has a thought; None: the template is taken as it is
@@ -131,6 +131,10 @@ def encoder_for(
             f"renderer {renderer} and data.format {options.format} exclude each other: set renderer to null (those of "
             "plain text are `sftmix.text.windows.Documents` and its subclasses)"
         )
+    try:
+        tokenizer("Name a colour.")
+    except Exception as error:  # model_max_length: "x" of tokenizer_config.json
+        raise ConfigError(f"model.path: its tokenizer reads no text: {type(error).__name__}: {error}") from error
     default = (
         Documents(packing=options.packing is not False, special_tokens=options.special_tokens)
         if is_text

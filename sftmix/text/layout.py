@@ -36,7 +36,7 @@ from sftmix.text.thoughts import (
     without_thought_tags,
     written_behind,
 )
-from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS
+from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS, with_text_arguments
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.shown import quoted
 
@@ -259,15 +259,6 @@ def _call_end(template: Template, call: str, end: str) -> str:
     within = template.marks(text_before(call, ARGUMENT))
     ends = [mark for mark in template.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
     return end if end in ends or not ends else ends[-1]
-
-
-def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a turn whose calls have their arguments as JSON text."""
-    calls = []
-    for call in turn["tool_calls"]:
-        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-    return {**turn, "tool_calls": calls}
 
 
 def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> Layout:

@@ -12,7 +12,7 @@ from sftmix.text.chat_template import ChatTemplate
 from sftmix.text.examples import EncodedRow, examples_of
 from sftmix.text.turns import MOST_WEIGHT
 from sftmix.types import Example, RenderedTurn
-from sftmix.words.errors import ContractError, TemplateRefusal
+from sftmix.words.errors import ContractError, DataError, TemplateRefusal, TokenizerFailure
 from sftmix.words.shown import quoted
 
 LOST = ("template_refused", "tools_lost", "calls_lost", "prefix_mismatch")
@@ -44,15 +44,18 @@ def encode_each(
 def encode_examples(renderer: Renderer, examples: Sequence[Example], max_length: int) -> list[EncodedRow]:
     """Tokenise examples, each on its own, by a renderer that has begun; one EncodedRow for each, in order.
 
-    Raises ContractError for an answer of a renderer that is not ours which its contract does not allow.
+    Raises ContractError for an answer of a renderer that is not ours which its contract does not allow, and DataError
+    for an example that the tokenizer cannot read.
     """
     try:
         found = renderer.batch(examples)
-    except TemplateRefusal as error:
-        # The template refuses one of them: alone, each shows whether it is this one.
-        if len(examples) == 1:
-            return [EncodedRow(["template_refused"], f": {error}")]
-        return [encode_examples(renderer, [example], max_length)[0] for example in examples]
+    except (TemplateRefusal, TokenizerFailure) as error:
+        # One of them is refused: alone, each shows whether it is this one.
+        if len(examples) > 1:
+            return [encode_examples(renderer, [example], max_length)[0] for example in examples]
+        if isinstance(error, TokenizerFailure):
+            raise DataError(f"{examples[0].id} ({examples[0].source}): {error}") from error
+        return [EncodedRow(["template_refused"], f": {error}")]
     if type(renderer) is not ChatTemplate:
         if len(found) != len(examples):
             raise ContractError(

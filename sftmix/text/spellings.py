@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from sftmix.text.thoughts import TAGS
 from sftmix.text.values import MARK
-from sftmix.words.errors import ConfigError
+from sftmix.words.errors import ConfigError, TokenizerFailure
 from sftmix.words.fields import SpecialTokens
 
 if TYPE_CHECKING:
@@ -98,13 +98,21 @@ class SpecialSpellings:
         return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts with `as_text` parts; no token is added. Raises ConfigError for a tokenizer without a twin."""
-        # All texts in one call, which uses several threads; few need the twin.
-        found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        ids = list(found["input_ids"])
-        for place, rendered in enumerate(texts):
-            if MARK in rendered:
-                ids[place] = self._by_twin(rendered)
+        """Tokenise texts with `as_text` parts; no token is added.
+
+        Raises ConfigError for a tokenizer without a twin, TokenizerFailure if an expression in it runs away.
+        """
+        try:
+            # All texts in one call, which uses several threads; few need the twin.
+            found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+            ids = list(found["input_ids"])
+            for place, rendered in enumerate(texts):
+                if MARK in rendered:
+                    ids[place] = self._by_twin(rendered)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, and no Exception: 60 x against (x+x+)+y
+                raise
+            raise TokenizerFailure(f"model.path: its tokenizer cannot read this text: {error}") from error
         return ids
 
     def _by_twin(self, rendered: str) -> list[int]:

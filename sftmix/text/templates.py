@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
@@ -49,6 +51,81 @@ WHOLE = "{{ '' }}"
 """Nothing, beside which a block takes no white space away."""
 
 
+# ------------------------------------------------------------------------------------------------ time of renderings
+
+
+SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
+"""Processor time of a rendering: of any, and more for each turn and each character. Published templates take less than
+a hundredth of it."""
+TICK = 0.25
+"""Seconds of the process's time as a user after which the clock looks at the call under way."""
+
+
+class OutOfTime(BaseException):
+    """A call has used up its time.
+
+    No Exception: it is raised in the middle of whatever runs, and code that catches every Exception would go on.
+    """
+
+
+class Clock:
+    """Ends calls that take too long. To start and stop it costs more than a short call, so one start may serve many.
+
+    thread  the one in which it runs, or None
+    left    seconds that the call under way has; None: there is none
+    """
+
+    def __init__(self) -> None:
+        self.thread: int | None = None
+        self.left: float | None = None
+
+    def _tick(self, *_: object) -> None:
+        if self.left is not None:
+            self.left -= TICK
+            if self.left < 0:
+                raise OutOfTime  # and again at the next tick: within a __del__ it would be lost
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run while the block does. Elsewhere than in the main thread, or on Windows, nothing is bounded."""
+        thread = threading.get_ident()
+        if self.thread is not None or thread != threading.main_thread().ident or not hasattr(signal, "setitimer"):
+            yield
+            return
+        before = signal.signal(signal.SIGVTALRM, self._tick)
+        self.thread = thread
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            self.thread = None
+            signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
+
+    def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
+        """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
+        with nullcontext() if self.thread else self.running():
+            if self.thread == threading.get_ident():
+                self.left = seconds
+            try:
+                return function(**given)
+            finally:
+                self.left = None
+
+
+CLOCK = Clock()
+
+
+def seconds_for(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> float:
+    """Return the processor time that a rendering of these turns and functions may take."""
+    # Most turns have a role and a content alone: of calls and thoughts all is counted as it is written.
+    letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
+    return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * (letters + (len(str(tools)) if tools else 0))
+
+
+# ------------------------------------------------------------------------------------------------ one template
+
+
 class Template(NamedTuple):
     """A template as conversations are rendered with it.
 
@@ -62,7 +139,8 @@ class Template(NamedTuple):
     listed: bool = False
 
     def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
+        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails, ConfigError if
+        it takes too long.
 
         prompt  with the generation prompt
         tools   the functions that the assistant may call
@@ -74,9 +152,14 @@ class Template(NamedTuple):
             chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
         given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
-        template = on_the_same_day(self.source)
+        given |= {"chat_template": on_the_same_day(self.source), "add_generation_prompt": prompt}
+        seconds = seconds_for(turns, tools)
         try:
-            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
+            texts = CLOCK.call(seconds, render_jinja_template, **given)[0]
+        except OutOfTime:
+            raise ConfigError(
+                f"data.template: the template takes more than {seconds:.1f} s of processor time; choose another"
+            ) from None
         except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
         return str(texts[0])

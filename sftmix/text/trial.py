@@ -7,8 +7,10 @@ from loops without end, nor from texts that fill the memory. `trouble_with` runs
 import contextlib
 import itertools
 import json
+import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,18 @@ TOOLS = [
 RESULT = {"role": "tool", "name": "find_colour", "tool_call_id": "call00000", "content": "Red"}
 """A call of a function, the list of functions that has it, and what the function returns."""
 _THOUGHT: dict[str, Any] = {**PROBE[1], **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "Sky")}
+_INLINE = {**PROBE[1], "content": "<think>\nSky\n</think>\n\nBlue"}
+
+
+def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn whose calls have their arguments as JSON text."""
+    calls = []
+    for call in turn["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**turn, "tool_calls": calls}
+
+
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     PROBE[:1],
     PROBE,
@@ -54,9 +68,13 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
     _CHAT[1:],
     _CHAT[:2],
     [PROBE[0], CALL, RESULT],
+    [PROBE[0], with_text_arguments(CALL), RESULT],
     [PROBE[0], _THOUGHT],
+    [PROBE[0], _INLINE],
+    [PROBE[0], {**_THOUGHT, **CALL}],
 ]
-"""What is rendered of rows: turns, a system turn, calls and results, thoughts; contents also as lists of parts."""
+"""What is rendered of rows: turns, a system turn, calls with arguments as an object or as text, results, thoughts in
+fields or in tags; contents also as lists of parts, and also with a word that no template knows before."""
 
 
 def as_parts(content: str) -> list[dict[str, str]]:
@@ -72,6 +90,8 @@ def trouble_with(template: str, variables: dict[str, str]) -> str | None:
 
     variables  the tokenizer's special tokens by name, which the template may write
     """
+    if len(template) > LETTERS:
+        return f"it has {len(template):,} characters; at most {LETTERS:,} are allowed"
     request = json.dumps({"template": template, "variables": variables})
     program = [sys.executable, "-P", __file__]  # the modules beside this file have names of their own
     done = subprocess.run(program, input=request, capture_output=True, text=True)
@@ -99,16 +119,19 @@ def _main() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])  # the address space, as RLIMIT_AS counts it
         size = pages * resource.getpagesize() + (MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    listed = [[{**turn, "content": as_parts(turn["content"])} for turn in chat] for chat in CONVERSATIONS]
-    for chat, prompt, tools in itertools.product(CONVERSATIONS + listed, (False, True), (None, TOOLS)):
+    word = secrets.token_hex(4)
+    texts = [[{**turn, "content": f"{turn['content']} {word}"} for turn in chat] for chat in CONVERSATIONS]
+    texts += CONVERSATIONS
+    listed = [[{**turn, "content": as_parts(turn["content"])} for turn in chat] for chat in texts]
+    for chat, prompt, tools in itertools.product(texts + listed, (False, True), (None, TOOLS)):
         options = {"chat_template": request["template"], "add_generation_prompt": prompt, "tools": tools}
         try:
-            texts = render_jinja_template([chat], **options, **request["variables"])[0]  # beside places not asked for
+            written = render_jinja_template([chat], **options, **request["variables"])[0]  # beside places not asked for
         except MemoryError:  # which is an Exception
             raise
         except Exception:  # any error of a template; the caller meets it again
             continue
-        if len(texts[0]) > LETTERS:
+        if len(written[0]) > LETTERS:
             raise MemoryError
 
 

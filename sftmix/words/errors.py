@@ -43,6 +43,10 @@ class TemplateRefusal(ValueError):
     """Error of a chat template, or a renderer, that cannot write a conversation."""
 
 
+class TokenizerFailure(DataError):
+    """A tokenizer breaks down on a text."""
+
+
 class CheckpointError(SFTMixError):
     """A checkpoint cannot be written or read, or none of those that exist is valid."""
 

@@ -12,6 +12,9 @@ QUOTED_CHARACTERS = 80
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """A control character, or one that changes the direction of the text behind it."""
 
+_PRINTED = re.compile(r"(\A(?:\n|\x1b\[A)+\Z|\n|\t|\A\r|(?:\r|\x1b\[K *)\Z|\x1b\[0(?:;32)?m)|" + CONTROL.pattern)
+"""What is written as it is, in a group, or else a control character."""
+
 SEEN = re.compile(
     r"[^\s\x00-\x1f\x7f-\x9f"
     r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
@@ -43,6 +46,21 @@ def as_lines(text: str, but: str = "\n\t") -> str:
     """Make control characters visible, all but some of them; what some scripts need, such as joiners, stays."""
     # "\x1b[2J", which clears a terminal -> "\\x1b[2J"
     return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)
+
+
+def as_printed(text: str) -> str:
+    """Make control characters visible, all but those of bars and of our colours.
+
+    A bar begins with a carriage return, and ends with one or by clearing its line; for bars above each other the cursor
+    goes up by itself. Green and its end are what `preview` writes.
+    """
+    return _PRINTED.sub(lambda match: match[0] if match[1] is not None else repr(match[0])[1:-1], text)
+
+
+def as_cell(value: object) -> object:
+    """Return a cell of a CSV file: a text that a spreadsheet would compute has an apostrophe in front."""
+    # =HYPERLINK("http://...")
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def short(value: float, *, digits: int = 4) -> str:

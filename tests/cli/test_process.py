@@ -1,6 +1,5 @@
 """The command line as a process of its own: what it imports, and from where it starts."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -8,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.cli import print_logs_as_lines
 from sftmix.cli.commands import COMMANDS
-from tests.logs import logged
 from tests.tiny import ROOT
 
 
@@ -75,10 +72,36 @@ def test_a_working_directory_that_was_removed_is_said(tmp_path):
         assert done.stderr == "error: the working directory was removed; change to one that is there\n"
 
 
-def test_no_log_line_of_a_library_controls_the_terminal(monkeypatch):
-    """Escape codes of seven and of eight bits, in the message and in what it quotes."""
-    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
-    print_logs_as_lines()
-    with logged("transformers.of_a_library") as messages:
-        logging.getLogger("transformers.of_a_library").warning("\x1b]52;c;aGk=\x07 %s %d\n", "\x9b2J", 3)
-    assert messages == [r"\x1b]52;c;aGk=\x07 \x9b2J 3" + "\n"]
+HOSTILE = """
+import logging, sys, warnings
+from sftmix import cli
+cli.outlast_readers()
+name = "layer\\x1b]52;c;aGk=\\x07\\x9b2J\\r\\u202e"
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter("%(message)s"))
+logging.getLogger("transformers").addHandler(handler)
+logging.getLogger("transformers").warning("%s is new", name)
+warnings.showwarning(UserWarning(name), UserWarning, "f", 1)
+print(name, "!")
+from sftmix.words.progress import progress_bar
+sys.stderr.isatty = lambda: True
+with progress_bar("Reading", total=2, unit=" rows") as bar:
+    bar.update(2)
+sys.stderr.write("\\n\\x1b[A")
+print("\\x1b[0;32mgreen\\x1b[0m")
+raise ValueError(name)
+"""
+
+
+def test_no_line_controls_the_terminal_whoever_prints_it():
+    """Of our own, of libraries' logs and warnings, and of tracebacks; bars and our colours work."""
+    done = process("-c", HOSTILE)
+    shown = r"layer\x1b]52;c;aGk=\x07\x9b2J\r\u202e"
+    lines = done.stderr.split("\n")
+    assert done.stdout == f"{shown} !\n\x1b[0;32mgreen\x1b[0m\n"
+    assert lines[0] == f"{shown} is new"
+    assert lines[1] == f"f:1: UserWarning: {shown}"
+    assert lines[-2] == f"ValueError: {shown}"
+    assert "Reading:   0%|" in done.stderr
+    assert "rows/s]\x1b[K\n\n\x1b[A" in done.stderr
+    assert r"\x1b[K" not in done.stderr

@@ -1,5 +1,7 @@
 """What YAML 1.1 would read as nobody means it: numbers that are not decimal, keys, places, anchors."""
 
+import time
+
 import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
@@ -102,3 +104,24 @@ def test_epochs_and_steps_of_one_command_line_exclude_each_other(tmp_path):
         parse(read_arguments([*epochs, *steps]))
     for words in (epochs, steps, [*epochs, "--training.max_steps", "null"]):
         parse(read_arguments(["--config", str(path), *words]))
+
+
+def test_a_text_has_bounds_in_characters_values_and_levels():
+    """60 MB took more than a minute, and was refused then."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match="it has 60,000,000 characters; at most 1,048,576 are read"):
+        load("- a\n" * 15_000_000)
+    assert time.process_time() - began < 1
+    assert load("a: " + "x" * (2**20 - 3)) == {"a": "x" * (2**20 - 3)}
+    with pytest.raises(ValueError, match="it has 1,048,577 characters"):
+        load("a: " + "x" * (2**20 - 2))
+    assert len(load("[" + "a," * 99_999 + "]")) == 99_999
+    with pytest.raises(ValueError, match="over 100,000 values"):
+        load("[" + "a," * 100_000 + "]")
+    deep = load("[" * 100 + "a" + "]" * 100)
+    for _ in range(100):
+        (deep,) = deep
+    assert deep == "a"
+    for levels in (101, 5_000):
+        with pytest.raises(ValueError, match="over 100 levels"):
+            load("[" * levels + "a" + "]" * levels)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftmix.data.sources import Source, expand
-from sftmix.words.errors import DataError
+from sftmix.words.errors import BadRow, DataError
 from tests.data.test_rows import GOOD
 
 
@@ -138,6 +138,32 @@ def test_json_in_tables_comes_out_as_objects(tmp_path, read):
     for path in (tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "saved" / "data-00000-of-00001.arrow"):
         assert [row for _, row in Source(path.name, "digest", path).rows()] == rows
         assert [turn.content for turn in next(read(str(path)).train.examples(whole=True)).messages] == ["Hi", "Yo"]
+
+
+def test_a_key_that_is_there_twice_in_a_cell_of_a_table_is_a_bad_row(tmp_path, write, refused):
+    """As in JSON lines: one of the values would be lost. The rows beside it are read."""
+    good = [[("content", "Hi"), ("role", "user")], [("content", "Yo"), ("role", "assistant")]]
+    twice = [good[0], [("content", "Yo"), ("role", "assistant"), ("content", "No")]]
+    kind = pa.list_(pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"messages": pa.array([good, twice, good], kind)}), tmp_path / "maps.parquet")
+    right, wrong = json.dumps([dict(turn) for turn in good]), '[{"role": "user", "role": "assistant", "content": "Hi"}]'
+    cells = pa.array([right, wrong, right]).cast(pa.json_())
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), cells)
+    for name, column in (("json.parquet", cells), ("lists.parquet", lists)):
+        pq.write_table(pa.table({"messages": column}), tmp_path / name)
+    features = datasets.Features(messages=datasets.Json())
+    datasets.Dataset.from_dict({"messages": [right, wrong, right]}, features).save_to_disk(tmp_path / "saved")
+    for path, key in (
+        (tmp_path / "maps.parquet", "content"),
+        (tmp_path / "json.parquet", "role"),
+        (tmp_path / "lists.parquet", "role"),
+        (tmp_path / "saved" / "data-00000-of-00001.arrow", "role"),
+    ):
+        rows = list(Source(path.name, "digest", path).rows())
+        assert [isinstance(row, BadRow) for _, row in rows] == [False, True, False], path
+        assert f"{key!r}" in str(rows[1][1])
+    _, line = refused(str(tmp_path / "maps.parquet"))
+    assert line.startswith(f"{tmp_path}/maps.parquet[1]: a map has a key twice; write it once")
 
 
 TURN = [("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Yo")]

@@ -171,3 +171,23 @@ def test_scores_in_csv_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
     path.write_bytes(text.encode("utf-16"))
     with pytest.raises(DataError, match=r"scores.csv: cannot be read as CSV: it is in UTF-16; save it as UTF-8"):
         tables.read_table(path, ["id"])
+
+
+@pytest.mark.parametrize("stored", [b"{", b"1", b"[null]", b"[[1]]", b"\xff", b"[" * 100_000])
+def test_names_of_groups_that_are_none_end_in_one_line(stored, tmp_path):
+    path = tmp_path / "s.parquet"
+    table = pa.table({"id": ["a"], "group": ["easy"]})
+    pq.write_table(table.replace_schema_metadata({b"sftmix.groups": stored}), path)
+    with pytest.raises(DataError, match="the names of its groups are no list of texts"):
+        tables.read_split(path)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_column_that_is_there_twice_is_refused(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("id,score,score\na,1,2\n")
+    if name == "t.parquet":
+        columns = [pa.array(["a"]), pa.array([1.0]), pa.array([2.0])]
+        pq.write_table(pa.Table.from_arrays(columns, ["id", "score", "score"]), path)
+    with pytest.raises(DataError, match=r"a column is there twice|Multiple matches for FieldRef\.Name"):
+        tables.read_columns(path, "id", "score")

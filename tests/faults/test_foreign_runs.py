@@ -36,9 +36,9 @@ def run(finished, tmp_path) -> Path:
     ("name", "content", "code", "words", "commands"),
     [
         ("config.yaml", BOMB, 2, "over 100,000 values", [TRACK, EXPORT, REPORT, ["chat"], RUN]),
-        ("config.yaml", "&a {b: *a}", 2, "over 100,000 values", [EXPORT]),
+        ("config.yaml", "&a {b: *a}", 2, "over 100 levels", [EXPORT]),
         pytest.param(
-            *("config.yaml", f"a: {DEEP}", 2, "maximum recursion depth exceeded", [TRACK, REPORT, ["chat"], RUN]),
+            *("config.yaml", f"a: {DEEP}", 2, "over 100 levels", [TRACK, REPORT, ["chat"], RUN]),
             marks=pytest.mark.slow,
         ),
         ("config.yaml", f"? *a\n: {BOMB}", 2, "cannot read the configuration", [EXPORT]),

@@ -1,19 +1,31 @@
 """Templates of strangers: none runs a program, waits for ever or fills the memory; each ends in one line."""
 
+import json
 import resource
+import signal
 import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from sftmix.data.report import DataReport
+from sftmix.data.tokenise import encode_windows
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text.encoder import encoder_for
+from sftmix.text.encoder import encoder_for, make_encoder, text_encoder
+from sftmix.text.mask import encode_examples
+from sftmix.text.templates import CHATML, seconds_for
+from sftmix.text.thoughts import INLINE
 from sftmix.text.trial import CONVERSATIONS, PROBE
-from sftmix.words.errors import ConfigError
+from sftmix.types import Example, Message
+from sftmix.words.errors import ConfigError, DataError
+from sftmix.words.fields import TEXT
 from tests.forked import on_ranks
 from tests.text.small_tokenizers import chatml_tokenizer
 
+FILLS = "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 PAYLOADS = {
     "class": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
@@ -23,14 +35,27 @@ PAYLOADS = {
     "nested ranges": (LOOPS, "exit code -9,"),
     "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", "exit code -9,"),
     "long text": ("{{ 'a' * 3000000000 }}", "MemoryError"),
-    "growing text": (
-        "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+    "growing text": (FILLS, "MemoryError"),
+    "growing text on arguments as text": (
+        "{% if messages[1].tool_calls and messages[1].tool_calls[0].function.arguments is string %}"
+        + FILLS
+        + "{% endif %}",
+        "MemoryError",
+    ),
+    "growing text on a thought in tags": (
+        "{% if messages[-1].content is string and '<think>' in messages[-1].content %}" + FILLS + "{% endif %}",
+        "MemoryError",
+    ),
+    "growing text on all but the questions of the trial": (
+        "{% set said = messages[0].content %}{% if said is string and said not in ['Be short.', 'Name a colour.'] %}"
+        + FILLS
+        + "{% endif %}",
         "MemoryError",
     ),
     "wide filter": ("{{ 'x' | center(2000000000) }}", "MemoryError"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "include": ("{% include '/etc/passwd' %}", "cannot render"),
-    "10 MB": ("{{ 1 }}" * 1_500_000, "exit code -9,"),
+    "10 MB": ("{{ 1 }}" * 1_500_000, "it has 10,500,000 characters; at most 1,048,576"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "loops without a system turn": (
@@ -46,7 +71,7 @@ PAYLOADS = {
     "loops on a result": ("{% if messages[-1].role == 'tool' %}" + LOOPS + "{% endif %}", "exit code -9,"),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "MemoryError"),
 }
-QUICK = ("nested ranges", "loops on parts")
+QUICK = ("nested ranges", "growing text on all but the questions of the trial")
 
 
 def ends_in_one_line(world: World, source: str, reason: str, place: str) -> None:
@@ -84,6 +109,79 @@ def test_a_good_template_is_tried_out_once(tmp_path):
     ours = DataOptions(train="rows.jsonl", template="chatml", cache_dir=str(tmp_path / "other"))
     encoder_for(chatml_tokenizer(), ours)
     assert not (tmp_path / "other").exists()
+
+
+def hostile_on(word: str) -> str:
+    """ChatML that loops on a conversation with a word in its last turn."""
+    return (
+        "{% if messages[-1].content == '" + word + "' %}" + LOOPS + "{% endif %}" + CHATML.replace("END", "eos_token")
+    )
+
+
+def example(name: str, answer: str) -> Example:
+    return Example(name, (Message("user", "Hi"), Message("assistant", answer, True)), f"rows.jsonl:{name}")
+
+
+def test_a_template_that_hangs_on_a_row_ends_with_the_name_of_the_row(tmp_path):
+    path = tmp_path / "evil.jinja"
+    path.write_text(hostile_on("Zebra"))
+    renderer = make_encoder(chatml_tokenizer(), str(path)).renderer
+    assert renderer is not None
+    rows = [example(str(k), "Zebra" if k == 7 else "Lion") for k in range(20)]
+    began = time.process_time()
+    message = r"^7 \(rows\.jsonl:7\): data\.template: the template takes more than 2\.0 s of processor time"
+    with pytest.raises(ConfigError, match=message):
+        encode_examples(renderer, rows, 100)
+    assert time.process_time() - began < 4
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+    assert signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+    others = encode_examples(renderer, [row for row in rows if row.id != "7"], 100)
+    assert [found.reasons for found in others] == [[]] * 19
+
+
+def test_no_refusal_of_a_shape_swallows_a_template_that_hangs_on_it(tmp_path):
+    """The layout tries shapes that templates may refuse: a system turn is one."""
+    path = tmp_path / "evil.jinja"
+    path.write_text(hostile_on("Green").replace("messages[-1].content == 'Green'", "messages[0].role == 'system'"))
+    with pytest.raises(ConfigError, match=r"^data\.template: the template takes more than 2\.0 s"):
+        make_encoder(chatml_tokenizer(), str(path))
+
+
+def test_a_long_conversation_has_more_time():
+    """Half a second for each 50 turns, and one for each million characters, of functions as well."""
+    turn = {"role": "user", "content": "x" * 10_000}
+    assert seconds_for([turn] * 100, ()) == pytest.approx(2 + 1 + 1)
+    assert seconds_for([], [{"name": "x" * 999_989}]) == pytest.approx(3, abs=1e-3)
+    called = {"role": "assistant", "content": "", "tool_calls": ["x" * 1_000_000]}
+    assert seconds_for([called], ()) == pytest.approx(3.01, abs=1e-3)
+
+
+def runaway_tokenizer() -> PreTrainedTokenizerFast:
+    """With an expression that takes 2 ** n steps for n letters x."""
+    tokenizer = chatml_tokenizer()
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    backend = Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
+
+
+def test_an_expression_that_runs_away_ends_with_the_name_of_the_row():
+    renderer = make_encoder(runaway_tokenizer(), "chatml").renderer
+    assert renderer is not None
+    rows = [example("1", "Lion"), example("2", "x" * 60)]
+    with pytest.raises(DataError, match=r"^2 \(rows\.jsonl:2\): model\.path: its tokenizer cannot read this text"):
+        encode_examples(renderer, rows, 100)
+
+
+def test_an_expression_that_runs_away_ends_with_the_place_of_the_document():
+    document = Example("", (Message(TEXT, "x" * 60, True),), "book.txt")
+    with pytest.raises(DataError, match=r"^book\.txt: model\.path: its tokenizer cannot read this text"):
+        list(encode_windows([document], text_encoder(runaway_tokenizer()), 10, DataReport(), packed=True))
+
+
+def test_the_trial_has_the_thought_in_tags_that_rows_have():
+    assert [PROBE[0], {**PROBE[1], "content": INLINE.format(thought="Sky") + PROBE[1]["content"]}] in CONVERSATIONS
 
 
 def test_the_probe_is_tried_out_first():

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.components import FromEndpoint
 from sftmix.components.others import endpoint
+from sftmix.disk.files import hashed
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
@@ -36,7 +37,7 @@ class Server(ThreadingHTTPServer):
     """answered: the ids of every prompt that got its log-probabilities, texts left out.
 
     faults  for the next requests for ids, one each: a status that is answered in place of 200, "drop" for a connection
-            that ends in the middle of the answer
+            that ends in the middle of the answer, "deep" for lists in lists
     change  is called with every list of positions before it is sent
     key     that requests must bring
     place   of another server, to which a redirect leads
@@ -105,9 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
             answer = server.vllm if self.path == "/v1/completions" else server.sglang
             answered = answer(server.tokenizer(prompt)["input_ids"] if is_text else prompt, body)
             data = json.dumps(answered if fault in (200, "drop") else {"error": "no"}).encode()
+            if fault == "deep":
+                data = b"[" * 100_000
             if fault == 200 and not is_text:
                 server.answered.append(tuple(prompt))
-        self.send_response(200 if fault == "drop" else int(fault))
+        self.send_response(fault if isinstance(fault, int) else 200)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("Location", server.place)
         self.end_headers()
@@ -191,7 +194,10 @@ def test_servers_that_cannot_be_checkpoints_are_refused(url):
         FromEndpoint(url=url)
 
 
-@pytest.mark.parametrize("value", some_fast([math.nan, -math.inf, None, "x", "-1.0", True, 0.5, [1]], every=3), ids=str)
+NONE = [False, math.nan, -math.inf, None, -(10**40), "x", 1e-9, "-1.0", True, 0.5, [1]]
+
+
+@pytest.mark.parametrize("value", some_fast(NONE, every=2), ids=str)
 def test_what_is_no_log_probability_is_not_kept(value, tiny, server, made, refused):
     def spoil(positions):
         if len(server.answered) == 3:
@@ -204,6 +210,39 @@ def test_what_is_no_log_probability_is_not_kept(value, tiny, server, made, refus
     server.change = list  # a mended server is asked for the rest
     made(*words)
     assert len(server.answered) == 30  # once more for that row
+
+
+def test_an_answer_of_lists_in_lists_is_none(tiny, server, refused):
+    server.faults = ["deep"]
+    words = asked(tiny, server, "--reference.retries", "0")
+    assert "gives no answer: maximum recursion depth" in refused(*words, code=3)
+
+
+def line_of(file: Path, **changes: Any) -> None:
+    """Change the first score of a file, and give its line the hash that it then needs."""
+    batches = [json.loads(line) for line in file.read_text().splitlines()]
+    records = [{**batches[0]["records"][0], **changes}]
+    lines = [hashed({"file": file.name, "records": records}), *batches[1:]]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+CHANGES = [{"of": "0" * 64}, {"nll": None}, {"nll": -1.0}, {"nll": math.nan}, {"nll": "1"}, {"tokens": 10**40}]
+CHANGES += [{"correct": True}, {"correct": 10**4}, {"id": []}]
+
+
+@pytest.mark.parametrize("changes", some_fast(CHANGES, every=4), ids=str)
+def test_a_file_of_other_scores_is_named(changes, tiny, server, refused):
+    """As far as it could be continued: the second row's answer is none."""
+    scores = tiny.model.parent / "run" / "reference" / "scores-1.jsonl"
+    server.change = lambda positions: positions if len(server.answered) < 2 else []
+    words = asked(tiny, server, "--reference.concurrency", "1")
+    refused(*words, code=3)
+    line_of(scores, **changes)
+    server.change = list
+    answered = len(server.answered)
+    said = refused(*words, code=4)
+    assert "reference/scores-1.jsonl is not as a run writes it" in said
+    assert len(server.answered) == answered
 
 
 def test_no_redirect_is_followed_and_no_answer_read_without_end(tiny, server, other, refused, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from sftmix.options import DataOptions
 from sftmix.text.encoder import encoder_for, make_encoder
 from sftmix.types import Message
 from sftmix.words.errors import ConfigError
@@ -40,6 +41,15 @@ def test_end_of_turn_of_real_tokenizers(shared):
     assert found("models/base-7m") == ("tokenizer", 4, (4, 2), False)
     assert found("tokenizers/gpt2_phi") == ("alpaca", 50256, (50256,), False)
     assert found("models/stories260K") == ("alpaca", 2, (2,), False)
+
+
+def test_a_tokenizer_that_reads_no_text_is_one_line():
+    """`"model_max_length": "x"` of tokenizer_config.json is compared with the number of tokens."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.model_max_length = "x"
+    for options in (DataOptions(train="rows.jsonl"), DataOptions(train="rows.jsonl", format="text")):
+        with pytest.raises(ConfigError, match=r"^model\.path: its tokenizer reads no text: TypeError: "):
+            encoder_for(tokenizer, options)
 
 
 def test_a_base_model_gets_alpaca_and_says_so(small):

@@ -16,6 +16,7 @@ import numpy as np
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, require
 from sftmix.disk.appended import append_batch, read_batches
+from sftmix.disk.files import naming_damage
 from sftmix.options.reference import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, RowScores, TrainingDynamics
 from sftmix.words.errors import ConfigError, ContractError, DataError
@@ -27,8 +28,8 @@ PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 TIMEOUT, LONGEST_PAUSE = 600.0, 60.0
 """Seconds without an answer after which a request is made again, and the longest pause before that."""
 
-MOST, ROUNDED = 1 << 28, 1e-3
-"""Most bytes of an answer; and what no log-probability reaches, whatever its rounding."""
+MOST, LOWEST = 1 << 28, float(np.finfo(np.float32).min)
+"""Most bytes of an answer; and the lowest log-probability, a finite float32."""
 
 
 class _AtItsPlace(urllib.request.HTTPRedirectHandler):
@@ -119,7 +120,7 @@ class FromEndpoint(Reference):
                 positions = self.positions(url, prompt, start)[1:]
                 of_ids = [at[token] for at, token in zip(positions, ids[1:], strict=True)]
                 for value, _ in of_ids:
-                    if not (isinstance(value, float | int) and -math.inf < value < ROUNDED):
+                    if type(value) not in (float, int) or not LOWEST <= value <= 0:  # false is an int, NaN in no range
                         raise ValueError(f"{value!r} is no log-probability")
                 return np.array(of_ids)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -160,7 +161,8 @@ class FromEndpoint(Reference):
                 reason = f"answers {error.code}: {error.read(500)!r}"
                 if error.code != 429 and error.code < 500:
                     raise ConfigError(f"reference.url: {url} {reason}") from error
-            except (OSError, ValueError, http.client.HTTPException) as error:  # also an answer that was cut short
+            # also an answer that was cut short, or lists in lists in lists
+            except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
                 reason = f"gives no answer: {error}"
         raise DataError(f"reference.url: {url} {reason} ({1 + self.retries} attempts); the same command goes on")
 
@@ -185,10 +187,12 @@ class FromSGLang(FromEndpoint):
         return [{token[1]: (token[0], bool(top) and top[0][1] == token[1])} for token, top in both]
 
 
-def score_each(score: RowScorer, file: Path, data: Any, *, threads: int, token_nll: bool) -> RowScores:
+def score_each(score: RowScorer, file: Path, data: Any, *, of: str, threads: int, token_nll: bool) -> RowScores:
     """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
 
     data  tokenised rows with their `ids`
+    of    hash of what is scored by what, which each score in the file has
+    Raises DifferenceError for a file with other scores.
     Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
     error of a row is raised once the scores under way are on disk.
     """
@@ -210,12 +214,13 @@ def score_each(score: RowScorer, file: Path, data: Any, *, threads: int, token_n
                         f"for {row.id}; allowed: one for each of its {n_tokens} response tokens"
                     )
                 scores = {"nll": float(nll.sum()), "tokens": len(nll), "correct": int(correct.sum())}
-                return {"id": row.id, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
+                return {"id": row.id, "of": of, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
         except Exception as error:
             failed.append(error)
         return None
 
-    scored = {one["id"]: one for one in read_batches(file)}
+    with naming_damage(file):
+        scored = {one["id"]: _checked(one, of, token_nll) for one in read_batches(file)}
     waiting = [number for number, name in enumerate(data.ids) if name not in scored]
     with (
         ThreadPool(threads) as pool,  # which waits for no thread when a signal ends this
@@ -231,3 +236,15 @@ def score_each(score: RowScorer, file: Path, data: Any, *, threads: int, token_n
     nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
     each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
     return RowScores(nll, tokens, correct, each)
+
+
+def _checked(one: dict[str, Any], of: str, token_nll: bool) -> dict[str, Any]:
+    """Return a score of a file; raise an error for what is none, or is of others than `of`."""
+    each = one["token_nll"] if token_nll else []
+    if one["of"] != of:
+        raise ValueError("it has scores by another server or model, or of other rows")
+    numbers = all(type(nll) is float and 0 <= nll < math.inf for nll in (one["nll"], *each))
+    counts = type(one["tokens"]) is type(one["correct"]) is int and 0 <= one["correct"] <= one["tokens"] < 2**31
+    if not numbers or not counts or len(each) not in (0, one["tokens"]):
+        raise ValueError(f"the score of {one['id']!r} is none")
+    return one

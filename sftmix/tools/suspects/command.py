@@ -1,9 +1,11 @@
 """`suspects`: the rows that are most likely wrong, by signals of their texts and of a model's losses."""
 
+import csv
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError
+from sftmix.words.shown import as_cell
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under a model, are least usual.
 The first signal orders the rows, first turns and later ones apart; before them come those that stand out by any signal.
@@ -83,7 +86,9 @@ def main(args: Options) -> None:
         )
     table = _ranked(*rows, args)
     if out := args.out or (run and run / "suspects"):
-        for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
+        # Quoted: Python before 3.13 writes a lone carriage return as it is, and behind it a cell would begin.
+        as_csv = partial(table.map(as_cell).to_csv, quoting=csv.QUOTE_NONNUMERIC)
+        for ending, write in (("csv", as_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
         write_manifest(Path(out), ["suspects.parquet"])  # by its hash a report knows that the table was edited since

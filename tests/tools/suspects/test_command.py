@@ -55,6 +55,19 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert f"nearer: People know {topic} well." in first
 
 
+def test_no_cell_of_the_csv_is_computed_by_a_spreadsheet(sftmix, rows, tmp_path):
+    formulas = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "1\r=1"]
+    lines = rows.read_text().splitlines()
+    for at, text in enumerate(formulas):
+        lines[at] = json.dumps(json.loads(lines[at]) | {"output": text})
+    rows.write_text("".join(f"{line}\n" for line in lines))
+    assert sftmix("suspects", str(rows), "--out", str(tmp_path / "out"), "--embedding", "tfidf").code == 0
+    written = {line["id"]: line["response"] for line in lines_of(tmp_path / "out")}
+    assert [written[f"row-{at}"] for at in range(7)] == [*(f"'{text}" for text in formulas[:6]), "1\r=1"]
+    table = pd.read_parquet(tmp_path / "out" / "suspects.parquet").set_index("id")["response"]
+    assert [table[f"row-{at}"] for at in range(7)] == formulas
+
+
 def test_bad_rows_and_other_roles_are_as_in_a_run(sftmix, rows, tmp_path):
     """The option that the error names is one of this command."""
     turns = [{"role": "narrator", "content": "Be brief."}, {"role": "user", "content": "What are owls?"}]
