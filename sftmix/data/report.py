@@ -80,7 +80,10 @@ class DataReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report for people, one line per fact; text from rows and templates cannot add one."""
+        """The report for people, one line per fact; text from rows and templates cannot add one.
+
+        Bad rows have a line each, behind two spaces.
+        """
         kind = "row"
         examples = "examples"
         if self.tokens is not None:
@@ -93,5 +96,8 @@ class DataReport:
             if count := self.counts.get(reason):
                 text = text.format(s="" if count == 1 else "s", length=self.max_length)
                 names = self.first[reason] + ["..."] * (count > NAMED)
-                lines.append(f"{count:,} {text}: {', '.join(names)}")
+                if reason == "bad_row":
+                    lines += [f"{count:,} {text}:", *(f"  {name}" for name in names)]
+                else:
+                    lines.append(f"{count:,} {text}: {', '.join(names)}")
         return [as_lines(line, but="") for line in lines]

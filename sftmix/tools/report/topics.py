@@ -19,8 +19,9 @@ FUNCTION_WORDS = sorted(ENGLISH_STOP_WORDS - TASKS)
 def topics(texts: Sequence[str]) -> list[Any]:
     """Return for each half of 2n texts up to 20 words that it has more often, and how many texts of both have each.
 
-    No word is a function word of English. They are ordered by the difference of the log-odds log((y + PRIOR) / (n - y + PRIOR)), y being the texts with the
-    word. Empty for a language that hardly has spaces between its words, and without words that have a topic.
+    No word is a function word of English. They are ordered by the difference of the log-odds log((y + PRIOR) / (n - y +
+    PRIOR)), y being the texts with the word. Empty for a language that hardly has spaces between its words, and for
+    texts of function words alone.
     """
     whole, n = "".join(texts), len(texts) // 2
     # The number of texts with a word, not of its uses; scikit-learn's own pattern leaves out "C" and "7".

@@ -80,8 +80,12 @@ def test_a_map_says_how_many_are_outside():
     confidence[7], variability[7], variability[9] = -1e6, 1e6, 0.0
     scores = SimpleNamespace(confidence=confidence, variability=variability)
     train = SimpleNamespace(examples=lambda rows: [Example(str(row), (Message("user", "a"),)) for row in rows])
-    view = SimpleNamespace(scores=scores, correctness=None, split=None, rows=SimpleNamespace(data=SimpleNamespace(train=train)))
-    assert pictures.data_map(view, np.arange(400)).layout.meta == {"outside": 2}, "a variability of 0 is at the edge as well"
+    view = SimpleNamespace(
+        scores=scores, correctness=None, split=None, rows=SimpleNamespace(data=SimpleNamespace(train=train))
+    )
+    assert pictures.data_map(view, np.arange(400)).layout.meta == {"outside": 2}, (
+        "a variability of 0 is at the edge as well"
+    )
 
 
 def counted(*series, labels=None):

@@ -29,8 +29,8 @@ def test_words_counts_and_order_are_those_of_the_texts():
 
 
 def test_what_is_asked_for_is_a_topic_and_how_it_is_said_is_not():
-    least, most = topics(["Describe how to do the following: boil it"] * 9 + ["Give a name to an isle, as you would"] * 9)
-    assert [word["word"] for word in least] == ["boil", "describe", "following"]
+    least, most = topics(["Describe how to do it: boil"] * 9 + ["Give a name to an isle"] * 9)
+    assert [word["word"] for word in least] == ["boil", "describe"]
     assert [word["word"] for word in most] == ["give", "isle", "name"]
 
 
