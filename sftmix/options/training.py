@@ -20,7 +20,7 @@ OF_SHARDS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
 """Training options that only some values of training.parallel have: their names, their defaults, and these values."""
 
 DEFAULT_MICRO_BATCH = 8
-"""Examples per forward and backward on one CPU rank, if neither their number nor that of their tokens is limited."""
+"""Examples per forward and backward on one CPU rank, if neither their number nor their tokens are limited."""
 
 
 LAYOUT = (

@@ -155,10 +155,12 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | N
         return None, error  # any other error ends this rank at once, and `explained` tells the others
 
 
-def _joined(rank: int, local_size: int, size: int) -> str:
-    """Return the line of a node whose first rank is not the one that says all else."""
-    ranks = f"rank {rank}" if local_size == 1 else f"ranks {rank} to {rank + local_size - 1}"
-    return f"{socket.gethostname()} has joined with {ranks} of {size}; rank 0 says how the run goes on"
+def _joined(world: World) -> World:
+    """Say on each node but the first, which says all else, that it has joined."""
+    if world.rank and not world.local_rank:
+        ranks = f"ranks {world.rank} to {world.rank + world.local_size - 1} of {world.size}"
+        print(f"{socket.gethostname()} has joined with {ranks}; rank 0 says how the run goes on", file=sys.stderr)
+    return world
 
 
 @contextlib.contextmanager
@@ -197,9 +199,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         given = os.environ.get("LOCAL_WORLD_SIZE")  # without it: of 16 ranks 2 have the local number 0, so 8 a node
         world = World(rank, size, local, device, store=store, timeout=timeout)
         local_size = size // world.gather(local).count(0) if given is None else int(given)
-        if rank and not local:
-            print(_joined(rank, local_size, size), file=sys.stderr, flush=True)
-        yield replace(world, local_size=local_size)
+        yield _joined(replace(world, local_size=local_size))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         finished = True
     except BaseException as error:

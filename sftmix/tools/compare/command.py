@@ -49,7 +49,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     comparison = comparison_of(arguments)
     comparison.validate()
     for variant, config in comparison.variants.items():
-        for doubt in doubted(config):
+        if doubt := doubted(config):
             say(f"variant {variant}: {doubt}")
     place = sys.stdout if only_list else sys.stderr  # above a table it goes to stderr: stdout has the table
     say(for_terminal(listing(comparison), place), place)

@@ -10,7 +10,7 @@ from typing import Any
 from sftmix.cli.parsing import configuration
 from sftmix.cli.say import wrapped
 from sftmix.tools.estimate.gpus import MFU
-from sftmix.tools.runs.shown import narrow_tables, rendered
+from sftmix.tools.runs.shown import rendered
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
@@ -20,23 +20,6 @@ Rows are read and tokenised; of the models only the config is read, so it takes 
 
 Hours are FLOPs / (peak x MFU); what GPUs send each other is not counted. --mfu is a guess until a run of yours on such
 a machine has been measured."""
-
-
-TOKENS = ("training_tokens", "training_slots", "scored_tokens")
-FIGURES = (
-    "model",
-    "numbers",
-    "trained",
-    "steps",
-    "training tokens",
-    "token slots",
-    "scored tokens",
-    "PFLOP",
-    "time",
-    "s to compute a step",
-    "GiB each",
-)
-"""The rows of the table."""
 
 
 @dataclass(kw_only=True)
@@ -70,26 +53,5 @@ def main(name: str, argv: Sequence[str]) -> None:
 
 def described(estimate: Mapping[str, Any]) -> str:
     """The whole, a table of the stages, and the parts of their memory, as the template of this room says it."""
-    rows = [["", *FIGURES]]
-    for name, stage in estimate["stages"].items():
-        hours, seconds = stage["device_hours"], stage["step"]["computing_seconds"]
-        counts = [stage[key] for key in ("numbers", "trained", "steps", *TOKENS)]
-        rows.append(
-            [
-                name,
-                stage["model"].rstrip("/").rpartition("/")[2],  # of /models/llama-8b
-                *(f"{count:,}" for count in counts),
-                f"{(stage['training_flops'] + stage['scoring_flops']) / 1e15:,.3g}",
-                "?" if hours is None else str(_lasting(hours / estimate["machine"]["count"])),
-                "?" if seconds is None else f"{seconds:,.3g}",
-                f"{stage['memory_bytes']['peak'] / 2**30:,.3g}",
-            ]
-        )
-    by_figure = [list(row) for row in zip(*rows, strict=True)]
-    columns = shutil.get_terminal_size().columns
-    return rendered("estimate/needs.md", lasting=_lasting, table=narrow_tables(by_figure, columns), **estimate)
-
-
-def _lasting(hours: float) -> timedelta:
-    """Return a time that is shown as "3 days, 4:12:00"."""
-    return timedelta(seconds=round(3600 * hours))
+    # A timedelta is shown as "3 days, 4:12:00".
+    return rendered("estimate/needs.md", lasting=lambda hours: timedelta(seconds=round(3600 * hours)), **estimate)

@@ -11,26 +11,29 @@ from sftmix.words.shown import short
 
 MOST_TICKS = 6
 """Ticks of a logarithmic axis, whose numbers are then apart on a phone as well."""
-DIGITS = ((1, 2, 5), (1, 3), (1,))
-"""First digits of ticks, the densest first."""
 REACH = 0.25
 """How far beyond the first and the last of a hundred values a picture goes, as a share of the way between them."""
 
 
 def log_ticks(low: float, high: float) -> Sequence[float]:
-    """Return at most MOST_TICKS numbers from `low` to `high`, both above 0, for a logarithmic axis."""
-    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
-    for digits in DIGITS:
-        ticks = [tick for power in powers for digit in digits if low <= (tick := digit * 10.0**power) <= high]
+    """Return at most MOST_TICKS numbers from `low` to `high`, both above 0: 1, 2, 5 and 10 times a power of ten.
+
+    If these are too many, 1 and 3 times a power of ten, or the powers alone, or every second or third of them.
+    """
+    powers = 10.0 ** np.arange(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = np.outer(powers, digits).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
         if len(ticks) <= MOST_TICKS:
-            return ticks if len(ticks) > 1 else [low, high]  # 1.2 to 1.9 has no round number
-    return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]  # every third power of ten
+            break
+    return ticks[:: math.ceil(len(ticks) / MOST_TICKS) or 1].tolist()
 
 
 def log_axis(places: Float64, sign: str = "") -> dict[str, Any]:
-    """Return a logarithmic axis for these places, all above 0; each tick has the sign in front of its number."""
+    """Return a logarithmic axis for places above 0; a sign is in front of each number, and reverses the axis."""
     ticks = log_ticks(float(np.nanmin(places)), float(np.nanmax(places)))
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{sign}{short(tick)}" for tick in ticks], "tickangle": 0}
+    texts = [f"{sign}{short(tick)}" for tick in ticks]
+    return {"type": "log", "tickvals": ticks, "ticktext": texts, "autorange": "reversed" if sign else True}
 
 
 def has_long_tail(confidence: Float64) -> bool:
@@ -39,11 +42,6 @@ def has_long_tail(confidence: Float64) -> bool:
     All are negative, and the largest is ten times the smallest in size.
     """
     return bool(confidence.max() < 0 and confidence.min() < 10 * confidence.max())
-
-
-def confidence_axis(places: Float64) -> dict[str, Any]:
-    """Return the axis of confidences with a long tail; `places` are minus the confidences."""
-    return {**log_axis(places, "−"), "autorange": "reversed"}
 
 
 def without_outliers(values: Float64, log: bool) -> Float64:

@@ -13,7 +13,7 @@ from sklearn.manifold import TSNE
 from sftmix.components.confidence import is_measured
 from sftmix.data.dataset import text_of
 from sftmix.measure.split import labelled
-from sftmix.tools.report.axes import confidence_axis, has_long_tail, log_axis, without_outliers
+from sftmix.tools.report.axes import has_long_tail, log_axis, without_outliers
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
 from sftmix.words.shown import as_lines, short
@@ -131,7 +131,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         "variability (log)" if log else "variability",
         "confidence" + (" (log)" if tail else ""),
         xaxis=log_axis(x) if log else {},
-        yaxis=confidence_axis(y) if tail else {},
+        yaxis=log_axis(y, "−") if tail else {},
         height=520,
         meta={"outside": int(((x != spread) & ~np.isnan(spread) | (y != heights)).sum())},  # the caption says it
     )
@@ -172,7 +172,7 @@ def histograms(view: RunView) -> Iterator[go.Figure | None]:
 def _histogram(shown: dict[str, Float64], bins: Float64) -> go.Figure:
     tail = has_long_tail(bins)
     edges = -bins if tail else bins
-    axis = confidence_axis(edges) if tail else {}
+    axis = log_axis(edges, "−") if tail else {}
     chart = figure("confidence (log)" if tail else "confidence", "examples", xaxis=axis, barmode="overlay")
     for number, (name, values) in enumerate(shown.items()):
         chart.add_bar(

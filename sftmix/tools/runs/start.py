@@ -55,16 +55,11 @@ def reported_once() -> Iterator[None]:
         raise
 
 
-def doubted(config: RunConfig) -> Iterator[str]:
-    """Yield questions about options that are allowed, and hardly meant."""
+def doubted(config: RunConfig) -> str:
+    """Return a question about a value that is allowed, and hardly meant; "" without any."""
     rate = config.training.learning_rate
-    if rate > 1:  # 2e5 -> 2e-05, 2 -> 2e-05
-        digits, _, power = f"{rate:e}".partition("e+")
-        meant = float(f"{digits}e-{int(power) or 5}")
-        yield (
-            f"warning: training.learning_rate is {rate:g}. Did you mean {meant:g}? Usual rates are "
-            "from 1e-6 to 1e-2; with a higher rate the training diverges."
-        )
+    usual = "Usual rates are from 1e-6 to 1e-2."
+    return f"warning: training.learning_rate is {rate:g}. Is it meant to be above 1? {usual}" if rate > 1 else ""
 
 
 def check_run(config: RunConfig, until: str) -> None:

@@ -40,7 +40,7 @@ def main(name: str, argv: Sequence[str]) -> None:
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.tools.runs.start import check_start, doubted
 
-    for doubt in doubted(config):
+    if doubt := doubted(config):
         say(doubt)
     check_start(config, until)  # before torch is imported, which takes seconds
     from sftmix.pipeline import recipe

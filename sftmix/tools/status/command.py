@@ -29,7 +29,15 @@ It reads files only, so it works while a run goes on and after it has ended.
 CONTINUED = (None, INTERRUPTED, Stopped.exit_code, NoSpaceError.exit_code)
 """Exit codes after which the same command continues the run; a killed process has null."""
 
-_COLUMNS = ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
+_FORMS = {
+    "loss": "{:.4f}",
+    "NTP": "{:.4f}",
+    "Mixup": "{:.4f}",
+    "lr": "{:.2e}",
+    "tokens/s": "{:,.0f}",
+}
+"""Columns of a stage's figures, and how people read them."""
+_COLUMNS = ["stage", "state", "steps", *_FORMS, "left"]
 _SAID = re.compile(r"^\w+: (?:stopped: )?|; the same command continues\b.*")
 """What the first line says of an error itself: its class, and that the same command continues the run."""
 
@@ -49,7 +57,7 @@ def main(args: Options) -> None:
     found = []
     for run in args.runs:
         try:
-            found.append(state_of(Path(run)))
+            found.append(look_at(Path(run)))
             if not args.json:
                 say(shown(found[-1]) + "\n", sys.stdout)
         except SFTMixError as error:
@@ -60,82 +68,60 @@ def main(args: Options) -> None:
         raise type(problems[0])("\n".join(map(str, problems)))
 
 
-def state_of(run: Path) -> dict[str, Any]:
+def look_at(run: Path) -> dict[str, Any]:
     """Return the state of a run directory, or of a table with its runs, also those that are only planned.
 
-    run        the directory, as it was given
-    state      finished, running, died, failed or not started
-    stage, exit_code, message, doing, pid, host  of STATUS.json; null or "" if it does not say
-    continues  whether the same command continues it
-    stages     of a run: a mapping for each stage that has begun
-    runs       of a table: the states of its runs, each with `variant`, `seed` and `value`, the table's `metric`
-    summary    of a run: its summary.json, or {}
+    run, state  the directory as it was given, and its state in words
+    status      its STATUS.json, or {}
+    rows        of a run the stages that have begun, of a table its runs; each a mapping, column -> value
+    notes       how far the whole is, in words
 
     Raises ConfigError if it is neither, DifferenceError if its files are not as a run writes them.
     """
     with naming_damage(f"a file of {run}"):
+        status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
             plan = read_yaml(run / TABLE)
-            cells = [(str(variant), seed) for seed in plan["seeds"] for variant in plan["variants"]]  # 0.4 is a number
-            runs = []
-            for variant, seed in cells:
-                cell = _run_state(run / variant / f"seed-{seed}")
-                value = at(cell.pop("summary"), plan["metric"])
-                runs.append({"variant": variant, "seed": seed, "value": value, **cell})
-            return {**_state(run, read_json_if_there(run / "STATUS.json")), "metric": plan["metric"], "runs": runs}
-        state = _run_state(run)
-        if state["state"] == "not started" and not is_there(run / "config.yaml"):
+            rows = []
+            for seed in plan["seeds"]:
+                for variant in map(str, plan["variants"]):  # 0.4 is a number in YAML
+                    cell = run / variant / f"seed-{seed}"
+                    of_cell = read_json_if_there(cell / "STATUS.json")
+                    row = {"variant": variant, "seed": seed, "state": _state(of_cell)}
+                    row["steps"] = _stage(cell, of_cell["stage"], of_cell).get("steps") if of_cell else None
+                    rows.append({**row, plan["metric"]: at(read_json_if_there(cell / "summary.json"), plan["metric"])})
+            finished = sum(row["state"] == "finished" for row in rows)
+            notes = [f"{finished} of {counted(len(rows), 'run')} finished"]
+        elif status or is_there(run / "config.yaml"):
+            rows = [row for stage in stages_in(run) if (row := _stage(run, stage, status))]
+            notes = held_out(read_json_if_there(run / "summary.json"))
+        else:
             raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
-        return state
+    return {"run": str(run), "state": _state(status), "status": status, "rows": rows, "notes": notes}
 
 
-def shown(state: Mapping[str, Any]) -> str:
-    """Return what `state_of` returned as text: one line, a table, and how far the whole is."""
-    if "runs" in state:
-        rows = [["variant", "seed", "state", "steps", state["metric"]]]
-        for run in state["runs"]:
-            at_work = [_steps(stage) for stage in run["stages"] if stage["stage"] == run["stage"]]
-            value = _number(run["value"])
-            rows.append([run["variant"], str(run["seed"]), _words(run), *(at_work or [""]), value])
-        finished = sum(run["state"] == "finished" for run in state["runs"])
-        notes = [f"{finished} of {counted(len(state['runs']), 'run')} finished"]
-    else:
-        rows = [_COLUMNS, *map(_cells, state["stages"])]
-        notes = held_out(state["summary"])
-    why = _SAID.sub("", state["message"])
-    return "\n".join([f"{state['run']}: {_words(state)}{why and ': '}{why}", markdown_table(rows), *notes])
+def shown(look: Mapping[str, Any]) -> str:
+    """Return what `look_at` returned as text: one line, a table, and how far the whole is."""
+    rows = look["rows"]
+    columns = [*rows[0]] if rows else _COLUMNS
+    cells = [[_cell(value, _FORMS.get(name, "{:.4f}")) for name, value in row.items()] for row in rows]
+    why = _SAID.sub("", look["status"].get("message") or "")
+    first = f"{look['run']}: {look['state']}{why and ': '}{why}"
+    return "\n".join([first, markdown_table([columns, *cells]), *look["notes"]])
 
 
-def _run_state(run: Path) -> dict[str, Any]:
-    status = read_json_if_there(run / "STATUS.json")
-    stages = [stage for name in stages_in(run) if (stage := _stage(run, name, status))]
-    return {**_state(run, status), "stages": stages, "summary": read_json_if_there(run / "summary.json")}
-
-
-def _state(run: Path, status: Mapping[str, Any]) -> dict[str, Any]:
+def _state(status: Mapping[str, Any]) -> str:
     """Return how a run ended, or which process it is, and whether the same command continues it."""
-    code = status["exit_code"] if status else None
-    alive = bool(status) and _may_run(status)
-    words = "running" if alive else "finished" if code == 0 else "failed" if code else "died"
-    return {
-        "run": str(run),
-        "state": words if status else "not started",
-        "exit_code": code,
-        "continues": bool(status) and not alive and code in CONTINUED,
-        **{name: status.get(name) for name in ("stage", "pid", "host")},
-        **{name: status.get(name) or "" for name in ("doing", "message")},
-    }
-
-
-def _words(state: Mapping[str, Any]) -> str:
-    """Return a state as people read it: "exit code 143 in train; the same command continues it"."""
-    if state["state"] in ("finished", "not started"):
-        return str(state["state"])
-    if state["state"] == "running":
-        doing = f" ({state['doing']})" if state["doing"] else ""
-        return f"running {state['stage']}{doing}, pid {state['pid']} on {state['host']}"
-    end = "died" if state["state"] == "died" else f"exit code {state['exit_code']}"
-    return f"{end} in {state['stage']}" + "; the same command continues it" * state["continues"]
+    if not status:
+        return "not started"
+    code, stage = status["exit_code"], status["stage"]
+    if code == 0:
+        return "finished"
+    if _may_run(status):
+        doing = f" ({status['doing']})" if status.get("doing") else ""
+        return f"running {stage}{doing}, pid {status['pid']} on {status['host']}"
+    state = f"died in {stage}" if code is None else f"exit code {code} in {stage}"
+    return f"{state}; the same command continues it" if code in CONTINUED else state
 
 
 def _may_run(status: Mapping[str, Any]) -> bool:
@@ -160,52 +146,27 @@ def _is_alive(pid: int, created: float) -> bool:
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how far a stage is, with the figures of its last step; {} if it has not begun."""
+    """Return a row of _COLUMNS with values for a stage; {} if it has not begun."""
     steps, current = read_steps(run / stage), status.get("stage") == stage
     done = (run / stage / MANIFEST).exists()
     if not (steps or done or current):
         return {}
     running = current and _may_run(status)
     last, total = steps[-1] if steps else {}, status.get("total_steps") if current else None
+    count = last.get("step")
     left = None
-    if running and total:
+    if last and total and not done:
+        count = f"{count}/{total} ({100 * last['step'] // total}%)"  # 40/100 (40%)
         now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # after any pause
-        if len(now) > 1:
-            # 2 s a step so far, and 60 to come: 120.
-            left = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
-    figures = ("step", "loss", "ntp", "mixup", "mixup_tokens", "learning_rate", "tokens_per_second")
-    return {
-        "stage": stage,
-        "state": "done" if done else "running" if running else "interrupted",
-        "total_steps": total,
-        **{name: last.get(name) for name in figures},
-        "seconds_left": left,
-    }
+        if running and len(now) > 1:
+            # 2 s a step so far, and 60 to come: 0:02:00.
+            seconds = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
+            left = str(timedelta(seconds=round(seconds)))
+    mixup = last.get("mixup") if last.get("mixup_tokens") else None
+    figures = [last.get("loss"), last.get("ntp"), mixup, last.get("learning_rate"), last.get("tokens_per_second")]
+    state = "done" if done else "running" if running else "interrupted"
+    return dict(zip(_COLUMNS, [stage, state, count, *figures, left], strict=True))
 
 
-def _cells(stage: Mapping[str, Any]) -> list[str]:
-    """Return the cells of _COLUMNS for a stage."""
-    left = stage["seconds_left"]
-    return [
-        stage["stage"],
-        stage["state"],
-        _steps(stage),
-        _number(stage["loss"]),
-        _number(stage["ntp"]),
-        _number(stage["mixup"]) if stage["mixup_tokens"] else "",
-        _number(stage["learning_rate"], "{:.2e}"),
-        _number(stage["tokens_per_second"], "{:,.0f}"),
-        "" if left is None else str(timedelta(seconds=round(left))),  # 0:02:00
-    ]
-
-
-def _steps(stage: Mapping[str, Any]) -> str:
-    """Return the steps of a stage: 50, and while it is not done 40/100 (40%)."""
-    step, total = stage["step"], stage["total_steps"]
-    if step is None:
-        return ""
-    return str(step) if stage["state"] == "done" or not total else f"{step}/{total} ({100 * step // total}%)"
-
-
-def _number(value: Any, form: str = "{:.4f}") -> str:
-    return form.format(value) if isinstance(value, int | float) else ""
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value) if isinstance(value, float) else str(value)

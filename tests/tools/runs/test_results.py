@@ -129,10 +129,10 @@ def test_lines_are_broken_between_words_alone():
     assert wrapped(text, 200) == text
 
 
-@pytest.mark.parametrize(("rate", "meant"), [(2e5, "2e-05"), (500, "0.05"), (1.5, "1.5e-05"), (1.0, None)])
-def test_a_rate_above_1_is_asked_back(rate, meant):
-    questions = list(doubted(RunConfig(training=TrainingOptions(learning_rate=rate))))
-    assert [f"Did you mean {meant}?" in question for question in questions] == [True] * (meant is not None)
+def test_a_rate_above_1_is_asked_back():
+    asked = [doubted(RunConfig(training=TrainingOptions(learning_rate=rate))) for rate in (1.0, 2e5)]
+    assert asked[0] == ""
+    assert asked[1].startswith("warning: training.learning_rate is 200000. Is it meant to be above 1?")
 
 
 # -------------------------------------------------------------------------------------- of real runs

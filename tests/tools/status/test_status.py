@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sftmix.tools.status.command import shown, state_of
+from sftmix.tools.status.command import look_at, shown
 from sftmix.words.errors import ConfigError
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train", "updated": time.time()}
@@ -37,7 +37,7 @@ def lay(run: Path, *, done: tuple[str, ...] = (), steps: dict[str, int] | None =
 
 
 def report(run: Path) -> str:
-    return shown(state_of(run))
+    return shown(look_at(run))
 
 
 def dead_pid() -> int:
@@ -157,17 +157,13 @@ def test_json_has_the_same_state(tmp_path, sftmix):
     done = sftmix("status", str(run), str(table), "--json")
     assert done.code == 0, done.err
     first, second = json.loads(done.out)
-    assert (first["run"], first["state"], first["continues"], first["pid"]) == (str(run), "running", False, os.getpid())
-    reference, train = first["stages"]
-    assert (reference["stage"], reference["state"], reference["step"]) == ("reference", "done", 50)
-    assert (train["step"], train["total_steps"], train["loss"], train["seconds_left"]) == (40, 100, 1 / 40, 120.0)
-    assert (second["state"], second["exit_code"], second["continues"], second["metric"]) == (
-        "failed",
-        143,
-        True,
-        "eval_nll_after",
-    )
-    (cell,) = second["runs"]
-    assert (cell["variant"], cell["seed"], cell["value"], cell["state"]) == ("A", 1, None, "failed")
+    assert (first["run"], first["status"]["pid"]) == (str(run), os.getpid())
+    assert first["state"].startswith("running train, pid ")
+    reference, train = first["rows"]
+    assert (reference["stage"], reference["state"], reference["steps"]) == ("reference", "done", 50)
+    assert (train["steps"], train["loss"], train["lr"], train["left"]) == ("40/100 (40%)", 1 / 40, 1e-5, "0:02:00")
+    assert (second["status"]["exit_code"], second["notes"]) == (143, ["0 of 1 run finished"])
+    (cell,) = second["rows"]
+    assert (cell["variant"], cell["seed"], cell["eval_nll_after"], cell["steps"]) == ("A", 1, None, "5/7 (71%)")
     done = sftmix("status", str(tmp_path), str(run), "--json")
-    assert (done.code, [state["run"] for state in json.loads(done.out)]) == (ConfigError.exit_code, [str(run)])
+    assert (done.code, [look["run"] for look in json.loads(done.out)]) == (ConfigError.exit_code, [str(run)])
