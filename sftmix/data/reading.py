@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.report import NAMED, DataReport
+from sftmix.data.report import ALL_BAD, NAMED, DataReport
 from sftmix.data.sources import expand
 from sftmix.data.store import EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
 from sftmix.disk.cache import Record, get_or_build, key_of
-from sftmix.disk.files import write_text
 from sftmix.options.data import DataOptions
 from sftmix.text.encoder import identity
 from sftmix.text.examples import has_response, left_out
@@ -26,7 +25,7 @@ from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import SHOWN_FIELDS, TEXT, listed
 from sftmix.words.plain import as_list
 from sftmix.words.progress import progress_bar
-from sftmix.words.shown import as_lines, counted, quoted
+from sftmix.words.shown import counted, quoted
 
 SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 """Examples with the hash of their content."""
@@ -63,7 +62,6 @@ class RowReader:
         self.most = options.limit + 1 if train and options.limit and not chosen and form != TEXT else None
         self.report = DataReport()
         self.times = Counter[str]()  # how often each id came before
-        self.bad = list[str]()  # every bad row, `source: reason`
 
     def read(self, progress: bool) -> tuple[Conversations, DataReport]:
         """Return the checked rows, and the report; from the cache if all is as it was."""
@@ -83,8 +81,6 @@ class RowReader:
             options.cache_dir, f"rows-{key}", lambda place: self.build(place, progress=progress)
         )
         report = DataReport(**summary)
-        if (named := _bad_rows_of(directory)).exists():
-            report.notes.append(f"{self.option}: all bad rows are named in {named}")
         report.notes[:0] = self.lines  # files that a directory has, and are not read, are not in the key
         return Conversations(directory, key), report
 
@@ -95,13 +91,9 @@ class RowReader:
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all
             _check_present(columns, self.label_field)
-        whole = ""
-        if len(self.bad) > NAMED:
-            file = _bad_rows_of(directory.parents[1] / directory.name)  # in the cache: here is a directory for a while
-            write_text(file, "".join(f"{as_lines(row, but='')}\n" for row in self.bad))
-            whole = f" All are named in {file}."
-        if self.bad and not self.options.skip_bad:
-            problem = f"{counted(len(self.bad), 'bad row')} (data.skip_bad drops and counts them).{whole} The first:"
+        if (bad := self.report.counts.get("bad_row")) and not self.options.skip_bad:
+            rest = f"; {ALL_BAD}" if bad > NAMED else ""
+            problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them{rest}); the first:"
             raise DataError("\n".join([problem, *self.report.first["bad_row"]]))
         if not count:
             raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))
@@ -123,8 +115,7 @@ class RowReader:
                         label = without_null(value).get(self.label_field)  # by its own name: `weight` may be a label
                     yield from self._record(self.converter.example(row, place, label))
                 except BadRow as problem:
-                    self.bad.append(f"{place}: {problem}")
-                    self.report.add("bad_row", self.bad[-1])
+                    self.report.add("bad_row", f"{place}: {problem}")
 
     def _record(self, example: Example) -> Iterator[Record]:
         """Yield the record of a row, or nothing for one without any response; count what is to be said of it.
@@ -151,11 +142,6 @@ class RowReader:
         if thinks(example):
             self.report.add("thought", example.source)
         yield stored(replace(example, id=name)) | {"content": int(content, 16)}
-
-
-def _bad_rows_of(directory: Path) -> Path:
-    """Return the file with all bad rows of the rows in a directory of the cache: bad-rows-KEY.txt beside it."""
-    return directory.with_name(f"bad-{directory.name}.txt")
 
 
 def _check_present(columns: Columns, label_field: str | None) -> None:

@@ -8,6 +8,9 @@ from sftmix.words.shown import as_lines, counted
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
 
+ALL_BAD = "sftmix preview --bad FILE names all"
+"""What a report says if it names only the first bad rows."""
+
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
@@ -97,7 +100,8 @@ class DataReport:
                 text = text.format(s="" if count == 1 else "s", length=self.max_length)
                 names = self.first[reason] + ["..."] * (count > NAMED)
                 if reason == "bad_row":
-                    lines += [f"{count:,} {text}:", *(f"  {name}" for name in names)]
+                    rest = f"; {ALL_BAD}" if count > NAMED else ""
+                    lines += [f"{count:,} {text}{rest}:", *(f"  {name}" for name in self.first[reason])]
                 else:
                     lines.append(f"{count:,} {text}: {', '.join(names)}")
         return [as_lines(line, but="") for line in lines]
