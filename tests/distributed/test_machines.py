@@ -28,10 +28,10 @@ BUILDS = """
 import os, sys
 
 def note(event, given):
-    kinds = (".rows-", ".tokens-", ".template-")
+    kinds = (".tmp-rows-", ".tmp-tokens-", ".tmp-template-")
     if event == "tempfile.mkdtemp" and os.path.basename(given[0]).startswith(kinds):
         with open(os.environ["BUILDS"], "a") as file:
-            file.write(os.path.basename(given[0]).split("-")[0].strip(".") + "\\n")
+            file.write(os.path.basename(given[0]).split("-")[1] + "\\n")
 
 sys.addaudithook(note)
 """
