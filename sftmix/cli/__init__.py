@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sftmix import __version__
-from sftmix.cli.say import say
+from sftmix.cli.say import for_terminal, say
 from sftmix.ranks.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
 from sftmix.words.ends import FIRST_OF_NODE, RANK_0, end_of
 from sftmix.words.errors import (
     OUTPUT_CLOSED,
     ConfigError,
+    DataError,
     NoSpaceError,
     SFTMixError,
     Stopped,
@@ -117,7 +118,8 @@ def _report(error: SFTMixError | Stopped) -> int:
     end = end_of(error, started_by="torchrun" if BY_TORCHRUN in os.environ else "another")
     if not (end.speaker == FIRST_OF_NODE and first_rank_tells(message)):
         if not (end.speaker == RANK_0 and rank):
-            print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
+            shown = for_terminal(message, sys.stderr) if isinstance(error, DataError) else message
+            print(f"[rank {rank}] {shown}" if rank else shown, file=sys.stderr, flush=True)
         record_error(message)
     return end.code
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.report import DataReport
+from sftmix.data.report import ALL_BAD, NAMED, DataReport
 from sftmix.data.sources import expand
 from sftmix.data.store import EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
 from sftmix.disk.cache import Record, get_or_build, key_of
@@ -92,7 +92,8 @@ class RowReader:
         if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all
             _check_present(columns, self.label_field)
         if (bad := self.report.counts.get("bad_row")) and not self.options.skip_bad:
-            problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them); the first:"
+            rest = f"; {ALL_BAD}" if bad > NAMED else ""
+            problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them{rest}); the first:"
             raise DataError("\n".join([problem, *self.report.first["bad_row"]]))
         if not count:
             raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))

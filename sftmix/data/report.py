@@ -8,6 +8,9 @@ from sftmix.words.shown import as_lines, counted
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
 
+ALL_BAD = "sftmix preview --bad FILE names all"
+"""What a report says if it names only the first bad rows."""
+
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
@@ -80,7 +83,10 @@ class DataReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report for people, one line per fact; text from rows and templates cannot add one."""
+        """The report for people, one line per fact; text from rows and templates cannot add one.
+
+        Bad rows have a line each, behind two spaces.
+        """
         kind = "row"
         examples = "examples"
         if self.tokens is not None:
@@ -93,5 +99,9 @@ class DataReport:
             if count := self.counts.get(reason):
                 text = text.format(s="" if count == 1 else "s", length=self.max_length)
                 names = self.first[reason] + ["..."] * (count > NAMED)
-                lines.append(f"{count:,} {text}: {', '.join(names)}")
+                if reason == "bad_row":
+                    rest = f"; {ALL_BAD}" if count > NAMED else ""
+                    lines += [f"{count:,} {text}{rest}:", *(f"  {name}" for name in self.first[reason])]
+                else:
+                    lines.append(f"{count:,} {text}: {', '.join(names)}")
         return [as_lines(line, but="") for line in lines]

@@ -25,9 +25,9 @@ def model_place(path: str | Path) -> tuple[str, bool]:
     name, place = str(path), place_of(path)
     if name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(place):
         if not (name and os.path.isdir(place)):
+            full = "" if str(place.absolute()) == name else f" ({place.absolute()})"
             raise ConfigError(
-                f"model.path: {path} is not a directory ({place.absolute()}). Give a hub id or a directory with a "
-                "model."
+                f"model.path: {path} is not a directory{full}. Give a hub id or a directory with a model."
             )
         return str(place), True
     return name, False

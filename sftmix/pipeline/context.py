@@ -147,7 +147,7 @@ class RunContext:
     ) -> Stage:
         """Return a training stage of this run, with its model loaded and checked.
 
-        config  that of the stage: its model, training options, objective, callbacks and seed
+        config  the stage's: its model, training options, objective, callbacks and seed
         packed  True if some rows, also held-out ones, hold several documents
         The other fields of the stage are at their defaults: set them.
         """

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -154,6 +155,14 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | N
         return None, error  # any other error ends this rank at once, and `explained` tells the others
 
 
+def _joined(world: World) -> World:
+    """Say on each node but the first, which says all else, that it has joined."""
+    if world.rank and not world.local_rank:
+        ranks = f"ranks {world.rank} to {world.rank + world.local_size - 1} of {world.size}"
+        print(f"{socket.gethostname()} has joined with {ranks}; rank 0 says how the run goes on", file=sys.stderr)
+    return world
+
+
 @contextlib.contextmanager
 def start_world(timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun announces; without torchrun, yield a world of one rank.
@@ -190,7 +199,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         given = os.environ.get("LOCAL_WORLD_SIZE")  # without it: of 16 ranks 2 have the local number 0, so 8 a node
         world = World(rank, size, local, device, store=store, timeout=timeout)
         local_size = size // world.gather(local).count(0) if given is None else int(given)
-        yield replace(world, local_size=local_size)
+        yield _joined(replace(world, local_size=local_size))
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         finished = True
     except BaseException as error:

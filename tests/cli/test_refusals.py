@@ -134,6 +134,7 @@ def test_a_table_does_not_replace_a_file_either(tiny, tmp_path, without_torch):
 def test_a_run_that_was_refused_before_its_first_stage_can_be_started(finished, tmp_path, sftmix):
     """Its STATUS.json is there alone; and a process that was killed early may have left an empty stage."""
     out = tmp_path / "run"
+    out.mkdir()
     words = ("reference", *finished.tiny.options, *SHORT, "--out", str(out))
     assert sftmix(*words, "--data.template", "no-such-template").code != 0
     assert [file.name for file in out.glob("[!.]*")] == ["STATUS.json"]
@@ -220,9 +221,12 @@ def test_status_tells_why_a_new_run_was_refused(tiny, tmp_path, without_torch):
     run = tmp_path / "run"
     words = with_rows(["run", *tiny.options, "--out", str(run)], "--data.train", missing(tiny.train))
     assert without_torch(*words).code == 3
+    assert not run.exists(), "a name that is wrong leaves no directory"
+    run.mkdir()
+    assert without_torch(*words).code == 3
     assert (status(run)["exit_code"], status(run)["message"][:10]) == (3, "DataError:")
     told = without_torch("status", str(run)).out
-    assert "exit code 3 in start: DataError: data.train: " in told
+    assert "exit code 3 in start: data.train: " in told
 
 
 @pytest.mark.slow

@@ -108,7 +108,12 @@ def test_quoted_values_are_cut_and_five_names_are_kept(write, read, refused):
     assert "6 bad rows" in message
     assert len(message) < 2000
     assert "\x1b" not in message
-    assert len(read(path, skip_bad=True).report.first["bad_row"]) == 5
+    report = read(path, skip_bad=True).report
+    assert len(report.first["bad_row"]) == 5
+    lines = report.lines()
+    at = lines.index("6 bad rows skipped (data.skip_bad); sftmix preview --bad FILE names all:")
+    assert [line.split(": ")[0] for line in lines[at + 1 :]] == [f"  {path}:{number}" for number in range(2, 7)]
+    assert "sftmix preview --bad FILE names all" in message
 
 
 def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refused):

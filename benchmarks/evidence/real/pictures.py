@@ -28,6 +28,12 @@ from benchmarks.evidence.tiers import REAL, Tier, read_tier  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images" / "results"
 BLUE, BROWN, GREY = "#1769aa", "#b3541e", "#7a828c"
+WORDS = {
+    "NTP-shuffled": "NTP, shuffled",
+    "RandomSplit": "random halves",
+    "DecomposedMixup": "losses added up",
+}
+"""Arms that docs/results.md names otherwise than by their classes."""
 ENDS = {LAST: ("last", BLUE, -0.15), BEST: ("best epoch", BROWN, 0.15)}
 mpl.rcParams |= {
     "svg.hashsalt": "sftmix",  # the same file from the same figures
@@ -44,7 +50,7 @@ def differences(path: Path) -> None:
     figure, panels = plt.subplots(-(-len(tiers) // 2), 2, figsize=(9, 5), sharey=True, squeeze=False)
     for panel, tier in zip(panels.flat, tiers, strict=False):
         _differences(panel, tier)
-    panels.flat[len(tiers) - 1].legend(frameon=False, fontsize=8)
+    panels.flat[1].legend(frameon=False, fontsize=8, loc="center left")  # where it hides no point
     for panel in panels.flat[len(tiers) :]:  # of an odd number of tables
         panel.remove()
     figure.supxlabel("difference in held-out NLL, nats per response token; below 0: SFTMix is better", fontsize=9)
@@ -60,7 +66,7 @@ def _differences(panel: Axes, tier: Tier) -> None:
         for place, finding in enumerate(found):
             label, values = name if place == 0 else None, [*finding.differences.values()]
             draw_seeds(panel, values, finding.interval, place + off, colour, label)
-    panel.set_yticks(range(len(tier.contrasts)), [f"− {other}" for _, other in tier.contrasts])
+    panel.set_yticks(range(len(tier.contrasts)), [f"− {WORDS.get(other, other)}" for _, other in tier.contrasts])
     panel.set_ylim(len(tier.contrasts) - 0.5, -0.5)
     panel.locator_params(axis="x", nbins=5)
 

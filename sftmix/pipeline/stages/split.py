@@ -1,4 +1,4 @@
-"""The split of the training examples into groups; a single run's is there for people to look at."""
+"""The split of the training examples into groups; a single run's split is there for people to look at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,5 +1,6 @@
 """`compare`: variants and seeds from YAML and the command line -> Comparison."""
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from typing import Any
 
 from sftmix.cli.help import help_text
 from sftmix.cli.parsing import Arguments, parse, print_config, read_arguments
-from sftmix.cli.say import say
+from sftmix.cli.say import for_terminal, say, wrapped
 from sftmix.config.merge import build, merge
 from sftmix.config.schema import options_of
 from sftmix.tools.compare import Comparison, TableOptions, compare
@@ -15,6 +16,7 @@ from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.shown import rendered
+from sftmix.tools.runs.start import doubted
 from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError
 from sftmix.words.shown import counted
@@ -46,7 +48,11 @@ def main(name: str, argv: Sequence[str]) -> None:
     only_list = merge({}, {"list": arguments.options.pop("list", False)}, options_of(CompareOptions))["list"]
     comparison = comparison_of(arguments)
     comparison.validate()
-    say(listing(comparison), sys.stdout if only_list else None)  # above a table it goes to stderr: stdout has the table
+    for variant, config in comparison.variants.items():
+        if doubt := doubted(config):
+            say(f"variant {variant}: {doubt}")
+    place = sys.stdout if only_list else sys.stderr  # above a table it goes to stderr: stdout has the table
+    say(for_terminal(listing(comparison), place), place)
     if not only_list:
         run_table(comparison)
 
@@ -55,7 +61,8 @@ def run_table(comparison: Comparison) -> None:
     """Run the table, write the cards of its models, and print it."""
     from sftmix.tools.sharing.command import write_run_cards
 
-    say("\n" + markdown(compare(comparison)), sys.stdout)
+    columns = shutil.get_terminal_size().columns
+    say(wrapped("\n" + markdown(compare(comparison), columns), columns), sys.stdout)
     write_run_cards(*(cell.path for cell in comparison.cells))
     say(f"see table.md and table.json in {comparison.out}", sys.stdout)
 

@@ -32,8 +32,7 @@ _NAME = re.compile(r"(?!table\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*"
 @dataclass(kw_only=True)
 class TableOptions(PlainFields):
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6])
-    """Seeds of the runs, one column of runs each. `--list` says with how many a contrast may be called significant: 6,
-    and more if there are several."""
+    """Seeds of the runs. `--list` says how many a test of the contrasts needs: 6, and more for several contrasts."""
     baseline: str | None = None
     """The variant that the others are compared with; null: the first."""
     metric: str = "eval_nll_after"

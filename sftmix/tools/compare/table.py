@@ -57,6 +57,7 @@ def compare(comparison: Comparison) -> Table:
     foreign = {file.name for file in out.glob("[!.]*")} - ({"STATUS.json"} if status else set())
     if foreign and not ((out / TABLE).exists() and (status or any(out.glob(f"*/*/{STARTED}")))):
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
+    _check_names(cells[: len(comparison.variants)], out)
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         _refuse_changed(cells, out)
     from sftmix.ranks.world import start_world
@@ -82,6 +83,15 @@ def compare(comparison: Comparison) -> Table:
                 table = world.from_main(lambda: write_result(out, build_table(comparison, summaries)))
         directory.tell(stage="table", step=len(cells))
         return table
+
+
+def _check_names(cells: Sequence[Cell], out: Path) -> None:
+    """Raise an error if rows or models are not there, before there is a directory `out`."""
+    from sftmix.tools.runs.start import check_names_given, reported_once
+
+    for cell in () if out.exists() else cells:
+        with reported_once(), _named(cell):
+            check_names_given(from_plain(cell.plain))
 
 
 def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:

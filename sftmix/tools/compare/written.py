@@ -1,12 +1,14 @@
 """The files of a table: table.json, and table.md and table.tex for people."""
 
+import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sftmix.disk.files import write_json, write_text
 from sftmix.tools.compare.plan import shown_options
-from sftmix.tools.runs.shown import markdown_table, rendered
+from sftmix.tools.runs.shown import markdown_table, narrow_tables, rendered
 from sftmix.words.errors import nearest, told
 from sftmix.words.shown import short
 
@@ -25,6 +27,8 @@ SHOWN = (
     "stages.train.wall_seconds",
 )
 """Figures that are shown unless `metrics` names others; missing ones are left out, and table.json has all."""
+ROUNDING = 1e-14
+"""Least share of the mean that a standard deviation is of: with less, the values are equal but for rounding."""
 CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p (Holm)", "result", "inputs that differ"]
 
 
@@ -55,17 +59,22 @@ def contrast_rows(table: Table) -> list[list[str]]:
     return [CONTRASTS, *rows]
 
 
-def markdown(table: Table) -> str:
-    """Return table.md, as the file of this room says: the contrasts, figures, variants, and what they can carry."""
+def markdown(table: Table, columns: int | None = None) -> str:
+    """Return table.md, as the file of this room says: the contrasts, figures, variants, and what they can carry.
+
+    columns  of a terminal, for which wide tables are in parts; None: as in the file
+    """
     known = _known(table)
     options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
+    tables = markdown_table if columns is None else partial(narrow_tables, columns=columns)
+    listed = "\n".join(f"- {name}: {text}" for name, text in options)
     return rendered(
         "compare/table.md",
         table=table,
-        contrasts=markdown_table(contrast_rows(table)),
-        figures=markdown_table(figure_rows(table)),
-        by_seed=markdown_table(rows_by_seed(table)),
-        options=markdown_table([["variant", "options that are not the same in all"], *options]),
+        contrasts=tables(contrast_rows(table)),
+        figures=tables(figure_rows(table)),
+        by_seed=tables(rows_by_seed(table)),
+        options=listed if columns else tables([["variant", "options that are not the same in all"], *options]),
         unknown=[
             told(f"metrics: no run has {group!r}", nearest(group, known), "the names are fit and those of summary.json")
             for group in table["options"]["metrics"] or ()
@@ -121,10 +130,13 @@ def _or_dash(value: Any, form: str) -> str:
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:
-    """Return mean ± sd, and the number of seeds if some lack the figure."""
+    """Return mean ± sd, with the decimals of an sd of two digits, and the number of seeds if some lack the figure."""
     figures, runs = variant["metrics"].get(name), len(variant["runs"])
     if figures is None:
         return "-"
-    spread = "" if figures["sd"] is None else f" ± {short(figures['sd'], digits=2)}"  # 0.5 ± 0.24
+    mean, sd = figures["mean"], figures["sd"]
     some = f" ({figures['seeds']} of {runs} seeds)" if figures["seeds"] < runs else ""
-    return f"{short(figures['mean'], digits=5)}{spread}{some}"
+    if sd is None or sd <= ROUNDING * abs(mean):
+        return f"{short(mean, digits=5)}{'' if sd is None else ' ± 0'}{some}"
+    decimals = max(1 - math.floor(math.log10(sd)), 0)
+    return f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}{some}"  # 0.50 ± 0.24

@@ -1,12 +1,14 @@
 """The command `estimate`: memory and hours of a run on some machine, before anything is started."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sftmix.cli.parsing import configuration
+from sftmix.cli.say import wrapped
 from sftmix.tools.runs.shown import rendered
 from sftmix.training.gpus import MFU
 
@@ -45,11 +47,12 @@ def main(name: str, argv: Sequence[str]) -> None:
     options = vars(values)
     as_json = options.pop("json")
     needs = estimate(config, Machine(**options))
-    print(json.dumps(needs, indent=1) if as_json else described(needs))
+    columns = shutil.get_terminal_size().columns
+    print(json.dumps(needs, indent=1) if as_json else wrapped(described(needs), columns))
 
 
 def described(estimate: Mapping[str, Any]) -> str:
-    """A table of the stages, the parts of their memory, and the whole, as the template of this room says it."""
+    """The whole, a table of the stages, and the parts of their memory, as the template of this room says it."""
     from sftmix.training.plan import USABLE
 
     # A timedelta is shown as "3 days, 4:12:00".

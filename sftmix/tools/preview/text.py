@@ -1,10 +1,12 @@
 """Text of rows as the model will see them."""
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from sftmix.cli.say import for_terminal
 from sftmix.data import LoadedData
 from sftmix.text.encoder import Encoder
 from sftmix.words.shown import as_lines, printable
@@ -47,4 +49,4 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
             for place in np.unique(near).tolist():
                 token = int(ids[place])
                 table.append(f"{place:>6} {token:>7} {token if target[place] else -100:>7}  {spelt(token)}")
-    return "\n\n".join([*parts, "\n".join(table), "\n".join(["Rows", *data.report.lines()])])
+    return "\n\n".join([*parts, "\n".join(table), for_terminal("\n".join(["Rows", *data.report.lines()]), sys.stdout)])

@@ -13,6 +13,7 @@ from sklearn.manifold import TSNE
 from sftmix.components.confidence import is_measured
 from sftmix.data.dataset import text_of
 from sftmix.measure.split import labelled
+from sftmix.tools.report.axes import has_long_tail, log_axis, without_outliers
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
 from sftmix.words.shown import as_lines, short
@@ -26,30 +27,28 @@ BINS = 40
 """Bins of the histogram of confidence."""
 POINTS = 4000
 """Most points of the data map."""
-LOG = {"type": "log", "tickformat": "~g"}
-"""A logarithmic axis whose ticks between the powers of ten have their whole numbers, and not one digit."""
 ENDS = 400
 """Points of each end of the confidence that thinning keeps."""
 
 
 def figure(x: str, y: str, **layout: Any) -> go.Figure:
     """Return an empty figure with titled axes and without plotly's template."""
-    return go.Figure(layout={"template": go.layout.Template(), **layout}).update_layout(
-        xaxis_title_text=x, yaxis_title_text=y
-    )
+    chart = go.Figure(layout={"template": go.layout.Template(), **layout})
+    chart.update_layout(xaxis_title_text=x, yaxis_title_text=y)
+    return chart.update_yaxes(automargin=True, title_standoff=10, exponentformat="none")  # -0.00005, not -50µ
 
 
 # --------------------------------------------------------------------------------------------- curves
 
 
-def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | None:
+def losses(curves: Iterable[tuple[str, str, int, Any]], *keys: str) -> go.Figure | None:
     """Losses over the optimizer steps.
 
-    curves  (name, colour, lines of metrics.jsonl)
+    curves  (name, colour, width, lines of metrics.jsonl): wide ones are pale, and seen below those that are drawn later
     keys    ntp and mixup, of every step, and eval_nll, of the held-out rows
     """
     chart = figure("optimizer step", "nats per token", height=380 if "ntp" in keys else None)
-    for name, colour, lines in curves:
+    for name, colour, width, lines in curves:
         for key in keys:
             # A loss over no tokens is written as 0, and left out.
             points = [line for line in lines if line.get(key) is not None and line.get(f"{key}_tokens", 1)]
@@ -60,7 +59,9 @@ def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | No
                     y=[line[key] for line in points],
                     name=escape(f"{name}, {'held out' if held_out else key}"),
                     mode="lines+markers" if held_out else "lines",
-                    line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
+                    line={"color": colour, "width": width, "dash": "dot" if held_out else "solid"},
+                    marker={"size": 4 + 3 * width, "symbol": "circle-open" if width > 1 else "circle"},
+                    opacity=1 if width == 1 or held_out else 0.55,
                 )
     return chart if chart.data else None
 
@@ -113,53 +114,33 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
     chart.add_scatter(mode="markers", text=texts, hovertemplate="%{text}<extra></extra>", **trace)
 
 
-def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
-    """Return the places of confidences on an axis, and the axis.
-
-    Perplexities have a long tail: if all confidences are negative and the largest is ten times the smallest in size,
-    the axis is logarithmic in minus the confidence, and reversed.
-    """
-    if values.max() >= 0 or values.min() >= 10 * values.max():
-        return values, {}
-    axis = {**LOG, "autorange": "reversed", "tickprefix": "−"}  # 1,000 is shown as −1,000
-    return np.minimum(-values, 1e300), axis
-
-
-def without_outliers(values: Float64, log: bool) -> Float64:
-    """Return values with the few that would empty a picture moved to its edge.
-
-    The edges are as far from the first and the last of a hundred as these are from each other.
-    """
-    seen = np.log(values) if log else values
-    low, high = np.nanpercentile(seen, (1, 99), method="nearest")
-    # If all values but one are from 1 to 2, and that one is 1e9, it is drawn at 2.97.
-    inside = np.clip(seen, low - (high - low), high + (high - low)) if high > low else seen
-    return np.exp(inside) if log else inside
-
-
 def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     """Variability against confidence of these rows, coloured by correctness (a data map, arXiv 2009.10795)."""
     if not len(rows):
         return None
-    heights, axis = confidence_axis(view.scores.confidence[rows])
-    spread = view.scores.variability[rows]
+    confidence, spread = view.scores.confidence[rows], view.scores.variability[rows]
+    tail = has_long_tail(confidence)
+    heights = np.minimum(-confidence, 1e300) if tail else confidence
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
+    if log:  # a variability of 0, or of inf, has no place on a logarithm
+        spread = np.clip(spread, positive.min() / 2, 1e300)
+    x, y = without_outliers(spread, log), without_outliers(heights, tail)
     correct = view.correctness
     chart = figure(
         "variability (log)" if log else "variability",
-        "confidence" + (" (log)" if axis else ""),
-        xaxis=LOG if log else {},
-        yaxis=axis,
+        "confidence" + (" (log)" if tail else ""),
+        xaxis=log_axis(x) if log else {},
+        yaxis=log_axis(y, "−") if tail else {},
         height=520,
+        meta={"outside": int(((x != spread) & ~np.isnan(spread) | (y != heights)).sum())},  # the caption says it
     )
     add_dots(
         chart,
         view,
         rows,
-        # A variability of 0, or of inf, has no place on a logarithm.
-        x=without_outliers(np.clip(spread, positive.min() / 2, 1e300) if log else spread, log),
-        y=without_outliers(heights, bool(axis)),
+        x=x,
+        y=y,
         marker={
             "color": None if correct is None or np.isnan(correct[rows]).all() else correct[rows],
             "colorscale": CORRECT,
@@ -171,7 +152,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     if view.split is not None:
         median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
         # A logarithmic axis is of minus the confidence.
-        chart.add_hline(abs(median) if axis else median, line={"dash": "dash", "width": 1})
+        chart.add_hline(abs(median) if tail else median, line={"dash": "dash", "width": 1})
     return chart
 
 
@@ -189,8 +170,10 @@ def histograms(view: RunView) -> Iterator[go.Figure | None]:
 
 
 def _histogram(shown: dict[str, Float64], bins: Float64) -> go.Figure:
-    edges, axis = confidence_axis(bins)
-    chart = figure("confidence (log)" if axis else "confidence", "examples", xaxis=axis, barmode="overlay")
+    tail = has_long_tail(bins)
+    edges = -bins if tail else bins
+    axis = log_axis(edges, "−") if tail else {}
+    chart = figure("confidence (log)" if tail else "confidence", "examples", xaxis=axis, barmode="overlay")
     for number, (name, values) in enumerate(shown.items()):
         chart.add_bar(
             x=(edges[1:] + edges[:-1]) / 2,
@@ -206,14 +189,13 @@ def _histogram(shown: dict[str, Float64], bins: Float64) -> go.Figure:
 def bins_of(values: Float64) -> Float64:
     """Return the BINS + 1 ascending edges of a histogram whose first and last bins also hold all values beyond.
 
-    The bins are equally wide between the 0.5% and the 99.5% quantile; in log(-confidence) if all confidences are
-    negative and the largest is ten times the smallest in size, as with perplexities.
+    The bins are equally wide between the 0.5% and the 99.5% quantile; in log(-confidence) if they have a long tail.
     """
     low, high = np.quantile(values, [0.005, 0.995])
     width = BINS * np.spacing(max(abs(low), abs(high)))  # in less, some bins would have none
     if high - low <= width:
         low, high = low - max(width, 0.5), high + max(width, 0.5)
-    elif values.max() < 0 and values.min() < 10 * values.max():
+    elif has_long_tail(values):
         return -np.geomspace(-low, -high, BINS + 1)  # low is the larger in size: -144 to -1
     return np.histogram_bin_edges([low, high], BINS)
 

@@ -29,11 +29,11 @@ SUSPECTS = 50
 """Rows of `sftmix suspects` on the page."""
 
 CURVES = {
-    "reference": ("reference", "#8a8f98"),
-    "baseline": ("NTP baseline", "#e6930f"),
-    "train": ("target", "#1b9e77"),
+    "reference": ("reference", "#8a8f98", 1),
+    "baseline": ("NTP baseline", "#e6930f", 4),
+    "train": ("target", "#1b9e77", 1),
 }
-"""Stage with a training -> its name on the page, and its colour; the last one is drawn above the others."""
+"""Stage with a training -> its name on the page, its colour and its width; the last one is drawn above the others."""
 
 
 def write_report(
@@ -111,7 +111,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     return {
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
-            "difference": pictures.held_out_gap(curves[2][2], curves[1][2]),  # target, baseline
+            "difference": pictures.held_out_gap(curves[2][-1], curves[1][-1]),  # target, baseline
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
             **dict(zip(("histogram-groups", "histogram-labels"), pictures.histograms(view), strict=True)),

@@ -26,7 +26,7 @@ def is_run(place: str | Path) -> bool:
 
 
 def refuse_no_run(place: Path) -> None:
-    """Raise ConfigError for what is no run directory, such as that of a table."""
+    """Raise ConfigError for a directory of no run, such as a table's."""
     if not is_run(place):
         table = is_there(place / TABLE)
         what = f"is a table: name a run of it, {place}/VARIANT/seed-N" if table else "has no config.yaml"

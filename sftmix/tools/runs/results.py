@@ -10,7 +10,7 @@ from sftmix.config.merge import merge
 from sftmix.config.schema import ForeignClassError, trusting
 from sftmix.pipeline.stages import by_name
 from sftmix.tools.runs.shown import rendered
-from sftmix.words.shown import short
+from sftmix.words.shown import counted, short
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: bool = False) -> list[str]:
@@ -32,6 +32,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
         place=shlex.quote(str(out)),
         config=shlex.quote(str(out / "config.yaml")),
         trust=" --trust" if own else "",
+        counted=counted,
         short=short,
     ).splitlines()
 
@@ -47,7 +48,10 @@ def names_own_classes(plain: Mapping[str, Any]) -> bool:
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:
-    """Return one line with the held-out NLL per token before and after training, and of the baseline; or nothing."""
+    """Return the held-out NLL per token before and after training, and of the baseline; or nothing.
+
+    If there is a baseline, a second line has the difference, and what it means.
+    """
     figures = {
         "before": "eval_nll_before",
         "after": "eval_nll_after",
@@ -59,7 +63,11 @@ def held_out(summary: Mapping[str, Any]) -> list[str]:
         return []
     # null: there is no baseline, or none of the evaluations was kept as the best.
     shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float))
-    return [f"held-out NLL per response token (lower is better): {shown}"]
+    lines = [f"held-out NLL per response token (lower is better): {shown}"]
+    if isinstance(baseline := values["NTP baseline"], float):
+        difference = values["after"] - baseline
+        lines.append(f"difference to NTP {difference:+.4f}: one seed decides nothing, see sftmix compare")
+    return lines
 
 
 def at(arm: Mapping[str, Any], key: str) -> Any:

@@ -26,6 +26,20 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
+def narrow_tables(rows: Sequence[Sequence[str]], columns: int) -> str:
+    """Return the table in parts of at most so many characters a line, below each other, each with the first column.
+
+    A cell is never broken: a part of two columns may be wider.
+    """
+    widths = [max(map(len, column)) + len(" | ") for column in zip(*rows, strict=True)]
+    parts = [[0]]
+    for column, width in enumerate(widths[1:], 1):
+        if len(parts[-1]) > 1 and sum(widths[other] for other in parts[-1]) + width + 1 > columns:
+            parts.append([0])
+        parts[-1].append(column)
+    return "\n\n".join(markdown_table([[row[column] for column in part] for row in rows]) for part in parts)
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, whole or not at all."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -25,8 +25,15 @@ from sftmix.words.plain import as_list
 
 
 def check_start(config: RunConfig, until: str) -> None:
-    """Raise what `run` would raise anyway, as far as it is certain without torch: what `check_run` and `Hold` raise."""
+    """Raise what `run` would raise anyway, as far as it is certain without torch.
+
+    That is what `check_run` and `Hold` raise. Without rows or a model no directory is made; a directory that is there
+    has a STATUS.json with the error.
+    """
     check_directory(config)
+    if not Path(config.out or "").exists():
+        with reported_once():
+            check_names_given(config)
     with holding(config.out or ""):
         check_run(config, until)
 
@@ -34,12 +41,25 @@ def check_start(config: RunConfig, until: str) -> None:
 @contextlib.contextmanager
 def holding(directory: PathLike) -> Iterator[None]:
     """Hold a directory on the first rank while every rank makes the same checks; one of them reports an error."""
-    with Hold(directory):
-        try:
-            yield
-        except SFTMixError as error:
-            error.everywhere = True  # every rank found it: one of them reports it
-            raise
+    with Hold(directory), reported_once():
+        yield
+
+
+@contextlib.contextmanager
+def reported_once() -> Iterator[None]:
+    """Let one rank report an error that every rank finds."""
+    try:
+        yield
+    except SFTMixError as error:
+        error.everywhere = True
+        raise
+
+
+def doubted(config: RunConfig) -> str:
+    """Return a question about a value that is allowed, and hardly meant; "" without any."""
+    rate = config.training.learning_rate
+    usual = "Usual rates are from 1e-6 to 1e-2."
+    return f"warning: training.learning_rate is {rate:g}. Is it meant to be above 1? {usual}" if rate > 1 else ""
 
 
 def check_run(config: RunConfig, until: str) -> None:

@@ -1,12 +1,11 @@
 """The commands that make a run: all of it, or its stages up to one of them."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sftmix.cli.parsing import configuration
-from sftmix.cli.say import say
+from sftmix.cli.say import say, say_wrapped
 from sftmix.disk.files import naming_damage
 from sftmix.tools.runs.results import names_own_classes, results
 from sftmix.tools.sharing.command import write_run_cards
@@ -39,14 +38,16 @@ def main(name: str, argv: Sequence[str]) -> None:
     config, _ = configuration(name, _ABOUT[name], argv)
     until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
-    from sftmix.tools.runs.start import check_start
+    from sftmix.tools.runs.start import check_start, doubted
 
+    if doubt := doubted(config):
+        say(doubt)
     check_start(config, until)  # before torch is imported, which takes seconds
     from sftmix.pipeline import recipe
 
-    summary = recipe.run(config, until=until, validated=True)
+    summary = recipe.run(config, until=until, validated=True, say_rows=say_wrapped)
     with naming_damage(f"a figures.json of {config.out}"):
         lines = results(str(config.out), summary, until, own=names_own_classes(config.plain()))
-        say("\n".join(lines), sys.stdout)
+        say_wrapped("\n".join(lines))
     if until == "train":
         write_run_cards(Path(config.out or ""))

@@ -2,6 +2,7 @@
 against the real model and torch's counter."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -80,7 +81,9 @@ def test_hours_in_fp32_need_its_peak(tiny):
 def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     words = ["estimate", *finished.tiny.options, "--splitter", "RandomSplit"]
     printed = sftmix(*words, "--gpu", "cpu").out
-    assert "| train |" in printed
+    assert re.search(r"^ +train +base$", printed, re.M)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert printed.startswith("Needs "), "the answer is first"
     assert "Hours need the peak of the device in the training's precision: --tflops." in printed
     done = sftmix(*words, "--gpu", "H100", "--gpus", "4", "--json")
     train = json.loads(done.out)["stages"]["train"]
@@ -88,10 +91,12 @@ def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     assert (done.code, train["fits"]) == (0, True)
     assert memory["peak"] == sum(size for part, size in memory.items() if part != "peak")
     printed = sftmix(*words, "--gpu", "H100", "--gpus", "16").out
-    assert "note: no time is counted for what they send each other" in printed
+    assert "No time is counted for what they send each other." in printed
+    assert printed.startswith("Fits: ")
     assert "What lowers" not in printed
     monkeypatch.setitem(GPUS, "H100", GPUS["H100"]._replace(gigabytes=1e-6))
     printed = sftmix(*words, "--gpu", "H100", "--gpus", "4").out
+    assert printed.startswith("Does not fit: ")
     assert "warning: train, base: more than 0.9 of what weights leave of the " in printed
     assert printed.count("What lowers activations") == 1
 

@@ -8,8 +8,8 @@ import pytest
 pytest.importorskip("plotly")
 pytest.importorskip("sklearn")
 
-from sftmix.tools.report import pictures
-from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
+from sftmix.tools.report import axes, pictures
+from sftmix.tools.report.pictures import both_ends, losses, tsne
 from sftmix.types import Example, Message, Split
 
 
@@ -36,26 +36,56 @@ def test_thinning_keeps_both_ends_and_leaves_no_gap():
 
 def test_a_curve_skips_what_is_missing():
     few = [{"step": 1, "ntp": 0.5, "ntp_tokens": 3}, {"step": 2, "ntp": None}, {"step": 3, "ntp": 0.0, "ntp_tokens": 0}]
-    (trace,) = losses([("target", "red", few)], "ntp", "eval_nll").data
+    (trace,) = losses([("target", "red", 1, few)], "ntp", "eval_nll").data
     assert (trace.x, trace.y) == ((1,), (0.5,))
-    assert losses([("target", "red", few[1:])], "ntp", "eval_nll") is None
+    assert losses([("target", "red", 1, few[1:])], "ntp", "eval_nll") is None
 
 
 def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
-    sizes, axis = confidence_axis(np.array([-1000.0, -10.0, -1.0]))
-    assert (sizes.tolist(), axis["type"], axis["autorange"]) == ([1000.0, 10.0, 1.0], "log", "reversed")
-    same, none = confidence_axis(np.array([-3.0, -2.0]))
-    assert (same.tolist(), none) == ([-3.0, -2.0], {})
+    assert axes.has_long_tail(np.array([-1000.0, -10.0, -1.0]))
+    assert not axes.has_long_tail(np.array([-3.0, -2.0]))
+    axis = axes.log_axis(np.array([1000.0, 10.0, 1.0]), "−")
+    assert (axis["type"], axis["autorange"]) == ("log", "reversed")
+    assert axis["ticktext"] == ["−1", "−10", "−100", "−1,000"], "each with its sign"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, 10, [1, 2, 5, 10]),
+        (0.9, 150, [1, 3, 10, 30, 100]),
+        (12, 130, [20, 50, 100]),
+        (1, 1, [1]),
+        (1e-9, 1e9, [1e-9, 1e-5, 1e-1, 1e3, 1e7]),
+    ],
+)
+def test_ticks_are_few_and_inside(low, high, expected):
+    assert axes.log_ticks(low, high) == pytest.approx(expected)
 
 
 def test_one_outlier_does_not_empty_a_map():
     values = np.append(np.linspace(1.0, 2.0, 400), [1e9, np.nan])
-    seen = pictures.without_outliers(values, False)
+    seen = axes.without_outliers(values, False)
     assert np.array_equal(seen[:400], values[:400])
-    assert 2.5 < seen[400] < 3.5
+    assert 2.1 < seen[400] < 2.5
     assert np.isnan(seen[401])
-    assert pictures.without_outliers(values, True)[400] < 10
-    assert pictures.without_outliers(np.ones(3), True).tolist() == [1, 1, 1]
+    logs = axes.without_outliers(values, True)
+    assert np.array_equal(logs[:400], values[:400])
+    assert logs[400] < 3
+    assert axes.without_outliers(np.ones(3), True).tolist() == [1, 1, 1]
+
+
+def test_a_map_says_how_many_are_outside():
+    confidence, variability = -np.linspace(2.0, 30.0, 400), np.linspace(1.0, 2.0, 400)
+    confidence[7], variability[7], variability[9] = -1e6, 1e6, 0.0
+    scores = SimpleNamespace(confidence=confidence, variability=variability)
+    train = SimpleNamespace(examples=lambda rows: [Example(str(row), (Message("user", "a"),)) for row in rows])
+    view = SimpleNamespace(
+        scores=scores, correctness=None, split=None, rows=SimpleNamespace(data=SimpleNamespace(train=train))
+    )
+    assert pictures.data_map(view, np.arange(400)).layout.meta == {"outside": 2}, (
+        "a variability of 0 is at the edge as well"
+    )
 
 
 def counted(*series, labels=None):

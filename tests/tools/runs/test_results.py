@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.cli.say import wrapped
 from sftmix.components import SFTMix
 from sftmix.components.base import Callback, Schedule
 from sftmix.config import RunConfig
+from sftmix.options.training import TrainingOptions
 from sftmix.tools.runs.results import held_out, names_own_classes, results
+from sftmix.tools.runs.shown import narrow_tables
+from sftmix.tools.runs.start import doubted
 from sftmix.training.metrics import figures_shown
 
 SUMMARY = {
@@ -35,10 +39,11 @@ SUMMARY = {
 }
 HELD_OUT = "held-out NLL per response token (lower is better): before 5.1250, after 3.2500, NTP baseline 3.3750"
 HELD_OUT += ", best 3.0000"
+DIFFERENCE = "difference to NTP -0.1250: one seed decides nothing, see sftmix compare"
 GROUPS = [
     "confident: 1,500 examples, median confidence -8.03",
     "unconfident: 1,500 examples, median confidence -40.2",
-    "unpaired: 1 examples",
+    "unpaired: 1 example",
 ]
 
 
@@ -54,8 +59,9 @@ def test_the_figures_of_a_training_are_told(tmp_path):
     (tmp_path / "summary.json").touch()
     assert figures(tmp_path, SUMMARY, "train") == [
         HELD_OUT,
-        "Mixup: 43% of the response tokens were mixed with a token of the other of their pair",
-        "mu_effective 0.92: the weight of Mixup per token, with NTP's as 1",
+        DIFFERENCE,
+        "Mixup: 43% of the response tokens had a partner",
+        "mu_effective 0.92: a mixed token weighs 0.92 of a plain one",
         *GROUPS,
         "time: reference 0:02:30, train 2:05:00",
         "note: Mind this.",
@@ -100,12 +106,41 @@ def test_commands_fit_a_run_with_classes_of_its_own(options, tmp_path):
         assert "--trust" not in "".join(results(tmp_path, {}, until))
 
 
+def test_a_wide_table_is_in_parts_with_the_first_column_each():
+    rows = [["figure", "NTP", "SFTMix", "a" * 30], ["loss", "1.25", "1.5", "2"]]
+    assert narrow_tables(rows, 80).count("\n") == 2
+    first, second = (part.splitlines() for part in narrow_tables(rows, 30).split("\n\n"))
+    assert first == ["| figure | NTP  | SFTMix |", "| ------ | ---- | ------ |", "| loss   | 1.25 | 1.5    |"]
+    assert [line.split(" | ")[0] for line in second] == [line.split(" | ")[0] for line in first]
+    assert max(map(len, narrow_tables(rows, 26).splitlines()[:3])) == 26, "as wide as the terminal"
+
+
+def test_lines_are_broken_between_words_alone():
+    path, command = "/a/" * 20, "  sftmix run --config a/config.yaml --out a"
+    text = f"2 bad rows:\n  {path}: no response there\n{command}\n| a | b | c | d | e | f |"
+    assert wrapped(text, 20).split("\n") == [
+        "2 bad rows:",
+        f"  {path}:",
+        "    no response",
+        "    there",
+        command,
+        "| a | b | c | d | e | f |",
+    ]
+    assert wrapped(text, 200) == text
+
+
+def test_a_rate_above_1_is_asked_back():
+    asked = [doubted(RunConfig(training=TrainingOptions(learning_rate=rate))) for rate in (1.0, 2e5)]
+    assert asked[0] == ""
+    assert asked[1].startswith("warning: training.learning_rate is 200000. Is it meant to be above 1?")
+
+
 # -------------------------------------------------------------------------------------- of real runs
 
 
 def test_a_run_ends_with_a_dozen_lines(finished):
     lines = finished.printed[finished.printed.index("\n\nheld-out NLL") :].strip().splitlines()
-    assert len(lines) <= 13
+    assert len(lines) <= 14
     assert lines[0].startswith("held-out NLL per response token (lower is better): before ")
     assert ", NTP baseline " in lines[0]
     assert f"{finished.path / 'summary.json'}" in lines[-4]

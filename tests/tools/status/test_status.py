@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sftmix.tools.status.command import report
+from sftmix.tools.status.command import look_at, shown
 from sftmix.words.errors import ConfigError
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train", "updated": time.time()}
@@ -34,6 +34,10 @@ def lay(run: Path, *, done: tuple[str, ...] = (), steps: dict[str, int] | None =
         ]
         (run / stage / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return run
+
+
+def report(run: Path) -> str:
+    return shown(look_at(run))
 
 
 def dead_pid() -> int:
@@ -72,9 +76,9 @@ def test_a_pause_before_a_run_went_on_is_no_part_of_the_time_left(tmp_path):
 
 def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
     run, step = lay(tmp_path / "r", done=("train",), exit_code=0), {"step": 3, "loss": 4.0, "ntp": 3.0, "mixup": 5.0}
-    for mixed, shown in ((7, " 5.0000"), (0, "")):
+    for mixed, mixup in ((7, " 5.0000"), (0, "")):
         (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup_tokens": mixed}) + "\n")
-        assert line(report(run), "train") == f"train done 3 4.0000 3.0000{shown}"
+        assert line(report(run), "train") == f"train done 3 4.0000 3.0000{mixup}"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,14 @@ def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
         ({"created": time.time() - 1e6, "updated": time.time() - 1e6}, "died in train"),
         ({"created": time.time() - 1e6}, "died in train"),
         ({"pid": 1}, "died in train"),
+        (
+            {"exit_code": 143, "message": "Stopped: stopped by a signal after step 75; the same command continues"},
+            "exit code 143 in train; the same command continues it: stopped by a signal after step 75\n",
+        ),
+        (
+            {"exit_code": 3, "message": "DataError: rows.json:4: no response"},
+            "exit code 3 in train: rows.json:4: no response",
+        ),
         ({"exit_code": 3, "message": "rows.json:4: no response"}, "exit code 3 in train: rows.json:4: no response"),
         ({"exit_code": 130, "message": "Stop"}, "exit code 130 in train; the same command continues it: Stop"),
     ],
@@ -127,7 +139,7 @@ def test_a_table_shows_its_runs(tmp_path):
     assert [head, names, *rows] == [
         f"{table}: running B/seed-2, {running}",
         "variant seed state steps calibration.ece",
-        "A 1 finished 7/7 (100%) 0.1250",
+        "A 1 finished 7 0.1250",
         "B 1 exit code 3 in data",
         "A 2 exit code 143 in train; the same command continues it 5/7 (71%)",
         f"B 2 running train, {running} 2/7 (28%)",
@@ -135,3 +147,23 @@ def test_a_table_shows_its_runs(tmp_path):
         "B 3 not started",
         "1 of 6 runs finished",
     ]
+
+
+def test_json_has_the_same_state(tmp_path, sftmix):
+    run = lay(tmp_path / "r", done=("reference",), steps={"reference": 50, "train": 40}, total_steps=100)
+    table = lay(tmp_path / "t", stage="A/seed-1", exit_code=143, message="Stopped: now")
+    (table / "compare.yaml").write_text("metric: eval_nll_after\nseeds: [1]\nvariants: {A: {}}\n")
+    lay(table / "A" / "seed-1", exit_code=143, steps={"train": 5}, total_steps=7)
+    done = sftmix("status", str(run), str(table), "--json")
+    assert done.code == 0, done.err
+    first, second = json.loads(done.out)
+    assert (first["run"], first["status"]["pid"]) == (str(run), os.getpid())
+    assert first["state"].startswith("running train, pid ")
+    reference, train = first["rows"]
+    assert (reference["stage"], reference["state"], reference["steps"]) == ("reference", "done", 50)
+    assert (train["steps"], train["loss"], train["lr"], train["left"]) == ("40/100 (40%)", 1 / 40, 1e-5, "0:02:00")
+    assert (second["status"]["exit_code"], second["notes"]) == (143, ["0 of 1 run finished"])
+    (cell,) = second["rows"]
+    assert (cell["variant"], cell["seed"], cell["eval_nll_after"], cell["steps"]) == ("A", 1, None, "5/7 (71%)")
+    done = sftmix("status", str(tmp_path), str(run), "--json")
+    assert (done.code, [look["run"] for look in json.loads(done.out)]) == (ConfigError.exit_code, [str(run)])
