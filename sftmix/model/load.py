@@ -227,7 +227,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
         if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
-    private = ""
+    private = name
     try:
         private = str(admit(path))
         config = _config_in(private, name, reads_tokenizer)
