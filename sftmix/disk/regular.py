@@ -10,7 +10,9 @@ _runs: set[Path] = set()
 
 def keep_within(run: Path) -> None:
     """Refuse links below a run directory, in this process from now on; the directory itself may be a link."""
-    _runs.update((Path(os.path.abspath(run)), run.resolve()))
+    _runs.add(Path(os.path.abspath(run)))
+    if os.path.exists(run):  # False, and no error, for a name that no directory can have
+        _runs.add(run.resolve())
 
 
 def refuse_link(path: Path) -> Path:
@@ -18,7 +20,7 @@ def refuse_link(path: Path) -> Path:
     whole = Path(os.path.abspath(path))
     for run in _runs.intersection(whole.parents):
         for part in (whole, *whole.parents):
-            if run in part.parents and part.is_symlink():
+            if run in part.parents and os.path.islink(part):
                 raise ConfigError(
                     f"{part} is a link, and a run is written and read within its own directory; put what it leads to "
                     f"in its place (cp -rL {part} ...), or take it away"

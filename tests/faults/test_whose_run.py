@@ -93,7 +93,8 @@ def hostile(strange, finished, tmp_path) -> Path:
     values = read_yaml(strange / "config.yaml")
     values["data"] |= {"train": [str(own / "rows.jsonl")], "exclude": str(own / "exclude.txt")}
     values["data"] |= {"template": str(own / "template.jinja"), "cache_dir": str(own / "cache")}
-    values |= {"reference": {"class_path": "FromFile", "init_args": {"path": "dynamics.parquet"}}}
+    paths = [str(own / "runs" / "*" / "train" / "model")]  # looked for as soon as the options are read
+    values |= {"reference": {"class_path": "FromCheckpoints", "init_args": {"paths": paths}}}
     values["out"] = str(own / "out")
     (strange / "config.yaml").write_text(yaml.safe_dump(values))
     started = {"directory": str(own), "relative": os.path.relpath(own, strange), "id": "0", "signatures": []}

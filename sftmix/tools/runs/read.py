@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,12 @@ def read_whole(run: Path) -> RunConfig:
 
 def _built(run: Path, values: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of a run with what the command line names; a stranger's run has no cache of its own."""
-    cache = {} if is_own(run) else {"data.cache_dir": None}
-    return build(merge(merge({}, values, of=str(run / "config.yaml")), {**cache, **_given.get()}))
+    tree = merge({}, values, of=str(run / "config.yaml"))
+    if is_own(run):
+        return build(merge(tree, _given.get()))
+    strangers = copy_context()
+    strangers.run(started.set, started.get()._replace(within=run.resolve()))  # a constructor may look for files
+    return strangers.run(build, merge(tree, {**_given.get(), "data.cache_dir": None}))
 
 
 @contextmanager
