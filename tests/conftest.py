@@ -48,8 +48,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory) -> None:
-    """Tokenised rows of the tests stay out of the user's cache."""
+    """Tokenised rows of the tests stay out of the user's cache, and their key out of the user's state."""
     os.environ["SFTMIX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["SFTMIX_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
 @dataclass(frozen=True)

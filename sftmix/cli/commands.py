@@ -1,7 +1,7 @@
 """The commands by name. Each imports its modules when it runs, so that `--help` and wrong options need no torch."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextvars import copy_context
 from importlib import import_module
 from typing import NamedTuple
 
@@ -49,9 +49,8 @@ def call(name: str, argv: Sequence[str]) -> None:
     """Run a command with the words after its name; one that reads no options of a run gets them as its own."""
     command = import_module(COMMANDS[name].module)
     if not hasattr(command, "Options"):  # it reads options of a run
-        return command.main(name, argv)
-    from sftmix.config.schema import trusting  # not for the overview
+        return copy_context().run(command.main, name, argv)  # what names mean there ends with it
 
     args = import_module("sftmix.tools.runs.words").read_words(name, command, argv)
-    with trusting(None) if getattr(args, "trust", False) else nullcontext():
+    with import_module("sftmix.tools.runs.read").reading(args):
         command.main(args)

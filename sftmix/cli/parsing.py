@@ -14,6 +14,8 @@ from sftmix.config.merge import Tree, build, merge
 from sftmix.config.read import OF_COMPARE, config_file, merge_file
 from sftmix.config.schema import is_list, option_hints, options_of
 from sftmix.config.values import Word
+from sftmix.disk.places import Origin, started
+from sftmix.pipeline.signature import is_of_stranger, names_given
 from sftmix.words.errors import ConfigError
 
 
@@ -67,8 +69,15 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
     own = (arguments.options, *arguments.callbacks)
     # a class that is named here, as --splitter my_lab.Mine, may be in a config.yaml as well
     trust = None if arguments.trust else {str(value) for words in own for value in words.values()}
+    strangers = [] if arguments.trust else [file for file in arguments.configs if is_of_stranger(Path(file))]
+    for file in strangers:  # until this command ends
+        given = names_given(value for words in own for value in words.values())
+        started.set(Origin(given=given, within=Path(file).resolve().parent))
     for file in arguments.configs:
+        before = tree
         tree = merge_file(tree, file, applied, known, one_run=OF_COMPARE not in known, trust=trust)
+        if file in strangers:  # nothing is written where it says
+            tree = merge(tree, {"out": before.get("out"), "data.cache_dir": None})
     for words in own:
         tree = merge(tree, words, known)
     values = owner(**{name: tree[name] for name in known if name in tree})

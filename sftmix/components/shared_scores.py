@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from sftmix.disk.places import refuse_stranger
 from sftmix.words.errors import DataError
 
 HUB = "hub:"
@@ -27,7 +28,7 @@ def fetched_scores(name: str) -> Sequence[str]:
     """
     from huggingface_hub import snapshot_download
 
-    repository, _, revision = name.partition("@")  # me/scores@main; the name of a repository has no @
+    repository, _, revision = refuse_stranger(name).partition("@")  # me/scores@main; the name of a repository has no @
     try:
         place = snapshot_download(
             repository, repo_type="dataset", revision=revision or None, allow_patterns=list(SHARED_FILES)

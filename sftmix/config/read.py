@@ -14,7 +14,7 @@ from sftmix.config.load import load
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import trusting
-from sftmix.disk.places import PathLike
+from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, nearest, told
 from sftmix.words.plain import as_list
@@ -71,7 +71,8 @@ def read_layers(path: PathLike, applied: set[Path] | None = None, *, one_run: bo
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE} is {base!r}; allowed: a file, {RECIPE}NAME, or a list of them")
         # ../base.yaml begins at the file that names it, wherever the command is called
-        file = config_file(base if base.startswith(RECIPE) else str(path.parent / base), where=f"{path}: {BASE}")
+        named = base if base.startswith(RECIPE) else str(place_of(path.parent / base))
+        file = config_file(named, where=f"{path}: {BASE}")
         if Path(file).resolve() not in applied:  # by which two files that name each other end as well
             layers += read_layers(file, applied, one_run=one_run)
     return [*layers, (name, values)]

@@ -116,13 +116,18 @@ def trusting(paths: Collection[str] | None = ()) -> Iterator[None]:
         _trusted.pop()
 
 
+def trusts_all() -> bool:
+    """Return True within `trusting(None)`."""
+    return None in _trusted
+
+
 def import_class(path: str) -> type:
     """Import the class at an import path; in `trusting`, ForeignClassError for one that is not trusted.
 
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
-    trusted = _trusted[-1] if _trusted and None not in _trusted else None  # --trust holds for all that is called
+    trusted = _trusted[-1] if _trusted and not trusts_all() else None  # --trust holds for all that is called
     if trusted is not None and path not in {*trusted, *(one.path for _, kind in catalogue() for one in kind)}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "

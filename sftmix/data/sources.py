@@ -10,7 +10,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
-from sftmix.disk.places import HUB_ID, path_problem, place_of
+from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
 from sftmix.words.plain import not_utf8
@@ -66,7 +66,7 @@ def _reading(name: str, problem: str = ": cannot be read") -> Iterator[None]:
     """Raise DataError for whatever readers raise: datasets has errors of many libraries, some of them pages long."""
     try:
         yield
-    except DataError:
+    except (DataError, OutsideError):
         raise
     except BadRow as error:
         raise DataError(f"{name}{error}") from error

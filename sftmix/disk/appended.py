@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.disk.files import hashed, naming_full_disk, read_object
+from sftmix.disk.regular import regular
 from sftmix.words.errors import DifferenceError
 
 
@@ -19,7 +20,7 @@ def read_batches(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     # what is behind the last newline was cut short: without it the next batch would begin in the middle of a line
-    whole, newline, _ = file.read_bytes().rpartition(b"\n")
+    whole, newline, _ = regular(file).read_bytes().rpartition(b"\n")
     os.truncate(file, len(whole) + len(newline))
     records = list[dict[str, Any]]()
     damaged = 0
@@ -41,6 +42,6 @@ def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
 
     It does not wait for the disk, which at each row would be slower than a server; a power cut may cost the last ones.
     """
-    with naming_full_disk(file), file.open("ab") as part:
+    with naming_full_disk(file), regular(file).open("ab") as part:
         # {"file": "answers.jsonl.parts", "records": [...], "sha256": "..."}
         part.write(f"{json.dumps(hashed({'file': file.name, 'records': batch}))}\n".encode())

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.disk.hashes import sha256_file, sha256_json
+from sftmix.disk.regular import refuse_link, regular
 from sftmix.disk.texts import read_text
-from sftmix.words.errors import ConfigError, DifferenceError, NoSpaceError
+from sftmix.words.errors import DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
 
@@ -34,7 +35,7 @@ def hashed(value: Mapping[str, Any]) -> dict[str, Any]:
 def placing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; its file replaces `path`, whole, when the block ends. NoSpaceError on a full disk."""
     with naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(path.parent).mkdir(parents=True, exist_ok=True)
         # beside it, as os.replace fails between two file systems
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
         try:
@@ -95,26 +96,9 @@ def check_room(path: Path, needed: int) -> None:
         raise no_space(path, needed, "too little room for what is to be saved in")
 
 
-def refuse_links(directory: Path) -> None:
-    """Raise ConfigError for a link in a run directory: what is written below it would be written elsewhere.
-
-    Links of trackers are their own: in their folder those to what is in trackers/ as well, and all in folders within
-    it, where nothing of ours is. W&B makes trackers/wandb/latest-run, and trackers/wandb/run-1/logs/debug-core.log.
-    """
-    trackers = directory.resolve() / "trackers"
-    for folder, folders, files in os.walk(directory):
-        for path in (Path(folder, name) for name in (*folders, *files)):
-            room, *below = path.relative_to(directory).parts
-            own = room == "trackers" and (len(below) > 2 or path.resolve().is_relative_to(trackers))
-            if path.is_symlink() and not own:
-                raise ConfigError(
-                    f"{path} is a link, and a run is written and read within its own directory; put what it leads to "
-                    f"in its place (cp -rL {path} ...), or take it away"
-                )
-
-
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
+    refuse_link(directory)
     # .tmp-step-00000010.4711: name and process
     mine = directory.glob(f".tmp-{glob.escape(name)}.*") if name else directory.rglob(".tmp-*")
     for leftover in list(mine):
@@ -227,7 +211,9 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
     sync_path(final.parent)
 
 
-def verify_directory(path: Path, *, hashes: bool = True, without: str | None = None) -> str | None:
+def verify_directory(
+    path: Path, *, hashes: bool = True, without: str | None = None, within: Path | None = None
+) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
     A file of tensors that the manifest does not list is also a problem, hidden or not: torch's reader takes every
@@ -236,6 +222,8 @@ def verify_directory(path: Path, *, hashes: bool = True, without: str | None = N
 
     hashes   False: look at the sizes alone, which reads no file
     without  a folder that is left out
+    within   a directory above, in which all files are; None: they are in `path`
+    Raises ConfigError for a link in a run.
     """
     try:
         manifest = read_json(path / MANIFEST, files=dict, sha256=str)
@@ -246,7 +234,9 @@ def verify_directory(path: Path, *, hashes: bool = True, without: str | None = N
 
     def problem(name: str) -> str | None:
         file, entry = path / name, manifest["files"][name]
-        if not file.is_file():
+        if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(within or path)):
+            return f"{name} is elsewhere"
+        if not refuse_link(file).is_file():
             return f"{name} is missing"
         # ../../metrics.jsonl has grown: its first bytes must be the ones of then
         log, size = name.startswith("../") and name.endswith(".jsonl"), file.stat().st_size
@@ -303,7 +293,7 @@ def read_steps(stage: Path) -> list[dict[str, Any]]:
     path = stage / "metrics.jsonl"
     if not path.is_file():
         return []
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         lines = [
             read_object(line, f"{path}, line {number}", step=int)
             for number, line in enumerate(file, 1)

@@ -4,10 +4,12 @@ import hashlib
 import json
 from pathlib import Path
 
+from sftmix.disk.regular import regular
+
 
 def sha256_file(path: Path, size: int | None = None) -> str:
     """Return the hash of a file, or of its first `size` bytes."""
-    with path.open("rb") as f:
+    with regular(path).open("rb") as f:
         digest = hashlib.file_digest(f, "sha256") if size is None else hashlib.sha256(f.read(size))
     return digest.hexdigest()
 

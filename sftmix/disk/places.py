@@ -3,9 +3,12 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
+
+from sftmix.words.errors import ConfigError
 
 PathLike = str | os.PathLike[str]
 
@@ -37,20 +40,72 @@ def path_problem(path: PathLike) -> str | None:
 is_there = os.path.exists
 """True if there is such a file or directory; also False for a name that no file can have."""
 
-started: ContextVar[tuple[Sequence[PathLike], str]] = ContextVar("started", default=([""], ""))
-"""Directories in which relative names of options begin ("": here); and what a hub id means, as NAME@COMMIT."""
+
+class OutsideError(ConfigError):
+    """A name in the configuration of a stranger's run that leads out of the run's directory."""
+
+
+class Origin(NamedTuple):
+    """What the names in a configuration mean.
+
+    starts  directories in which relative ones begin; "": here
+    model   what a hub id means, as NAME@COMMIT
+    given   names of the command line, which begin here, and open any place
+    within  the directory of a stranger's run, which alone its other names open; None: they open any place
+    """
+
+    starts: Sequence[PathLike] = ("",)
+    model: str = ""
+    given: Collection[Path] = ()
+    within: Path | None = None
+
+
+started: ContextVar[Origin] = ContextVar("started", default=Origin())  # noqa: B039  # nothing in it is changed
+"""Where the configuration that is read was started, and by whom."""
 
 
 def place_of(name: PathLike) -> Path:
-    """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
-    places = [Path(start, os.path.expanduser(name)) for start in started.get()[0]]  # /data/x has no start
-    return next(filter(is_there, places), places[0])
+    """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home.
+
+    Raises OutsideError if a stranger's run names it, and it is no file or directory in the run. So a hub id of such a
+    run is not looked up.
+    """
+    origin = started.get()
+    starts = [""] if Path(name) in origin.given else origin.starts
+    places = [Path(start, os.path.expanduser(name)) for start in starts]  # /data/x has no start
+    place = next(filter(is_there, places), places[0])
+    in_run = origin.within and place.resolve().is_relative_to(origin.within)
+    if not (in_run and (place.is_file() or place.is_dir())):  # a pipe would never end
+        refuse_stranger(name)
+    return place
+
+
+def refuse_stranger(name: PathLike) -> str:
+    """Return a name; OutsideError if a stranger's run names it, and not the command line."""
+    origin = started.get()
+    if origin.within and Path(name) not in origin.given:
+        raise OutsideError(
+            f"{str(name)!r} is not in {origin.within}, which is not a run of yours, so it is not opened. Name what the "
+            "command needs, --data.train, --data.eval or --model.path, or add --trust, which treats the run as your "
+            "own. If it is yours, of another machine or container, let SFTMIX_STATE name the state directory of then"
+        )
+    return str(name)
+
+
+def is_outside(name: PathLike) -> bool:
+    """Return True for a name that `place_of` refuses."""
+    try:
+        place_of(name)
+    except OutsideError:
+        return True
+    return False
 
 
 def places_like(pattern: str) -> list[str]:
-    """Return the places that a pattern of `glob` matches, looked for where `place_of` looks."""
-    found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in started.get()[0])
-    return next(filter(None, found), [])
+    """Return the places that a pattern of `glob` matches, looked for where `place_of` looks; in no stranger's run."""
+    origin = started.get()
+    found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in origin.starts)
+    return [] if origin.within else next(filter(None, found), [])
 
 
 def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
@@ -68,5 +123,5 @@ def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
 
 def commit_of(name: str) -> str | None:
     """Return the commit that a hub id means; None: the newest one."""
-    recorded, _, commit = started.get()[1].rpartition("@")
+    recorded, _, commit = started.get().model.rpartition("@")
     return commit if recorded == name else None

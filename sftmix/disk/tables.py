@@ -17,6 +17,7 @@ import numpy as np
 
 from sftmix.disk.files import placing
 from sftmix.disk.places import PathLike, place_of
+from sftmix.disk.regular import regular
 from sftmix.disk.texts import decoded
 from sftmix.types import (
     MOST_GROUPS,
@@ -89,7 +90,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     text = pa.csv.ConvertOptions(column_types={"id": pa.string()})  # an id 007 stays so
     kind = "CSV" if os.fspath(path).endswith(".csv") else "Parquet"
     try:
-        with open(path, "rb") as file:  # given only a name, pyarrow makes a URL of it and fetches that
+        with regular(Path(path)).open("rb") as file:  # given only a name, pyarrow makes a URL of it and fetches that
             if kind == "CSV":
                 decoded(file.peek(4)[:4], "ignore")  # raises the error of another encoding
             table = pa.csv.read_csv(file, convert_options=text) if kind == "CSV" else pq.read_table(file)

@@ -4,15 +4,15 @@ import io
 import json
 from pathlib import Path
 
+from sftmix.disk.regular import regular
+
 _LARGEST = 1 << 26
 """Most bytes of a file of a run directory that is read at once."""
 
 
 def read_text(path: Path) -> str:
     """Return the text of a file of a run directory; raise OSError or ValueError for what no run writes."""
-    if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):  # a pipe would never end
-        raise OSError(f"it is not a file of at most {_LARGEST:,} bytes")
-    return decoded(path.read_bytes())
+    return decoded(regular(path, _LARGEST).read_bytes())
 
 
 def decoded(data: bytes, errors: str = "strict") -> str:

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 
 from sftmix.disk.files import read_json
 from sftmix.disk.places import commit_of
+from sftmix.disk.regular import refuse_link
 from sftmix.model.paths import model_place
 from sftmix.words.errors import ConfigError, DifferenceError
 
@@ -148,7 +149,7 @@ def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = Fa
 def _link(files: Mapping[str, Path], private: Path) -> None:
     """Put files into a private directory under their names: links, or what the file system has in their place."""
     for name, file in files.items():
-        place, there = private / name, file.resolve()
+        place, there = private / name, refuse_link(file).resolve()
         place.parent.mkdir(exist_ok=True)
         for way in (os.symlink, os.link, shutil.copyfile):  # Windows lets few make symbolic links
             try:

@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from sftmix.disk.places import place_of
+from sftmix.disk.places import is_outside, place_of
 from sftmix.options.model import LoraOptions, ModelOptions
 from sftmix.options.training import OF_SHARDS, StageTraining, TrainingOptions
 from sftmix.words.plain import PlainFields
@@ -29,7 +29,8 @@ class ReferenceModel(PlainFields):
     def files(self) -> list[str]:
         """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
         template = os.path.expanduser(self.template or "")
-        return [*filter(None, [self.path]), *([template] if os.path.isfile(place_of(template)) else [])]
+        is_file = template and not is_outside(template) and os.path.isfile(place_of(template))
+        return [*filter(None, [self.path]), *([template] if is_file else [])]
 
 
 _Class = TypeVar("_Class", bound=type)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sftmix.config.read import STARTED
 from sftmix.disk.files import (
     MANIFEST,
     placing,
@@ -20,10 +19,10 @@ from sftmix.disk.files import (
     remove_leftovers,
     write_json,
     write_manifest,
-    write_text,
 )
 from sftmix.disk.places import PathLike
 from sftmix.pipeline.lock import Hold
+from sftmix.pipeline.signature import write_start
 from sftmix.pipeline.validity import (
     ADOPTED,
     Inputs,
@@ -90,12 +89,10 @@ class RunDirectory(Hold):
             remove_leftovers(directory)
             here = os.getcwd()
             relative = os.path.relpath(here, self.path.resolve())  # of a run that is moved with its data
-            # Before config.yaml: that file in a directory without this one would be refused as somebody else's.
-            write_json(self.path / STARTED, {"directory": here, "relative": relative})
+            write_start(self.path, {"directory": here, "relative": relative}, configuration)
             written = directory / "inputs.json"
             if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
                 write_json(written, inputs)
-            write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):
                 equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)

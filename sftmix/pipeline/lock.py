@@ -13,6 +13,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 from sftmix.config.read import STARTED
 from sftmix.disk.files import NOT_SUPPORTED, read_json, remove_leftovers, write_json
 from sftmix.disk.places import PathLike, path_problem
+from sftmix.disk.regular import refuse_link
 from sftmix.words.ends import end_of
 from sftmix.words.errors import ConfigError, DifferenceError, InUseError, NoSpaceError
 
@@ -54,6 +55,8 @@ class Hold:
             raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for name in (".lock", ".lock.held"):
+                refuse_link(self.path / name)
             self._take_lock()
         except Timeout:
             raise InUseError(

@@ -14,7 +14,6 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.wants import Wants
-from sftmix.disk.files import refuse_links
 from sftmix.measure.summary import summarise
 from sftmix.model.load import model_config
 from sftmix.pipeline.context import RunContext, StageSpec, Values
@@ -62,7 +61,6 @@ def run(
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopSignal("at_once") as stop,  # inside: what it raises is noted as well
     ):
-        ranks.on_main(lambda: refuse_links(directory.path))
         check_same_directory(directory.path, ranks)
         # Asked for: refused before rows are read. auto looks for a compiler when it decides.
         if True in (config.training.compile, config_of_reference(config).training.compile):

@@ -11,6 +11,7 @@ from sftmix.config.read import STARTED
 from sftmix.config.wants import Wants
 from sftmix.disk.files import read_json
 from sftmix.disk.places import is_there, place_of
+from sftmix.disk.regular import keep_within
 from sftmix.pipeline.context import StageSpec
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.stages import STAGES, by_name
@@ -78,6 +79,7 @@ def _refuse_foreign(directory: Path, names: Iterable[str]) -> None:
 def check_directory(config: RunConfig, stages: Sequence[StageSpec] = STAGES) -> None:
     """Raise ConfigError for a directory with files that a run would replace, or that the run reads its inputs from."""
     directory = Path(config.out or "")
+    keep_within(directory)
     _refuse_foreign(directory, by_name(stages))
     read = [("model.path", config.model.path), ("reference.model.path", config_of_reference(config).model.path)]
     read += [(f"data.{key}", name) for key in ("train", "eval") for name in getattr(config.data, key) or []]

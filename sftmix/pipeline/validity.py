@@ -45,7 +45,7 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
     """
     if not (stage / MANIFEST).exists():
         return False
-    if problem := verify_directory(stage, without=None if weights else "model"):
+    if problem := verify_directory(stage, without=None if weights else "model", within=stage.parent):
         raise DifferenceError(f"{stage}: {problem}; restore it, or move {stage} away")
     return True
 

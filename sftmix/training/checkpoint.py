@@ -227,7 +227,7 @@ class CheckpointStore:
 
         def newest():
             for step in self.steps():
-                problem = verify_directory(self.path(step))
+                problem = verify_directory(self.path(step), within=self.directory.parent)
                 if problem is None:
                     self._verified = step
                     return step
@@ -251,7 +251,8 @@ class CheckpointStore:
         """Load `step` in place, at any world size; the weights only without an optimizer."""
         module, path = unwrap(wrapped), self.path(step)
         # Files may be gone since they were hashed, if a run saves beside an export.
-        if problem := self.world.from_main(lambda: verify_directory(path, hashes=step != self._verified)):
+        stage, known = path.parents[1], step == self._verified
+        if problem := self.world.from_main(lambda: verify_directory(path, hashes=not known, within=stage)):
             raise CheckpointError(f"{path}: {problem}")
         (tensors, _), reader = _tensors(module, None), dcp.HuggingFaceStorageReader(str(path))
         stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")

@@ -5,7 +5,7 @@ import pytest
 
 from sftmix.components import TrainedReference
 from sftmix.components.reference import FromCheckpoints, FromFile
-from sftmix.disk.places import started
+from sftmix.disk.places import Origin, started
 from sftmix.disk.tables import write_dynamics
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
@@ -47,7 +47,7 @@ def test_trained_reference_hands_its_options_to_the_loop():
 def test_a_pattern_of_checkpoints_is_looked_for_where_the_run_was_started(tmp_path):
     for number in (9, 10):
         (tmp_path / "output" / f"checkpoint-{number}").mkdir(parents=True)
-    here = started.set(([tmp_path / "elsewhere", tmp_path], ""))
+    here = started.set(Origin([tmp_path / "elsewhere", tmp_path]))
     paths = FromCheckpoints(paths=["output/checkpoint-*", "other"]).paths
     started.reset(here)
     assert paths == [str(tmp_path / "output" / "checkpoint-9"), str(tmp_path / "output" / "checkpoint-10"), "other"]

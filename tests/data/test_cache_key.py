@@ -15,6 +15,7 @@ DECIDE_NOTHING = {
     "sftmix.disk.files": "stores what it is given",
     "sftmix.disk.hashes": "the keys themselves",
     "sftmix.disk.places": "where files are",
+    "sftmix.disk.regular": "which files are read",
     "sftmix.options": "options, which are in the key",
     "sftmix.options.data": "options, which are in the key",
     "sftmix.options.ranges": "options, which are in the key",

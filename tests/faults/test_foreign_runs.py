@@ -70,7 +70,13 @@ def run(finished, tmp_path) -> Path:
             "",
             [STATUS],
         ),
-        ("config.yaml", 'model: {path: "\\e]52;c;aGk=\\a/x"}\n', 2, r"\x1b]52;c;aGk=\x07/x", [EXPORT, ["chat"]]),
+        (
+            "config.yaml",
+            'model: {path: "\\e]52;c;aGk=\\a/x"}\n',
+            2,
+            r"\x1b]52;c;aGk=\x07/x",
+            [EXPORT, [*EXPORT, "--trust"]],
+        ),
     ],
 )
 def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tmp_path):
@@ -145,19 +151,21 @@ def test_what_only_reads_a_run_imports_none_of_its_classes(name, run, someone):
     assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
 
 
-def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmix, monkeypatch):
+def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmix, monkeypatch, finished):
+    tiny = finished.tiny
+    rows = ["--model.path", str(tiny.model), "--data.train", str(tiny.train), "--data.eval", str(tiny.eval)]
     first, *others = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
     for given in ({name: first[name] for name in first if name != "selector"}, others[0]):
         write_json(run / "config.yaml", given)
         for words in (["report", str(run)], ["export", str(run), "--to", "to"], ["chat", str(run)]):
             monkeypatch.setattr(sys, "stdin", io.StringIO())
-            ended = sftmix(*words)
+            ended = sftmix(*words, *rows)
             assert ended.code == 0, ended.err
         assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
         shutil.rmtree("to")
     write_json(run / "config.yaml", first)  # its rows cannot be known
     for words in (["report", str(run)], ["suspects", str(run)]):
-        ended = sftmix(*words)
+        ended = sftmix(*words, *rows)
         assert (ended.code, ended.err.count("error: ")) == (2, 1), ended.err
         assert "of_someone.Mine is no component of this package, and what only reads" in ended.err
         assert "add --trust if you know it" in ended.err

@@ -21,7 +21,19 @@ def run(finished, tmp_path) -> Path:
     return shutil.copytree(finished.path, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["report", "suspects", "train/metrics.jsonl", "train/model/vocab.txt", "split"])
+OPENED = {
+    "report": ["report"],
+    "suspects": ["suspects"],
+    "train/metrics.jsonl": [*COMMANDS],
+    "train/model/vocab.txt": ["generate", "export"],
+    "train/model/model.safetensors": ["run", "generate", "export"],
+    "split": ["report", "suspects", "run", "export"],
+    "config.yaml": ["report", "suspects", "generate", "export"],
+}
+"""Names in a run, and the commands that open what is there, or write through it."""
+
+
+@pytest.mark.parametrize("name", OPENED)
 def test_no_link_of_a_run_is_followed(name, run, finished, sftmix, tmp_path):
     outside, place = tmp_path / "outside", run / name
     if place.exists():
@@ -33,30 +45,31 @@ def test_no_link_of_a_run_is_followed(name, run, finished, sftmix, tmp_path):
         (outside / "mine.txt").write_text("mine")
     place.symlink_to(outside)
     before = outside.read_bytes() if outside.is_file() else contents(outside)
-    for words in COMMANDS.values():
-        given = [part for word in words for part in (finished.words if word == "WORDS" else [word])]
+    for command in OPENED[name]:
+        given = [part for word in COMMANDS[command] for part in (finished.words if word == "WORDS" else [word])]
         ended = sftmix(*({"RUN": str(run), "TO": str(tmp_path / "to")}.get(word, word) for word in given))
-        assert ended.code == 2, ended.err
+        assert ended.code == 2, (command, ended.err)
         assert f"{name} is a link" in ended.err
     assert (outside.read_bytes() if outside.is_file() else contents(outside)) == before
     assert not (tmp_path / "to").exists()
 
 
-def test_links_of_a_tracker_within_its_folder_are_its_own(run, sftmix, tmp_path):
-    """As W&B leaves them (0.31): to a directory and a file in it, and from there to its logs. Others are refused."""
+def test_links_that_nobody_opens_do_no_harm(run, sftmix, tmp_path):
+    """As W&B leaves them (0.31): to a directory and a file in it, and from there to its logs."""
     made = run / "trackers" / "wandb" / "offline-run-1"
     made.mkdir(parents=True)
-    (made / "debug.log").write_text("log")
     (made.parent / "latest-run").symlink_to("offline-run-1")
-    (made.parent / "debug.log").symlink_to("offline-run-1/debug.log")
     (made / "debug-core.log").symlink_to(tmp_path / "core.log")
-    ended = sftmix("export", str(run), "--to", str(tmp_path / "to"))
-    assert ended.code == 0, ended.err
-    (made.parent / "id").symlink_to("../../train/metrics.jsonl")
-    ended = sftmix("export", str(run), "--to", str(tmp_path / "again"))
-    assert (ended.code, "trackers/wandb/id is a link" in ended.err) == (2, True)
-    shutil.rmtree(run / "trackers")
-    shutil.copytree(run / "train", tmp_path / "trackers")
-    (run / "trackers").symlink_to(tmp_path / "trackers")
-    ended = sftmix("export", str(run), "--to", str(tmp_path / "again"))
-    assert (ended.code, "trackers is a link" in ended.err) == (2, True)
+    for words in (["export", str(run), "--to", str(tmp_path / "to")], ["verify", str(run)]):
+        ended = sftmix(*words)
+        assert ended.code == 0, ended.err
+
+
+def test_the_lock_of_a_run_is_no_link(run, finished, sftmix, tmp_path):
+    """It is opened for writing, and some releases of filelock follow the link and cut the file."""
+    (tmp_path / "mine").write_text("mine")
+    (run / ".lock").unlink(missing_ok=True)
+    (run / ".lock").symlink_to(tmp_path / "mine")
+    ended = sftmix(*finished.words, "--out", str(run))
+    assert (ended.code, ".lock is a link" in ended.err) == (2, True)
+    assert (tmp_path / "mine").read_text() == "mine"

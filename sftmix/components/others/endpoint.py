@@ -17,6 +17,7 @@ from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, require
 from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.files import naming_damage
+from sftmix.disk.places import refuse_stranger
 from sftmix.options.reference import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, RowScores, TrainingDynamics
 from sftmix.words.errors import ConfigError, ContractError, DataError
@@ -102,7 +103,7 @@ class FromEndpoint(Reference):
         return self.rows.files()
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
-        scorers = {url: partial(self._connected, url) for url in self.urls}
+        scorers = {url: partial(self._connected, refuse_stranger(url)) for url in self.urls}
         return context.score_rows(
             scorers,
             model=self.rows,

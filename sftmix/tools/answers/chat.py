@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.cli.say import say
 from sftmix.tools.answers.options import Sampling
-from sftmix.tools.runs.read import read_json_if_there
+from sftmix.tools.runs.read import Reading, read_json_if_there
 from sftmix.tools.runs.results import at
 from sftmix.words.shown import as_lines
 
@@ -23,7 +23,7 @@ The line /reset forgets the conversation. Ctrl-C stops an answer and takes the t
 
 
 @dataclass
-class Options(Sampling):
+class Options(Sampling, Reading):
     place: str
     """RUN_OR_MODEL: run directory, model directory or hub id"""
     beside: str | None = field(default=None, kw_only=True)

@@ -16,7 +16,7 @@ from sftmix.disk.places import unwritable
 from sftmix.pipeline.validity import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
-from sftmix.tools.runs.read import Trust, read_finished, read_json_if_there
+from sftmix.tools.runs.read import Reading, read_finished, read_json_if_there
 from sftmix.tools.runs.shown import write_jsonl
 from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.fields import TEXT
@@ -37,7 +37,7 @@ docs/evaluation.md shows how the official judges take these files."""
 
 
 @dataclass
-class Options(AnswerOptions, Trust):
+class Options(AnswerOptions, Reading):
     place: str
     """RUN_OR_MODEL: run directory, model directory or hub id"""
     _: KW_ONLY

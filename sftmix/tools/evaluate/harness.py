@@ -14,12 +14,12 @@ from sftmix.disk.files import hashed, write_json
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.tools.evaluate.table import Score
 from sftmix.tools.runs.models import Dtype, FinishedModel
-from sftmix.tools.runs.read import read_json_if_there
+from sftmix.tools.runs.read import Reading, read_json_if_there
 from sftmix.words.errors import ConfigError, DataError
 
 
 @dataclass
-class Options:
+class Options(Reading):
     place: str
     """RUN: run directory or model"""
     _: KW_ONLY

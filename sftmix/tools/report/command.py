@@ -6,7 +6,7 @@ from pathlib import Path
 from sftmix.config.read import TABLE
 from sftmix.disk.files import naming_damage
 from sftmix.disk.places import is_there, unwritable
-from sftmix.tools.runs.read import Trust, refuse_no_run
+from sftmix.tools.runs.read import Reading, refuse_no_run
 from sftmix.words.errors import ConfigError
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
@@ -20,7 +20,7 @@ It needs plotly and scikit-learn: pip install -e '.[report]' in the checkout."""
 
 
 @dataclass
-class Options(Trust):
+class Options(Reading):
     run: str
     """RUN: finished run directory, or a table's"""
     _: KW_ONLY

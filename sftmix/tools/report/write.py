@@ -14,6 +14,7 @@ from sftmix.config.read import TABLE
 from sftmix.data.dataset import text_of
 from sftmix.disk.files import placing, read_steps, write_text
 from sftmix.disk.places import is_there
+from sftmix.disk.regular import regular
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
@@ -57,7 +58,7 @@ def write_report(
     """
     to = Path(to or run / "report" / "report.html")
     # Only a page of ours is written again.
-    if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in to.read_bytes()[:1000]):
+    if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in regular(to).read_bytes()[:1000]):
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     files = [to]
     if is_there(run / TABLE):
@@ -117,7 +118,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
             **dict(zip(("histogram-groups", "histogram-labels"), pictures.histograms(view), strict=True)),
             "hidden-map": hidden_map,
         },
-        "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
+        "suspects": pd.read_parquet(regular(listed)).head(SUSPECTS).to_dict("records") if listed.exists() else [],
         "view": view,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sftmix.disk.files import BEST, CHECKPOINTS, steps_in
 from sftmix.disk.places import is_there
+from sftmix.pipeline.signature import is_own
 from sftmix.pipeline.validity import is_finished, origin
 from sftmix.text.windows import Documents
 from sftmix.tools.runs.models import FinishedModel
@@ -39,8 +40,7 @@ def export_run(
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
     if best and checkpoint is not None:
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
-    # An adopted stage has no checkpoints of its own: only its outputs were taken over.
-    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
+    stored, model = _made_in(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
     steps = steps_in(stored) or steps_in(stored)  # a save may have replaced the only one during the first look
     if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):
         stored = model
@@ -59,3 +59,12 @@ def export_run(
         encoder = replace(encoder, renderer=Documents())
     with as_started(run):
         return export_stored(config, encoder, stored, to, step=checkpoint, dtype=dtype, merge=merge)
+
+
+def _made_in(stage: Path) -> Path:
+    """Return the stage with the checkpoints: an adopted one has none, as only its outputs were taken over.
+
+    Between two runs that are not both the user's own it is not followed: it leads out of the run that is read.
+    """
+    made = origin(stage)
+    return made if is_own(stage.parent) and is_own(made.parent) else stage

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.data import prepare
 from sftmix.disk.hashes import sha256_json
-from sftmix.disk.places import place_of
+from sftmix.disk.places import is_outside, place_of
 from sftmix.model.adapters import quantization_config
 from sftmix.model.compared import apart, probe_ids, probing, say_once
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
@@ -122,23 +122,32 @@ def encoder_of(finished: FinishedModel) -> Encoder:
         if run is not None:
             config, then = read_finished(run), made_from(run)["model"]
             path = config.model.path
-            place = place_of(path)
-            # `then` is a hash of files, as 3c156600..., or name and commit of the hub, as gpt2@607a30d7...
-            there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
-            if then and not (there and fingerprint(path) == then):
-                raise ConfigError(
-                    f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are "
-                    "others, or gone. Bring them back; or if that model lies elsewhere now, write its place as "
-                    f"model.path into {run / 'config.yaml'}"
-                )
+            exported = run / "train/model"
+            # A stranger's base is elsewhere; what needs it will not load it, and whole weights need none.
+            if then and not (exported.is_dir() and is_outside(path)):
+                _refuse_other(run, path, then)
             renderer = config.renderer
             options = replace(config.data, format="auto")  # `text` renders no turns, and nothing could be asked
-            if (exported := run / "train/model").is_dir():  # its template has the generation prompt of the rows
+            if exported.is_dir():  # its template has the generation prompt of the rows
                 path, options = str(exported), replace(options, template=None, template_options=None)
                 renderer = None
             else:
                 thinks = prepare(config.data, config.seed, config.row_format, progress=False).thinks
         return encoder_for(load_tokenizer(path), options, renderer, thinks=thinks)
+
+
+def _refuse_other(run: Path, path: str, then: str) -> None:
+    """Raise ConfigError for a base model that is not the recorded one.
+
+    then  a hash of files, as 3c156600..., or name and commit of the hub, as gpt2@607a30d7...
+    """
+    place = place_of(path)
+    there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
+    if not (there and fingerprint(path) == then):
+        raise ConfigError(
+            f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are others, "
+            "or gone. Bring them back; or if that model is elsewhere now, name its place: --model.path PLACE"
+        )
 
 
 def longest_together(model: Any, name: str) -> int:

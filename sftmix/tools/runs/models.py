@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sftmix.disk.files import refuse_links
+from sftmix.disk.regular import keep_within
 from sftmix.model.paths import model_place, named
 from sftmix.pipeline.validity import is_finished
 from sftmix.tools.runs.read import as_started, is_run, read_finished
@@ -61,7 +61,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
                 )
             models.append(FinishedModel(of, path, None))
             continue
-        refuse_links(run)
+        keep_within(run)
         stage = run / ("train" if wanted == "target" else wanted)
         path = str(stage.absolute() / "model")  # `as_started` moves relative names
         if wanted == "base":

@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from sftmix.config import RunConfig
 from sftmix.config.merge import ARGS, CLASS, build, merge
 from sftmix.config.read import STARTED, TABLE, read_yaml
 from sftmix.config.schema import ForeignClassError, component_bases, trusting
-from sftmix.disk.files import read_json, refuse_links
-from sftmix.disk.places import PathLike, is_there, started
+from sftmix.disk.files import read_json
+from sftmix.disk.places import Origin, is_there, started
+from sftmix.disk.regular import keep_within
+from sftmix.pipeline.signature import is_own, names_given
 from sftmix.pipeline.stages import by_name
 from sftmix.pipeline.validity import is_finished
 from sftmix.words.errors import ConfigError
@@ -27,6 +30,7 @@ def is_run(place: str | Path) -> bool:
 
 def refuse_no_run(place: Path) -> None:
     """Raise ConfigError for a directory of no run, such as a table's."""
+    keep_within(place)
     if not is_run(place):
         table = is_there(place / TABLE)
         what = f"is a table: name a run of it, {place}/VARIANT/seed-N" if table else "has no config.yaml"
@@ -53,17 +57,40 @@ def check_finished(run: Path) -> None:
 
     Raises ConfigError for a link in the run.
     """
-    refuse_links(run)
+    keep_within(run)
     for stage in run.iterdir():  # files as well: they have no manifest
         is_finished(stage, weights=False)
 
 
 @dataclass(kw_only=True)
-class Trust:
-    """The option of a command that `sftmix.cli.commands` reads."""
+class Reading:
+    """Options of a command that reads runs, in `reading`."""
 
     trust: bool = False
-    """import the classes of its own that its config.yaml names"""
+    """treat the run as your own: import its classes, open what its config.yaml names"""
+    data__train: list[str] = field(default_factory=list)
+    """FILE: the rows of the run, in the place of those that it names"""
+    data__eval: list[str] = field(default_factory=list)
+    """FILE: its held-out rows, likewise"""
+    model__path: str | None = None
+    """MODEL: its base model, likewise"""
+
+
+_given: ContextVar[Mapping[str, Any]] = ContextVar("given", default={})  # noqa: B039  # nothing is added to it
+"""Option of a run -> what the command line names in its place."""
+
+
+@contextmanager
+def reading(options: Any) -> Iterator[None]:
+    """Read runs as the options of a command say, if it has those of `Reading`."""
+    named = {key: getattr(options, key.replace(".", "__"), None) for key in ("data.train", "data.eval", "model.path")}
+    given = {key: name for key, name in named.items() if name} if isinstance(options, Reading) else {}
+    before = _given.set(given)
+    try:
+        with trusting(None) if getattr(options, "trust", False) else nullcontext():
+            yield
+    finally:
+        _given.reset(before)
 
 
 def read_finished(run: Path) -> RunConfig:
@@ -72,18 +99,33 @@ def read_finished(run: Path) -> RunConfig:
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their plain
     forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
     """
-    file = run / "config.yaml"
-    values, unread = read_yaml(file), dict[str, Any]()
+    values, unread = read_yaml(run / "config.yaml"), dict[str, Any]()
     with trusting():  # nobody: a class that is not of sftmix is a ForeignClassError
         for key, base in component_bases().items():
             try:
                 merge({}, {key: values[key]} if key in values else {})
             except ForeignClassError:
                 unread[key] = _unread(base, values.pop(key))
-        config = build(merge({}, values, of=str(file)))
+        config = _built(run, values)
     for key, component in unread.items():
         setattr(config, key, component)
     return config
+
+
+def read_whole(run: Path) -> RunConfig:
+    """Read the config.yaml of a run for what makes its steps: ForeignClassError for a class that is not of sftmix."""
+    with trusting():
+        return _built(run, read_yaml(run / "config.yaml"))
+
+
+def _built(run: Path, values: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration of a run with what the command line names; a stranger's run has no cache of its own."""
+    tree = merge({}, values, of=str(run / "config.yaml"))
+    if is_own(run):
+        return build(merge(tree, _given.get()))
+    strangers = copy_context()
+    strangers.run(started.set, started.get()._replace(within=run.resolve()))  # a constructor may look for files
+    return strangers.run(build, merge(tree, {**_given.get(), "data.cache_dir": None}))
 
 
 @contextmanager
@@ -93,14 +135,19 @@ def as_started(run: Path | None) -> Iterator[None]:
     A relative path begins in the directory of then: where it is now as seen from the run, which may have been moved
     with its data, or else where it was. The id of the model on the hub means the commit that was recorded.
 
+    In a run that is not the user's own they mean no place outside its directory, and no hub id: `place_of` raises
+    OutsideError.
+
     run  None: names mean what they mean here
     """
-    starts: list[PathLike] = [""]
+    origin = Origin()
     if run is not None:
         then = read_json(run / STARTED, directory=str, relative=str)
         # {"directory": "/data/me", "relative": "../.."} of /data/me/runs/first.
         starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
-    before = started.set((starts, str(made_from(run)["model"]) if run else ""))
+        within = None if is_own(run) else run.resolve()
+        origin = Origin(starts, str(made_from(run)["model"]), names_given(_given.get().values()), within)
+    before = started.set(origin)
     try:
         yield
     finally:

@@ -24,6 +24,8 @@ import sftmix
 from sftmix.disk.files import write_text
 from sftmix.disk.places import HUB_ID, is_there, place_of
 from sftmix.disk.tables import read_dynamics, write_dynamics, write_table
+from sftmix.disk.texts import read_text
+from sftmix.pipeline.signature import is_own
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.runs.read import as_started, made_from, read_finished, read_json_if_there
 from sftmix.tools.runs.rows import rows_of_run
@@ -104,7 +106,7 @@ def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
 
 def write_card(file: Path, card: str) -> None:
     """Write the card, unless there is an edited one."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    text = read_text(file) if file.exists() else ""
     # Nobody edited a card whose text has the hash that is under it.
     if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))
@@ -140,7 +142,7 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
     data  the metadata, of a model or of a data set
     """
     config = read_finished(run)
-    with as_started(run):
+    with as_started(run if is_own(run) else None):
         shown = without_directories(config.plain())
     shown.pop("out", None)  # a place on this machine
     folder = FileSystemLoader(Path(__file__).parent)

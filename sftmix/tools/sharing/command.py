@@ -8,7 +8,7 @@ from sftmix.cli.say import say
 from sftmix.disk.files import remove_leftovers
 from sftmix.disk.places import is_there
 from sftmix.tools.runs.models import Dtype
-from sftmix.tools.runs.read import Trust, refuse_no_run
+from sftmix.tools.runs.read import Reading, refuse_no_run
 from sftmix.words.errors import ConfigError
 
 ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
@@ -22,7 +22,7 @@ is written beside the weights. `hf upload OWNER/NAME my-model` puts it on the hu
 
 
 @dataclass
-class Options(Trust):
+class Options(Reading):
     run: str
     """RUN: run directory"""
     _: KW_ONLY

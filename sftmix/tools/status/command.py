@@ -14,6 +14,7 @@ from sftmix.cli.say import say
 from sftmix.config.read import TABLE, read_yaml
 from sftmix.disk.files import MANIFEST, naming_damage, read_steps
 from sftmix.disk.places import is_there
+from sftmix.disk.regular import keep_within
 from sftmix.tools.runs.read import read_json_if_there, stages_in
 from sftmix.tools.runs.results import at, held_out
 from sftmix.tools.runs.shown import markdown_table
@@ -78,6 +79,7 @@ def look_at(run: Path) -> dict[str, Any]:
 
     Raises ConfigError if it is neither, DifferenceError if its files are not as a run writes them.
     """
+    keep_within(run)
     with naming_damage(f"a file of {run}"):
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):

@@ -17,7 +17,7 @@ from sftmix.config.schema import find_component
 from sftmix.disk.files import placing, write_manifest
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
-from sftmix.tools.runs.read import Trust, check_finished, is_run
+from sftmix.tools.runs.read import Reading, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError
@@ -42,7 +42,7 @@ SHOWN = """\
 
 
 @dataclass
-class Options(Trust):
+class Options(Reading):
     rows: list[str]
     """RUN|FILE: a run directory, or files of rows"""
     _: KW_ONLY

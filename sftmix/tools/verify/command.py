@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.cli.say import say
-from sftmix.tools.runs.read import Trust
+from sftmix.tools.runs.read import Reading
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.window import Trained, refuse_too_few_ranks, window_of
 from sftmix.words.errors import DifferenceError
@@ -23,7 +23,7 @@ It ends with 0 if all is the same, and with 4 if something differs."""
 
 
 @dataclass
-class Options(Trust):
+class Options(Reading):
     run: str
     """RUN: run directory, finished or not"""
     _: KW_ONLY

@@ -17,8 +17,8 @@ from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.others.mixing import MeasureMixing
-from sftmix.config.read import read_config
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
+from sftmix.disk.regular import refuse_link
 from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
 from sftmix.options.training import CheckpointOptions
@@ -32,7 +32,7 @@ from sftmix.pipeline.stages import BASE, LAST_SPLIT, STAGES
 from sftmix.pipeline.start import entered
 from sftmix.pipeline.validity import differences, is_finished
 from sftmix.ranks.world import start_world
-from sftmix.tools.runs.read import as_started, stages_in
+from sftmix.tools.runs.read import as_started, read_whole, stages_in
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import Window, same_bits
@@ -64,7 +64,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
     and the errors of files and rows that cannot be read.
     """
     with as_started(window.run):
-        config = read_config(window.run / "config.yaml")
+        config = read_whole(window.run)
         with (
             contextlib.redirect_stdout(sys.stderr),  # stdout has the certificate alone, which --json reads
             adding_in_order(config.training.deterministic),
@@ -94,7 +94,10 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
 
 def check_files(window: Window) -> list[Finding]:
     """Compare the outputs of each finished stage, and each checkpoint of the window's stage, with their hashes."""
-    problems = {f"checkpoint {step}": verify_directory(window.checkpoint(step)) for step in window.checkpoints}
+    problems = {
+        f"checkpoint {step}": verify_directory(window.checkpoint(step), within=window.run / window.stage)
+        for step in window.checkpoints
+    }
     for stage in stages_in(window.run):
         try:
             is_finished(window.run / stage)
@@ -126,10 +129,11 @@ def lay_out(window: Window, place: Path) -> None:
 
     Each file is a link, but each directory a new one, so that a file made here replaces none of the run.
     """
-    for file in filter(Path.is_file, window.run.glob("*/**/*")):  # in the folders of stages: not config.yaml
-        name = file.relative_to(window.run)
-        if name.parts[1] not in HEAVY:
-            _link(file, place / name)
+    for stage in stages_in(window.run):
+        for file in filter(Path.is_file, refuse_link(window.run / stage).rglob("*")):
+            name = file.relative_to(window.run)
+            if name.parts[1] not in HEAVY:
+                _link(file, place / name)
     if window.start:
         _link(window.checkpoint(window.start), step_path(place / window.stage / CHECKPOINTS, window.start))
 
@@ -137,7 +141,7 @@ def lay_out(window: Window, place: Path) -> None:
 def _link(file: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)  # it may have been made here
-    target.symlink_to(file.absolute())
+    target.symlink_to(refuse_link(file).absolute())
 
 
 # ------------------------------------------------------------------------------------------- the replay

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sftmix.config.read import read_config
 from sftmix.disk.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import TRAINED
 from sftmix.pipeline.validity import origin
-from sftmix.tools.runs.read import as_started, refuse_no_run
+from sftmix.tools.runs.read import as_started, read_whole, refuse_no_run
 from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
 def refuse_too_few_ranks(window: Window) -> None:
     """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
     with as_started(window.run):
-        config = read_config(window.run / "config.yaml")
+        config = read_whole(window.run)
     from sftmix.tools.runs.start import refuse_one_rank  # with what reads rows, which no help waits for
 
     own = config_of_reference(config) if window.stage == "reference" else config

@@ -16,6 +16,7 @@ from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import finished_models
 from sftmix.types import Message
 from sftmix.words.errors import ConfigError, ContractError, DataError
+from tests.tiny import sign
 
 ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
 MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}
@@ -224,6 +225,7 @@ def change(run, part: str = "", **options) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     (config[part] if part else config).update(options)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    sign(run)
 
 
 def inputs(models):

@@ -11,6 +11,7 @@ from sftmix.tools.evaluate.harness import find_tasks, harness_of, scores_of
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import FinishedModel
 from sftmix.words.errors import ConfigError
+from tests.tiny import sign
 from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, question, write_rows
 
 WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("
@@ -63,6 +64,7 @@ def alpaca(finished, tmp_path_factory):
     config["data"]["template"] = "alpaca"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(finished.path / "started.json", run)
+    sign(run)
     return load_finished(FinishedModel("target", str(finished.path / "train" / "model"), run))
 
 

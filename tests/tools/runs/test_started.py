@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sftmix.disk.places import place_of
 from sftmix.tools.quickstart import CHAT_TEMPLATE
-from tests.tiny import SHORT, Tiny, contents, in_this_process
+from tests.tiny import SHORT, Tiny, contents, in_this_process, sign
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +60,7 @@ def moved(project, tmp_path) -> Path:
     place = Path(shutil.copytree(project, tmp_path / "moved"))
     record = place / "runs" / "lora" / "started.json"
     record.write_text(record.read_text().replace(str(project), str(tmp_path / "gone")))
+    sign(record.parent)
     return place
 
 
@@ -100,6 +101,7 @@ def test_a_relative_run_is_not_another_one_of_the_directory_where_it_was_started
     place = Path(shutil.copytree(project, tmp_path / "place"))
     record = place / "runs" / "lora" / "started.json"
     record.write_text(record.read_text().replace(str(project), str(place)))
+    sign(record.parent)
     other = Path(shutil.copytree(place / "runs" / "lora", tmp_path / "runs" / "lora"))
     (other / "train/model/chat_template.jinja").write_text(CHAT_TEMPLATE)
     (place / "sub").mkdir()
@@ -139,7 +141,7 @@ def test_another_base_is_refused_by_name(kind, what, moved, decoy, tmp_path):
     code, printed, written = read(kind, moved / "runs" / "lora", tmp_path / "x" / "to", cwd=decoy)
     assert code == 2, printed
     assert "is not the model that RUN was made from" in printed
-    assert "write its place as model.path into RUN/config.yaml" in printed
+    assert "name its place: --model.path PLACE" in printed
     assert not [name for name in written if not name.endswith("inputs.json")]
 
 
@@ -153,18 +155,16 @@ def test_nobody_talks_to_another_base(beside, moved, monkeypatch):
     assert f"my/model ({model}) is not the model that {run} was made from" in done.stderr
 
 
-def test_a_base_that_lies_elsewhere_now_is_named_in_the_configuration(moved, decoy, tmp_path, monkeypatch):
+def test_a_base_that_lies_elsewhere_now_is_named_by_an_option(moved, decoy, tmp_path, monkeypatch):
     """Here by a path with ~, which no file of a model may hold: PEFT would not find its base."""
     run, before = moved / "runs" / "lora", tmp_path / "before"
     assert in_this_process("export", str(run), "--merge", "--to", str(before), cwd=decoy).returncode == 0
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (moved / "my" / "model").rename(tmp_path / "home" / "base")
-    file = run / "config.yaml"
-    assert "path: my/model" in file.read_text()
-    file.write_text(file.read_text().replace("path: my/model", "path: ~/base"))
     after = tmp_path / "after"
-    assert in_this_process("export", str(run), "--merge", "--to", str(after), cwd=decoy).returncode == 0
+    words = ["export", str(run), "--merge", "--to", str(after), "--model.path", "~/base"]
+    assert in_this_process(*words, cwd=decoy).returncode == 0
     assert contents(after, but=["README.md"]) == contents(before, but=["README.md"])
 
 
