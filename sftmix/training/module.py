@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
+from sftmix.model.experts import cast_experts
 from sftmix.model.head import head_of
 from sftmix.model.layers import decoder_layers
 from sftmix.model.packing import attention_of, is_flash, known_rows
@@ -37,6 +38,7 @@ class TrainingModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
         super().__init__()
+        cast_experts(model)
         self.padding_free = False
         self.model = model
         self.head = head_of(model)

@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeo
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
+from sftmix.model.experts import expert_weights
 from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
 from sftmix.model.meta import fill
 from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
@@ -120,8 +121,11 @@ def training_module(
     unwrap(module).padding_free = _shares_rows(
         module, options, precision=precision, world=world, attention=attention, packed=packed
     )
-    if trains:  # last, so that no shapes of probes are compiled
-        prepare_layers(model, options)
+    if trains:
+        if world.is_main and (experts := expert_weights(model)):
+            dtype, way = "bfloat16" if precision == "bf16" else "float32", model.config._experts_implementation
+            print(f"{len(experts)} weights of experts compute in {dtype}, as linear layers do ({way})", flush=True)
+        prepare_layers(model, options)  # last, so that no shapes of probes are compiled
     return module
 
 
