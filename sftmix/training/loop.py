@@ -22,6 +22,7 @@ from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
 from sftmix.training.choices import compiled, decide, plan_wrapping
+from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
@@ -110,6 +111,7 @@ class TrainingLoop:
             StopSignal("at_step") as signal,
             few_plans(self.module, stage.data.lengths),
             self.store.finishing(),
+            Collector() as garbage,
         ):
             metrics = log.last
             before = self._call("on_stage_start", metrics)
@@ -118,6 +120,7 @@ class TrainingLoop:
             self._save_or_stop(signal)  # ranks also agree on an end before the first step
             while self.step < self.total and not self.stopped_by:
                 metrics = self.advance()
+                garbage.after_step()
                 bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
                 full_disk = self._note(log, metrics)  # the line before the checkpoint, which has its hash
