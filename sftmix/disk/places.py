@@ -47,6 +47,11 @@ def place_of(name: PathLike) -> Path:
     return next(filter(is_there, places), places[0])
 
 
+def cache_root(cache_dir: str | None = None) -> Path:
+    """Return the directory of the cache: `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix."""
+    return Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
+
+
 def places_like(pattern: str) -> list[str]:
     """Return the places that a pattern of `glob` matches, looked for where `place_of` looks."""
     found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in started.get()[0])
