@@ -26,6 +26,7 @@ from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
+from sftmix.training.pace import Pace
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.signals import StopSignal
@@ -75,6 +76,7 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         self.saved = 0  # the last step that has a checkpoint, or needs none: the start
+        self.pace = Pace()
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
@@ -250,6 +252,8 @@ class TrainingLoop:
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]  # of all ranks
         self.step += 1
         tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
+        if self.world.device.type == "cpu" and (line := self.pace.after(tokens, seconds)):
+            self._say(line)
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.
