@@ -82,7 +82,8 @@ def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
     Raises ConfigError if CUDA has started without WORKSPACE, and they are wanted.
     """
     own = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic  # a module whose attribute torch declares nowhere
+    filled = memory.fill_uninitialized_memory
     if wanted is True and WORKSPACE not in os.environ:
         if torch.cuda.is_initialized():
             raise ConfigError(
@@ -92,9 +93,9 @@ def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
         os.environ[WORKSPACE] = ":4096:8"
     if wanted != "auto":
         torch.use_deterministic_algorithms(wanted)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(own[0], warn_only=own[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        memory.fill_uninitialized_memory = filled
