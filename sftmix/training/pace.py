@@ -2,6 +2,8 @@
 
 import os
 
+import torch
+
 WINDOW = 10.0
 """Seconds of steps of which a rate is made."""
 FELL = 5
@@ -11,12 +13,12 @@ LASTS = 60.0
 
 
 class Pace:
-    """The rates of the steps of one process; it says once that they fell."""
+    """The rates of the steps of one process; on a CPU it says once that they fell."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.tokens = self.seconds = 0.0
         self.best = self.slow = 0.0
-        self.said = False
+        self.said = device.type != "cpu"
 
     def after(self, tokens: int, seconds: float) -> str | None:
         """Note the tokens and seconds of a step; return the line that is due, or None."""

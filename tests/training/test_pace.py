@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from sftmix.ranks.world import World
 from sftmix.training import pace
@@ -12,9 +13,9 @@ from tests.toy import toy_stage
 from tests.training.loop_claims import BATCHES, DATA
 
 
-def lines(steps: list[tuple[int, float]]) -> list[int]:
+def lines(steps: list[tuple[int, float]], kind: str = "cpu") -> list[int]:
     """The numbers of the steps, of so many tokens and seconds, after which a line is due."""
-    one = Pace()
+    one = Pace(torch.device(kind))
     return [number for number, step in enumerate(steps, start=1) if one.after(*step)]
 
 
@@ -32,6 +33,7 @@ def lines(steps: list[tuple[int, float]]) -> list[int]:
 )
 def test_a_line_is_due_once_after_a_slow_minute(steps, due):
     assert lines(steps) == due
+    assert lines(steps, "cuda") == []
 
 
 def test_the_loop_says_it(tmp_path, monkeypatch, capsys):
