@@ -1,6 +1,7 @@
 """What has hardly been run on a GPU, in one command: tests, loss, steps, a run, TRL beside it, the estimate of memory.
 
     python -m benchmarks.first_gpu_hour --minutes 60       parts that have a result are skipped: call it again to go on
+    python -m benchmarks.first_gpu_hour --minutes 9.5      of a loan of 15 minutes; a second call has --minutes 3.5
     python -m benchmarks.first_gpu_hour --tiny             a rehearsal on a CPU, of some minutes
 
 Needs one GPU, torch, the package and what it depends on; for the first part the packages of `sftmix[test]`, and TRL
@@ -91,7 +92,9 @@ PARTS = {
     "loss-2048x248320": Part(2, f"{LOSS} --head 2048x248320 --rows 16384 --rounds 10"),
     "step-small": Part(2, f"{STEP} padded --model {{0}}/small"),
 }
-"""The parts in the order of their worth; the first eight, which are the main ones, take 14 minutes."""
+"""The parts in the order of their worth; the first eight, which are the main ones, take 14 minutes.
+
+The first five take 9 minutes: a call of 9.5 has them. A second call of 3.5 has the sixth, a checkpoint on one rank."""
 TINY = {
     "loss": "--quick --head smollm2-135m --rows 8 --rounds 2 --dtype float32",
     "step": "--quick --limit 16 --max_length 48 --global_batch_size 4 --micro_batch_size 2 --steps 2 --warm_up 1",

@@ -5,8 +5,10 @@ token slots are padding, and so that the ranks of a micro-step have about the sa
 """
 
 import bisect
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -73,11 +75,12 @@ def deal(
     if groups is None:
         expected = examples or int((tokens or lengths.sum()) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
+    tokens_of = {slot.row: int(lengths[slot.row]) for unit in units for slot in unit}
     # 2 * len(units) limits nothing: a unit has at most two slots.
-    limits = _Limits(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
+    limits = _Limits(tokens_of, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
     # Sorted, so that the ranks of a micro-step have about the same work.
     bins = sorted(_deal(units, limits), key=limits.cost, reverse=True)
-    shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
+    shortest = min((slot for unit in units for slot in unit), key=lambda slot: tokens_of[slot.row])
     filler = (Slot(shortest.row, 0.0),)
     # Pairs 0-3 and 1-2, single 4, lengths 5 4 6 3 2, two ranks, two examples: rank 0 gets 1-2, rank 1 gets 0-3; then
     # rank 0 gets 4, and rank 1 a filler, 4 again with NTP weight 0.
@@ -93,9 +96,9 @@ def deal(
 
 
 class _Limits(NamedTuple):
-    """The limits of a micro-batch, and measures of a set of units against them."""
+    """The limits of a micro-batch, and measures of a set of units against them; `lengths` are those of rows."""
 
-    lengths: Int64
+    lengths: Mapping[int, int]
     ranks: int
     examples: int
     tokens: int | None
@@ -103,11 +106,11 @@ class _Limits(NamedTuple):
     padding_free: bool
 
     def weight(self, unit: Unit) -> int:
-        return sum(int(self.lengths[slot.row]) for slot in unit)
+        return sum([self.lengths[slot.row] for slot in unit])
 
     def cost(self, units: Sequence[Unit]) -> int:
         """Count the token slots of the units in one micro-batch, with idle segments."""
-        lengths = [int(self.lengths[slot.row]) for unit in units for slot in unit]
+        lengths = [self.lengths[slot.row] for unit in units for slot in unit]
         idle = max(0, self.segments - len(lengths)) if self.ranks > 1 else 0  # of FSDP; other wrappings leave them out
         return token_slots(lengths, self.segments, padding_free=self.padding_free) + idle
 
@@ -162,33 +165,47 @@ def _spread_tokens(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal 
     right order seldom is the best. Return None if no deal is within the limits.
     """
     best: Deal | None = None
+    least, weights = math.inf, [limits.weight(unit) for unit in units]
     noise = np.random.default_rng(0)  # the same numbers on each rank, which deals for all
     for off in OFF if limits.padding_free and limits.ranks > 1 else OFF[:1]:
+        factors = noise.lognormal(sigma=off, size=len(units)).tolist()
         # Pairs first: singles dealt before would leave one free place here and there, where no pair fits.
-        ordered = sorted(units, key=lambda u: (-len(u), -limits.weight(u) * noise.lognormal(sigma=off)))
-        best = min(filter(None, (best, _in_order(ordered, limits, n_bins))), key=limits.total, default=None)
-        if best is not None and limits.ranks * limits.total(best) <= EVEN * sum(map(limits.weight, units)):
+        keys = [(-len(unit), -weight * factor) for unit, weight, factor in zip(units, weights, factors, strict=True)]
+        ordered = sorted(range(len(units)), key=keys.__getitem__)
+        bins = _in_order([(units[k], weights[k]) for k in ordered], limits, n_bins)
+        if bins is not None and (total := limits.total(bins)) < least:
+            best, least = bins, total
+        if limits.ranks * least <= EVEN * sum(weights):
             break
     return best
 
 
-def _in_order(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal | None:
-    """Deal each unit to the micro-batch of fewest tokens that has room for it; None: one has none, or gets too much."""
+def _in_order(units: Sequence[tuple[Unit, int]], limits: _Limits, n_bins: int) -> Deal | None:
+    """Deal each unit to the micro-batch of fewest tokens that has room for it; None: one has none, or gets too much.
+
+    units  with their tokens; pairs are before singles
+    """
     bins: Deal = [[] for _ in range(n_bins)]
-    tokens, free = np.zeros(n_bins), np.full(n_bins, limits.examples)
-    for unit in units:
-        best = np.argmin(np.where(free >= len(unit), tokens, np.inf))  # 0 if none has room: hence the next line
-        if free[best] < len(unit):
-            return None
-        bins[best].append(unit)
-        tokens[best] += limits.weight(unit)
-        free[best] -= len(unit)
-    return bins if all(limits.holds(units, limits.tokens) for units in bins) else None
+    tokens, free = [0] * n_bins, [limits.examples] * n_bins
+    for size, alike in groupby(units, key=lambda of: len(of[0])):
+        # A heap of those with room: the one of fewest tokens, and of equals the first, is on top.
+        room = [(tokens[k], k) for k in range(n_bins) if free[k] >= size]
+        heapq.heapify(room)
+        for unit, weight in alike:
+            if not room:
+                return None
+            best = heapq.heappop(room)[1]
+            bins[best].append(unit)
+            tokens[best] += weight
+            free[best] -= size
+            if free[best] >= size:
+                heapq.heappush(room, (tokens[best], best))
+    return bins if all(limits.holds(share, limits.tokens) for share in bins) else None
 
 
 def _by_length(units: Sequence[Unit], limits: _Limits) -> Deal:
     """Cut the units, in order of length, into micro-batches: in few micro-steps, and the largest one small."""
-    ordered = sorted(units, key=lambda unit: -max(int(limits.lengths[slot.row]) for slot in unit))
+    ordered = sorted(units, key=lambda unit: -max(limits.lengths[slot.row] for slot in unit))
     bins = _cut(ordered, limits, limits.tokens)
     n_bins = len(bins) + -len(bins) % limits.ranks  # 5 on 4 ranks: 8, two whole micro-steps
     # The smallest size of the largest micro-batch that needs no more of them, by halving an interval.
@@ -222,12 +239,16 @@ def _by_length(units: Sequence[Unit], limits: _Limits) -> Deal:
 
 def _cut(units: list[Unit], limits: _Limits, tokens: int | None) -> Deal:
     """Cut units into runs, each as long as fits into a micro-batch of `tokens` token slots."""
-    bins = []
-    while units:
-        longer = range(2, min(len(units), limits.examples) + 1)
+    bins, start = [], 0
+    real = [0, *accumulate(map(limits.weight, units))]  # tokens of the first n units
+    while start < len(units):
+        # No run is longer than real tokens allow; padded ones are counted for few units.
+        most = len(units) if tokens is None else bisect.bisect_right(real, real[start] + tokens) - 1
+        longer = range(2, min(most - start, limits.examples) + 1)
         # One more unit never costs less, so bisection finds the longest run that fits.
         # If 2 and 3 units fit and 4 do not, the place of 4 in 2, 3, 4, ... is 2: a run of 3.
-        count = 1 + bisect.bisect_left(longer, True, key=lambda n: not limits.holds(units[:n], tokens))
-        bins.append(units[:count])
-        units = units[count:]
+        rest = units[start : start + len(longer) + 1]
+        count = 1 + bisect.bisect_left(longer, True, key=lambda n: not limits.holds(rest[:n], tokens))
+        bins.append(rest[:count])
+        start += count
     return bins

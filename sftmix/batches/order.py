@@ -2,23 +2,22 @@
 
 `TrainingOrder` makes the global batches of a stage from the pairs of each epoch: a pure function of (pairs, seed,
 step), so a resume needs only the step. An epoch is a list of *units* (`epoch_units`), which `global_batches` cuts. A
-unit is a pair of slots, or a single slot; its slots stay in one micro-batch.
+unit is a pair of slots, or a single slot; its slots stay in one micro-batch. Units are arrays until a step has them.
 """
 
 import bisect
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 
 from sftmix.disk.hashes import sha256_json
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.rng import generator
-from sftmix.types import Encoded, Int64, Rows
+from sftmix.types import Bool, Encoded, Int64, Rows
 from sftmix.words.errors import ConfigError
 from sftmix.words.plain import as_written
 
@@ -90,6 +89,7 @@ class Slot:
 
 
 Unit = tuple[Slot, ...]
+Made = TypeVar("Made")
 
 
 def digest(units: Sequence[Unit]) -> str:
@@ -146,7 +146,7 @@ class TrainingOrder:
         several = pairs is not None and (self._size % 2 or len(np.unique(pairs)) < pairs.size)
         return len(self._batches_of(epoch)) if several else self._expected
 
-    def _made(self, epoch: int) -> list[list[Unit]]:
+    def _made(self, epoch: int) -> "Runs[list[Unit]]":
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
         units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
         batches = global_batches(units, self._size)
@@ -171,7 +171,31 @@ class TrainingOrder:
 # ---------------------------------------------------------------------------------------------------- units of an epoch
 
 
-def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> list[Unit]:
+class Runs(Sequence[Made]):
+    """Runs of what arrays hold, from each of `starts` i[runs + 1] to the next; a run is made when it is asked for.
+
+    A million rows as objects would be 188 MiB.
+    """
+
+    def __init__(self, starts: Int64, make: Callable[[int, int], Made]) -> None:
+        self.starts = starts
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Made: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Made]: ...
+    def __getitem__(self, index: int | slice) -> Made | list[Made]:
+        numbers = range(len(self))[index]
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        return self._make(int(self.starts[numbers]), int(self.starts[numbers + 1]))
+
+
+def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> Runs[Unit]:
     """Units of one epoch, in training order; every row carries NTP loss exactly once.
 
     Rows in no pair are shuffled and spread evenly among the pairs, two at a time, so that every global batch but the
@@ -181,31 +205,37 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     """
     if pairs is None:
         order = generator(seed, "order", epoch).permutation(n_rows)
-        return [(Slot(row),) for row in order.tolist()]
-    # [[0, 3], [1, 3]] -> weights 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
-    weights = np.zeros(pairs.size)
-    weights[np.unique(pairs, return_index=True)[1]] = 1.0  # the first slot of each row
-    slots = list(map(Slot, pairs.ravel().tolist(), weights.tolist()))
-    paired = zip(slots[::2], slots[1::2], strict=True)
+        return _units(order, np.ones(n_rows, dtype=bool), np.arange(n_rows + 1))
+    # [[0, 3], [1, 3]] -> first 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
+    first = np.zeros(pairs.size, dtype=bool)
+    first[np.unique(pairs, return_index=True)[1]] = True
     rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
-    singles = ((Slot(row),) for row in rows.tolist())
-    twos = len(rows) // 2  # places that two singles share
+    twos, odd = divmod(len(rows), 2)  # two singles share a place
     total = len(pairs) + twos
-    places = {int((k + 0.5) * total / twos) for k in range(twos)}  # 2 pairs, 3 twos: 0, 2, 4
-    merged: list[Unit] = []
-    for place in range(total):
-        merged += itertools.islice(singles, 2) if place in places else itertools.islice(paired, 1)
-    return [*merged, *singles]  # an odd one is last
+    paired = np.ones(total, dtype=bool)
+    paired[((np.arange(twos) + 0.5) * total / max(twos, 1)).astype(int)] = False  # 2 pairs, 3 twos: 0, 2, 4
+    slots, carries, begins = np.empty((total, 2), dtype=int), np.ones((total, 2), dtype=bool), np.ones((total, 2), bool)
+    slots[paired], slots[~paired] = pairs, rows[: 2 * twos].reshape(-1, 2)
+    carries[paired] = first.reshape(-1, 2)
+    begins[paired, 1] = False
+    starts = np.append(np.flatnonzero(begins), np.arange(2 * total, 2 * total + odd + 1))  # an odd single is last
+    return _units(np.append(slots, rows[2 * twos :]), np.append(carries, np.ones(odd, dtype=bool)), starts)
 
 
-def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:
+def _units(rows: Int64, carries: Bool, starts: Int64) -> Runs[Unit]:
+    """Return units as arrays: rows i64[S] of the slots, which of them carry NTP loss b[S], starts i64[units + 1]."""
+    rows = rows.astype(np.int32)
+
+    def unit(start: int, end: int) -> Unit:
+        return tuple(map(Slot, rows[start:end].tolist(), carries[start:end].astype(float).tolist()))
+
+    return Runs(starts.astype(np.int32), unit)
+
+
+def global_batches(units: Runs[Unit], global_batch_size: int) -> Runs[list[Unit]]:
     """Cut the epoch into global batches of `global_batch_size` slots; the last may be short."""
-    batches: list[list[Unit]] = []
-    room = 0
-    for unit in units:
-        if len(unit) > room:  # pairs 0-3 and 1-2, then 4 and 5, in batches of 3: 0 3 | 1 2 4 | 5
-            batches.append([])
-            room = global_batch_size
-        batches[-1].append(unit)
-        room -= len(unit)
-    return batches
+    cuts = [0]
+    while cuts[-1] < len(units):  # pairs 0-3 and 1-2, then 4 and 5, in batches of 3: 0 3 | 1 2 4 | 5
+        full = int(units.starts[cuts[-1]]) + global_batch_size
+        cuts.append(max(int(np.searchsorted(units.starts, full, side="right")) - 1, cuts[-1] + 1))
+    return Runs(np.array(cuts), lambda start, end: units[start:end])

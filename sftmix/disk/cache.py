@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from sftmix.disk.files import commit_directory, is_full, read_json, remove_leftovers, verify_directory, write_json
 from sftmix.disk.hashes import sha256_json
+from sftmix.disk.places import cache_root
 from sftmix.words.errors import ConfigError, NoSpaceError
 
 SOURCES = ("text/*", "data/*", "types/*", "words/*", "components/renderer", "components/row_format", "disk/texts")
@@ -53,7 +54,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
 
     What a killed process left of it is removed.
 
-    The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
+    The cache is `cache_root(cache_dir)`.
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
     and renamed when it is complete, so no reader sees half of it. If several processes need it, one builds and
@@ -62,7 +63,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
 
     Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
     """
-    root = Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
+    root = cache_root(cache_dir)
     target, lock = root / name, FileLock(root / f".{name}.lock")
     if (summary := _read(target)) is not None:  # what is there needs no lock, and no right to write
         return target, summary

@@ -212,7 +212,12 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
 
 
 def verify_directory(
-    path: Path, *, hashes: bool = True, without: str | None = None, within: Path | None = None
+    path: Path,
+    *,
+    hashes: bool = True,
+    without: str | None = None,
+    within: Path | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
@@ -223,6 +228,7 @@ def verify_directory(
     hashes   False: look at the sizes alone, which reads no file
     without  a folder that is left out
     within   a directory above, in which all files are; None: they are in `path`
+    part     k, n: the files of the k-th of n who share the work, about as many bytes each
     Raises ConfigError for a link in a run.
     """
     try:
@@ -241,13 +247,18 @@ def verify_directory(
         # ../../metrics.jsonl has grown: its first bytes must be the ones of then
         log, size = name.startswith("../") and name.endswith(".jsonl"), file.stat().st_size
         whole = size >= entry["bytes"] if log else size == entry["bytes"]
-        if not whole or (hashes and sha256_file(file, entry["bytes"] if log else None) != entry["sha256"]):
+        try:
+            same = whole and (not hashes or sha256_file(file, entry["bytes"] if log else None) == entry["sha256"])
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not same:
             return f"{name} does not have the hash it was written with"
         return None
 
     names = [name for name in manifest["files"] if name.partition("/")[0] != without]
+    dealt = sorted(names, key=lambda name: (-manifest["files"][name]["bytes"], name)) if part[1] > 1 else names
     with ThreadPoolExecutor() as threads:
-        return next(filter(None, threads.map(problem, names)), None)
+        return next(filter(None, threads.map(problem, dealt[part[0] :: part[1]])), None)
 
 
 def sync_path(path: Path) -> None:

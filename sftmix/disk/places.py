@@ -101,6 +101,11 @@ def is_outside(name: PathLike) -> bool:
     return False
 
 
+def cache_root(cache_dir: str | None = None) -> Path:
+    """Return the directory of the cache: `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix."""
+    return Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
+
+
 def places_like(pattern: str) -> list[str]:
     """Return the places that a pattern of `glob` matches, looked for where `place_of` looks; in no stranger's run."""
     origin = started.get()

@@ -4,7 +4,7 @@ import copy
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -32,14 +32,15 @@ def export_model(
     path: Path,
     *,
     dtype: torch.dtype,
-    state_dict: Mapping[str, Tensor] | None = None,
+    state_dict: dict[str, Tensor] | None = None,
     base: str = "",
     stop_ids: Iterable[int] = (),
     chat_template: str | None = None,
 ) -> Path:
     """Write a directory that AutoModelForCausalLM and AutoTokenizer load, whole or not at all, and return it.
 
-    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once.
+    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once. It is emptied as they
+                   are cast, so that no more is held than it held
     dtype          dtype of the files and of the config
     base           the base model, whose files for images are copied; of a model with adapters, only these are written,
                    in PEFT's format, and name it
@@ -78,20 +79,20 @@ def export_model(
 
 
 def _write_model(
-    model: PreTrainedModel, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
+    model: PreTrainedModel, path: Path, state: dict[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
 ) -> None:
     """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them).
 
-    What transformers keeps in float32 stays as it is.
+    They are taken out of `state`. What transformers keeps in float32 stays as it is.
     """
     kept = kept_in_float32(model, dtype)
     # of tied weights: {"lm_head.weight"}, beside model.embed_tokens.weight
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    weights = {
-        name: (x.to(dtype) if x.is_floating_point() and not kept.search(name) else x).contiguous()
-        for name, x in state.items()
-        if name not in aliases
-    }
+    weights = {}
+    for name in [*state]:
+        x = state.pop(name)
+        if name not in aliases:
+            weights[name] = (x.to(dtype) if x.is_floating_point() and not kept.search(name) else x).contiguous()
     saved = copy.copy(model)  # save_pretrained writes into the config
     saved.config, saved.generation_config = copy.deepcopy(model.config), generation
     vars(saved.config).pop("auto_map", None)  # names files of code, which are not written

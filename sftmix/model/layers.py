@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sftmix.model.experts import expert_weights
 from sftmix.words.errors import ConfigError
 
 
@@ -44,17 +45,19 @@ def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
 def keep_in_bfloat16(model: PreTrainedModel, *, trains: bool) -> None:
     """Keep the matrices that are not trained in bfloat16, in place; call it for a base that is stored and computed so.
 
-    No state, loss or gradient changes by a bit: these are the weights of linear layers, which autocast and FSDP round
+    No state, loss or gradient changes by a bit: these are the weights of linear layers and experts, which are rounded
     to bfloat16 in each use. Embeddings (and a head tied to them), norms and biases stay float32: autocast does not
-    round what they give.
+    round what they give. Adapters of experts, which PEFT adds to the weights, are rounded before they are added: then
+    these sums change by a rounding, and are those of FSDP.
 
     trains  False: nothing is trained, whatever asks for gradients
     """
     embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
-    for layer in model.modules():
-        # bitsandbytes' layers have classes of their own
-        if type(layer) is nn.Linear and layer.weight not in embeddings and not (trains and layer.weight.requires_grad):
-            layer.weight.data = layer.weight.data.to(torch.bfloat16)
+    # bitsandbytes' layers have classes of their own
+    linear = [layer.weight for layer in model.modules() if type(layer) is nn.Linear]
+    for weight in [*linear, *expert_weights(model)]:
+        if weight not in embeddings and not (trains and weight.requires_grad):
+            weight.data = weight.data.to(torch.bfloat16)
 
 
 def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -24,7 +24,8 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from sftmix.disk.hashes import sha256_file, sha256_json
+from sftmix.disk.hashes import sha256_json
+from sftmix.disk.known import known_hash
 from sftmix.disk.places import commit_of, place_of
 from sftmix.model.admitted import TOKENIZER, admit, admit_weights, admitted_files, directory_of, weight_files
 from sftmix.model.compared import say_once, some
@@ -297,11 +298,11 @@ def fingerprint(path: str) -> str:
 
 
 def _hash(path: Path) -> str:
-    """Return the hash of a file; it is read again only if its size or time changed, because weights take seconds."""
+    """Return the hash of a file; it is looked for again only if its size, time or inode changed."""
     about = path.stat()
-    return _hash_of(path, about.st_size, about.st_mtime_ns)
+    return _hash_of(path, about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @cache
-def _hash_of(path: Path, size: int, changed: int) -> str:
-    return sha256_file(path)
+def _hash_of(path: Path, *state: int) -> str:
+    return known_hash(path)

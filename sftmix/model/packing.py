@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, masking_utils
 
 from sftmix.model.compared import apart, probe_ids, probing
-from sftmix.model.varlen import DEVICES, VARLEN, unfit
+from sftmix.model.varlen import DEVICES, VARLEN, missing, unfit
 from sftmix.words.errors import ConfigError
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)  # 7 + 4 + 5 = 6 + 10 = 9 + 7 = 16
@@ -49,6 +49,18 @@ def attending(model: PreTrainedModel, attention: str) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = own
+
+
+@contextmanager
+def cudnn_attention(allowed: bool) -> Iterator[None]:
+    """Leave out cuDNN's attention unless it is allowed: it plans anew for each (batch, length), 160 ms on an H200."""
+    cuda = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(before and allowed)
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(before)
 
 
 def is_flash(attention: str | None) -> bool:
@@ -106,6 +118,8 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     if varlen:
         if problem := unfit(decoder.config):
             return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {_REMEDY}"
+        if problem := missing(device) if device.type == "cuda" else None:
+            return f"model.attention {VARLEN} does not run on this GPU: {problem}. {_REMEDY}"
         starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)  # 0, 7, 11, 16, ..., 48
         places = {"cu_seq_lens_q": starts, "max_length_q": max(_DOCUMENTS)}
     with probing(model, f"{name} does not take packed documents", _REMEDY):

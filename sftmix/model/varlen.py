@@ -42,6 +42,16 @@ def unfit(config: PretrainedConfig) -> str | None:
     return None
 
 
+def missing(device: torch.device) -> str | None:
+    """Return why the kernel does not run on a device, as torch has it for some generations of GPUs; None if it does."""
+    one = torch.zeros(2, 1, 8, dtype=torch.bfloat16, device=device)
+    try:
+        _kernel(one, one, one, torch.tensor([0, 2], dtype=torch.int32, device=device), 2, None, None)
+    except RuntimeError as error:  # "CUDA error: no kernel image is available for execution on the device"
+        return str(error).strip().partition("\n")[0]
+    return None
+
+
 def attend(
     module: nn.Module,
     query: Tensor,

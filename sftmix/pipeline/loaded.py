@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -159,7 +159,7 @@ def export_weights(
     config: RunConfig,
     encoder: Encoder,
     model: PreTrainedModel,
-    weights: Mapping[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     to: Path,
     dtype: torch.dtype,
 ) -> Path:
@@ -167,7 +167,7 @@ def export_weights(
 
     For a model with adapters only those are written.
 
-    weights  those that `round_weights` has rounded to `dtype`
+    weights  those that `round_weights` has rounded to `dtype`; they are taken out of it
     """
     return export_model(
         model,

@@ -72,7 +72,7 @@ class CheckpointStore:
     beside: Sequence[str] = ()
     seconds: float = 0.0
     _verified: int | None = None
-    """The step that was read in full and compared with its hashes by this object, on rank 0."""
+    """The step that was read in full and compared with its hashes by this object, by all ranks together."""
     _under_way: tuple[Future[Any], Callable[[list[Any]], None]] | None = None
     """What the thread of this rank returns, the entry of its file, and what makes the files of all a checkpoint."""
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
@@ -220,23 +220,33 @@ class CheckpointStore:
         return int(_MARGIN * each) * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
     def newest_valid(self) -> int | None:
-        """Return the newest step that verifies; None if there are no checkpoints.
+        """Return the newest step that verifies; None if there are no checkpoints. All ranks call it.
+
+        Each rank hashes its part of the files; all agree on a step before any of them loads it.
 
         Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
+        world, within = self.world, self.directory.parent
+        steps: list[int] = world.from_main(self.steps)
 
-        def newest():
-            for step in self.steps():
-                problem = verify_directory(self.path(step), within=self.directory.parent)
-                if problem is None:
-                    self._verified = step
-                    return step
+        def problem_of(step: int) -> str | ConfigError | None:
+            try:
+                return verify_directory(self.path(step), within=within, part=(world.rank, world.size))
+            except ConfigError as error:  # a link, in the part of one rank
+                return error
+
+        for step in steps:
+            problem = next(filter(None, world.gather(problem_of(step))), None)
+            if problem is None:
+                self._verified = step
+                return step
+            if isinstance(problem, ConfigError):
+                raise problem
+            if world.is_main:
                 warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
-            if self.steps():
-                raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
-            return None
-
-        return self.world.from_main(newest)
+        if steps:
+            raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
+        return None
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the loop's state in `step`, as it was saved."""

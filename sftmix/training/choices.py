@@ -47,9 +47,6 @@ def plan_wrapping(stage: Stage, precision: str, world: World, recorded: Sequence
 
     def chosen() -> tuple[Any, str]:
         among = parallels_of(options, world, by_node=by_node)
-        # Autocast does not reach products of experts: ddp would compute them in float32, fsdp in bfloat16.
-        if any("Experts" in type(part).__name__ for part in stage.model.modules()):
-            among = [name for name in among if name != "ddp"]
         try:
             memories = imitated(stage.model, work, among)
         except Exception as error:  # models of strangers raise anything

@@ -22,9 +22,11 @@ from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
 from sftmix.training.choices import compiled, decide, plan_wrapping
+from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
+from sftmix.training.pace import Pace
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.signals import StopSignal
@@ -74,6 +76,7 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         self.saved = 0  # the last step that has a checkpoint, or needs none: the start
+        self.pace = Pace(world.device)
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
@@ -110,6 +113,7 @@ class TrainingLoop:
             StopSignal("at_step") as signal,
             few_plans(self.module, stage.data.lengths),
             self.store.finishing(),
+            Collector() as garbage,
         ):
             metrics = log.last
             before = self._call("on_stage_start", metrics)
@@ -118,6 +122,7 @@ class TrainingLoop:
             self._save_or_stop(signal)  # ranks also agree on an end before the first step
             while self.step < self.total and not self.stopped_by:
                 metrics = self.advance()
+                garbage.after_step()
                 bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
                 full_disk = self._note(log, metrics)  # the line before the checkpoint, which has its hash
@@ -192,8 +197,8 @@ class TrainingLoop:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
 
-    def _say(self, text: str) -> None:
-        if self.world.is_main:
+    def _say(self, text: str | None) -> None:
+        if text and self.world.is_main:
             print(f"{self.stage.name}: {text}", flush=True)
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
@@ -247,6 +252,7 @@ class TrainingLoop:
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]  # of all ranks
         self.step += 1
         tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
+        self._say(self.pace.after(tokens, seconds))
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.

@@ -77,9 +77,13 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
     """Switch torch's deterministic algorithms on or off, and back again; auto: leave them as they are.
 
+    Memory is not filled with NaN then, as torch would do before each use: no result depends on what was there.
+
     Raises ConfigError if CUDA has started without WORKSPACE, and they are wanted.
     """
     own = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic  # a module whose attribute torch declares nowhere
+    filled = memory.fill_uninitialized_memory
     if wanted is True and WORKSPACE not in os.environ:
         if torch.cuda.is_initialized():
             raise ConfigError(
@@ -89,7 +93,9 @@ def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
         os.environ[WORKSPACE] = ":4096:8"
     if wanted != "auto":
         torch.use_deterministic_algorithms(wanted)
+        memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(own[0], warn_only=own[1])
+        memory.fill_uninitialized_memory = filled

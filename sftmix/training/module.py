@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
+from sftmix.model.experts import cast_experts
 from sftmix.model.head import head_of
 from sftmix.model.layers import decoder_layers
-from sftmix.model.packing import attention_of, is_flash, known_rows
+from sftmix.model.packing import attention_of, cudnn_attention, is_flash, known_rows
 from sftmix.model.varlen import VARLEN
 from sftmix.types import Batch, Plan, Segment
 from sftmix.words.errors import ConfigError
@@ -37,6 +38,7 @@ class TrainingModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
         super().__init__()
+        cast_experts(model)
         self.padding_free = False
         self.model = model
         self.head = head_of(model)
@@ -114,8 +116,9 @@ class ModelView(LossView):
                 return change(output)
 
             changing = self._after(layer).register_forward_hook(changed)
-        # The decoder gets the ids, not embeddings, to which some families do more (see `hidden_states`).
-        with changing, known_rows(packed=False):
+        # The decoder gets the ids, not embeddings, to which some families do more (see `hidden_states`). The rows are
+        # padded, also if those of the other passes are not.
+        with changing, known_rows(packed=False), cudnn_attention(False):
             inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
             return self._model.get_decoder()(input_ids=input_ids, **inputs).last_hidden_state
 

@@ -7,7 +7,6 @@ reduced over all ranks.
 import contextlib
 import math
 import socket
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -19,9 +18,17 @@ from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeo
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
+from sftmix.model.experts import expert_weights
 from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
 from sftmix.model.meta import fill
-from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
+from sftmix.model.packing import (
+    attending,
+    attention_of,
+    check_attention,
+    cudnn_attention,
+    is_skipping,
+    packing_problem,
+)
 from sftmix.model.varlen import VARLEN
 from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
@@ -74,16 +81,9 @@ def pads(wrapped: nn.Module, lengths: Int64) -> bool:
     return not unwrap(wrapped).padding_free and len({*lengths.tolist()}) > 1
 
 
-@contextlib.contextmanager
-def few_plans(wrapped: nn.Module, lengths: Int64) -> Iterator[None]:
-    """Leave out cuDNN's attention while rows are padded: it plans anew for each (batch, length), 160 ms on an H200."""
-    cuda = torch.backends.cuda
-    before = cuda.cudnn_sdp_enabled()
-    cuda.enable_cudnn_sdp(before and not pads(wrapped, lengths))
-    try:
-        yield
-    finally:
-        cuda.enable_cudnn_sdp(before)
+def few_plans(wrapped: nn.Module, lengths: Int64) -> contextlib.AbstractContextManager[None]:
+    """Leave out cuDNN's attention while rows are padded."""
+    return cudnn_attention(not pads(wrapped, lengths))
 
 
 def training_module(
@@ -120,8 +120,11 @@ def training_module(
     unwrap(module).padding_free = _shares_rows(
         module, options, precision=precision, world=world, attention=attention, packed=packed
     )
-    if trains:  # last, so that no shapes of probes are compiled
-        prepare_layers(model, options)
+    if trains:
+        if world.is_main and (experts := expert_weights(model)):
+            dtype, way = "bfloat16" if precision == "bf16" else "float32", model.config._experts_implementation
+            print(f"{len(experts)} weights of experts compute in {dtype}, as linear layers do ({way})", flush=True)
+        prepare_layers(model, options)  # last, so that no shapes of probes are compiled
     return module
 
 

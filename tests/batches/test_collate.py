@@ -34,7 +34,7 @@ def test_every_row_carries_ntp_loss_once_and_batches_are_full(epoch_of, epoch, s
     assert carried == Counter(range(n))
     assert [tuple(s.row for s in u) for u in units if len(u) == 2] == [tuple(p) for p in pairs.tolist()]
     batches = global_batches(units, size)
-    assert [u for b in batches for u in b] == units
+    assert [u for b in batches for u in b] == [*units]
     assert all(sum(len(u) for u in b) == size for b in batches[:-1])
 
 

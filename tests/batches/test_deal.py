@@ -1,5 +1,6 @@
 """How a global batch is dealt: whole units, within the limits, few padded slots, like loads (property tests)."""
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -241,3 +242,24 @@ def test_idle_segments_are_one_token_and_no_slot():
     assert [len(s.slots) for s in batch.segments] == [1, 0, 0]
     assert [s.input_ids.tolist() for s in batch.segments[1:]] == [[[9]], [[9]]]
     assert [len(s.index) for s in batch.segments] == [2, 0, 0]
+
+
+def test_the_work_of_dealing_grows_with_the_units():
+    """Calls of a deal of four times as many units to four times as many ranks; as many deals are tried for both."""
+
+    def calls(ranks: int) -> int:
+        lengths, found = np.clip(np.random.default_rng(1).lognormal(4.4, 0.8, 8 * ranks), 8, 2048).astype(int), 0
+
+        def count(frame, event, argument):
+            nonlocal found
+            found += 1
+
+        units = [(Slot(row), Slot(row + 1)) for row in range(0, len(lengths), 2)]
+        sys.setprofile(count)
+        try:
+            dealt(units, lengths, ranks=ranks, padding_free=True, micro_batch_tokens=20_000)
+        finally:
+            sys.setprofile(None)
+        return found
+
+    assert 3.5 < calls(256) / calls(64) < 4.5

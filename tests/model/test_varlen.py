@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, LlamaConfig
 
 from sftmix.model.load import load_model
 from sftmix.model.packing import attention_of
-from sftmix.model.varlen import FAMILIES, _kernel, _stand_in, attend
+from sftmix.model.varlen import FAMILIES, _kernel, _stand_in, attend, missing
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.parallel import training_module
@@ -229,3 +229,14 @@ def test_answers_of_prompts_padded_on_the_left_are_those_of_sdpa():
         found = model.generate(ids, **given, return_dict_in_generate=True)
         answers.append(torch.stack(found.logits))
     torch.testing.assert_close(*answers, rtol=0, atol=rounding(answers[0], SUMS + TINY["hidden_size"]))
+
+
+def test_a_device_without_the_kernel_is_named():
+    """As a CPU is, and GPUs for whose generation torch has none: micro-batches are then padded."""
+    assert "CPU" in (missing(torch.device("cpu")) or "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernel_is_found():
+    assert missing(torch.device("cuda")) is None

@@ -1,6 +1,8 @@
 """Checkpoints, also of adapters: exact at any world size, verified when read, and nothing but safetensors and JSON
 (T15, T16)."""
 
+import contextlib
+import json
 import resource
 import shutil
 from dataclasses import replace
@@ -15,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from sftmix.batches.order import Slot
 from sftmix.components import AdamW
+from sftmix.disk import files
 from sftmix.disk.files import verify_directory
+from sftmix.disk.hashes import sha256_file
 from sftmix.model.adapters import UNTIES, add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions
 from sftmix.ranks.world import World
@@ -177,6 +181,39 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage):
     damage(store.path(1))
     with pytest.warns(UserWarning, match="skipping"), pytest.raises(CheckpointError, match="no checkpoint in"):
         store.newest_valid()
+
+
+def hashing_ranks(world: World, path: str) -> None:
+    """Write which bytes this rank hashed of two checkpoints, of which the newer one is damaged."""
+    read: list[Path] = []
+
+    def noted(file: Path, size: int | None = None) -> str:
+        read.append(file)
+        return sha256_file(file, size)
+
+    files.sha256_file = noted
+    store = CheckpointStore(Path(path), keep=2, world=world)
+    with contextlib.nullcontext() if world.rank else pytest.warns(UserWarning, match="skipping"):
+        newest = store.newest_valid()
+    files.sha256_file = sha256_file
+    sizes = [(file.parent.name, file.name, file.stat().st_size) for file in read]
+    Path(path, f"rank-{world.rank}.json").write_text(json.dumps([newest, sizes]))
+
+
+@pytest.mark.slow
+def test_ranks_share_the_hashing_of_a_checkpoint(store):
+    """Each file is read by one rank, and what one of them finds is known to both."""
+    flip_a_bit(store.path(2))
+    on_ranks(hashing_ranks, str(store.directory))
+    ranks = [json.loads((store.directory / f"rank-{rank}.json").read_bytes()) for rank in (0, 1)]
+    assert [newest for newest, _ in ranks] == [1, 1]
+    for step in (1, 2):
+        of = [[(name, size) for place, name, size in read if place == store.path(step).name] for _, read in ranks]
+        manifest = json.loads((store.path(step) / files.MANIFEST).read_bytes())["files"]
+        assert sorted(name for names in of for name, _ in names) == sorted(manifest)
+        assert all(of)
+        sizes = [entry["bytes"] for entry in manifest.values()]
+        assert max(sum(size for _, size in names) for names in of) <= sum(sizes) / 2 + max(sizes)
 
 
 def test_where_an_old_one_cannot_be_removed_the_new_one_stands(store, tmp_path):

@@ -26,6 +26,7 @@ def _own_environment(monkeypatch):
 class Seen(SFTMix):
     def loss(self, view, batch, plan):
         SEEN.append(torch.are_deterministic_algorithms_enabled())
+        FILLED.append(torch.utils.deterministic.fill_uninitialized_memory)
         return super().loss(view, batch, plan)
 
 
@@ -35,6 +36,8 @@ class Breaks(NTP):
 
 
 SEEN: list[bool] = []
+FILLED: list[bool] = []
+"""Whether memory is filled with NaN before it is used, for each."""
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -44,9 +47,12 @@ def test_it_is_on_in_the_steps_and_set_back_after_them(wanted, on, before, tmp_p
     torch.use_deterministic_algorithms(before, warn_only=before)
     try:
         SEEN.clear()
+        FILLED.clear()
         options = {"deterministic": wanted, "learning_rate": 0.01}
         train(toy_stage(tmp_path / "a", [UNITS] * 2, data=DATA, objective=Seen(), options=options), World())
         assert set(SEEN) == {before if on is None else on}
+        assert set(FILLED) == {on is None}
+        assert torch.utils.deterministic.fill_uninitialized_memory
         assert torch.are_deterministic_algorithms_enabled() is before
         assert torch.is_deterministic_algorithms_warn_only_enabled() is before
         with pytest.raises(RuntimeError, match="as an operation"):

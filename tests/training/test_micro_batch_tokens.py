@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.components import SFTMix
+from sftmix.components import EmbeddingMixup, SFTMix
 from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
@@ -235,6 +235,27 @@ def test_cudnn_plans_for_no_padded_shapes(tmp_path, allowed, rows, padding_free,
     assert seen == [allowed and shapes_repeat]
     with pytest.raises(RuntimeError), few_plans(module, np.array([1, 2])):
         raise RuntimeError
+
+
+class Watched(EmbeddingMixup):
+    """Notes whether cuDNN is allowed when the model is run, in its own passes and in that of the batch."""
+
+    def loss(self, view, batch, plan):
+        layer = view._model.get_decoder().h[0]
+        with layer.register_forward_hook(lambda *_: WATCHED.append(torch.backends.cuda.cudnn_sdp_enabled())):
+            return super().loss(view, batch, plan)
+
+
+WATCHED: list[bool] = []
+
+
+def test_cudnn_is_left_out_of_passes_of_an_objective(tmp_path, allowed):
+    """Those of mixtures are padded, though the examples of the batch share a row."""
+    WATCHED.clear()
+    data, options = toy_rows(UNLIKE), {"padding_free": True}
+    train(toy_stage(tmp_path, [[(Slot(0), Slot(1))]], data=data, options=options, objective=Watched(mu=0.5)), World())
+    assert {*WATCHED} == {False, allowed}
+    assert torch.backends.cuda.cudnn_sdp_enabled() is allowed
 
 
 # ----------------------------------------------------------------------------------------------- what fits

@@ -223,13 +223,7 @@ def test_gradients_are_added_up_in_the_dtype_that_is_asked_for(directory, precis
     assert {policy.param_dtype for policy in policies} == {torch.bfloat16 if precision == "bf16" else None}
 
 
-class TinyExperts(torch.nn.Module):
-    """As transformers names them in every family."""
-
-
-@pytest.mark.parametrize("experts", [False, True])
-def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch, experts):
-    """One with experts is not tried under ddp, whose autocast does not reach them."""
+def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch):
     tried: list[str] = []
 
     def imitated(model, work, parallels):
@@ -242,9 +236,7 @@ def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch, experts):
     for name in ("max", "share"):
         monkeypatch.setattr(World, name, lambda self, value: value)
     model = toy_model(dtype=torch.float32)
-    if experts:
-        model.experts = TinyExperts()
     options, (line,) = plan_wrapping(World(size=2, local_size=2, device=torch.device("cuda", 0)), model=model)
-    assert tried == ["fsdp", *["ddp"] * (not experts)]
+    assert tried == ["fsdp", "ddp"]
     assert (options.parallel, options.reshard_after_forward) == ("fsdp", True)
     assert "the model cannot be followed" in line

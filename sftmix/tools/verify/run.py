@@ -18,6 +18,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
+from sftmix.disk.known import hashing_anew
 from sftmix.disk.regular import refuse_link
 from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
@@ -68,6 +69,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
         with (
             contextlib.redirect_stdout(sys.stderr),  # stdout has the certificate alone, which --json reads
             adding_in_order(config.training.deterministic),
+            hashing_anew(),
             start_world(config.training.timeout) as world,
             tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
         ):

@@ -11,7 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sftmix
+from sftmix.disk import known
 from sftmix.disk.files import commit_directory
+from sftmix.model import load
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.tools.verify.window import machines_between, same_bits
@@ -90,6 +92,24 @@ def test_an_exported_model_that_nothing_holds_is_not_certified(copy_of_ntp, sftm
 
 
 # --------------------------------------------------------------------------------- resumed, and on more ranks
+
+
+@pytest.mark.slow
+def test_the_model_is_hashed_anew(copy_of_ntp, sftmix, monkeypatch, tmp_path):
+    """A note of it from before, which would be believed by a run, is wrong here, and right afterwards."""
+    monkeypatch.setenv("SFTMIX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(known, "LARGE", 1)
+    load._hash_of.cache_clear()
+    model = copy_of_ntp.tiny.model
+    right = load.fingerprint(str(model))
+    for note in (tmp_path / "cache" / "hashes").iterdir():
+        note.write_text(note.read_text().replace('"content": "', '"content": "0'))
+    load._hash_of.cache_clear()
+    assert load.fingerprint(str(model)) != right
+    load._hash_of.cache_clear()
+    assert sftmix("verify", str(copy_of_ntp.run), "--from", "4").code == 0
+    load._hash_of.cache_clear()
+    assert load.fingerprint(str(model)) == right
 
 
 @pytest.mark.slow
