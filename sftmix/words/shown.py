@@ -45,6 +45,19 @@ def as_lines(text: str, but: str = "\n\t") -> str:
     return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)
 
 
+COMPUTED = ("=", "+", "-", "@", "\t", "\r")
+"""With which a cell begins that a spreadsheet computes."""
+
+
+def as_cell(text: str) -> str:
+    """Return a text as the cell of a table that no spreadsheet computes; `of_cell` reads it back."""
+    return f"'{text}" if text.startswith(COMPUTED) else text  # =HYPERLINK("http://...") -> '=HYPERLINK("http://...")
+
+
+def of_cell(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text[1:].startswith(COMPUTED) else text
+
+
 def short(value: float, *, digits: int = 4) -> str:
     """Return a number with so many digits, with all of the whole ones below ten million: -0.312, -40.2, -167,800."""
     return f"{value:,.0f}" if 10 ** (digits - 1) <= abs(value) < 1e7 else f"{value:,.{digits}g}"
