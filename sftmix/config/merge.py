@@ -10,11 +10,13 @@ In the plain tree a component is {"class_path": import path, "init_args": the op
 
 from collections.abc import Mapping
 from inspect import Parameter
+from types import NoneType
 from typing import Any
 
 from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
+    alternatives,
     component_in,
     find_component,
     group_in,
@@ -110,7 +112,8 @@ def _merge_options(
             raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
         before = tree.get(name, _plain_default(known[name].default))  # --callbacks.every 5 changes the default one
         value = {rest: given} if rest else given
-        if (base := component_in(hint)) and is_list(hint) and from_yaml(value) is not None:
+        none = from_yaml(value) is None and NoneType in alternatives(hint)  # `list[X] | None` has null beside []
+        if (base := component_in(hint)) and is_list(hint) and not none:
             tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
             tree[name] = _merge_component(before, value, hint, base, full)
@@ -149,7 +152,8 @@ def _merge_components(old: list[Any], new: Any, base: type[Component], key: str,
     if isinstance(spelled, Mapping) and CLASS not in spelled:
         last = old[-1] if old else None  # {every: 3}, of callbacks.every
         return [*old[:-1], _merge_component(last, spelled, base, base, key)]
-    components = [_merge_component(None, item, base, base, key) for item in as_list(spelled)]
+    listed = [] if spelled is None else as_list(spelled)  # null: none of them
+    components = [_merge_component(None, item, base, base, key) for item in listed]
     return [*old, *components] if added else components
 
 
