@@ -16,7 +16,7 @@ NEAR = {True: 0.92, False: 0.8}
 class Conflict(Signal):
     """Another row has nearly the same prompt and another response: the cosine of the prompts minus the responses'.
 
-    Of two such rows the one whose response fits its prompt less is the suspect, and the other is shown beside it.
+    The suspect of the two is the row whose response fits its prompt less; the other is shown beside it.
     Prompts with other numbers are other questions.
     """
 
