@@ -158,7 +158,7 @@ def percentiles(scores: Float64, groups: Sequence[str]) -> Float64:
 def ranked(rows: SuspectRows, kinds: Sequence[type[Signal]], groups: Sequence[str]) -> tuple[Any, Any]:
     """Return two tables with a column for each signal: the rows' percentiles, and what of them counts.
 
-    The percentile by the first signal counts, and by any signal the percentile of a row that stands out by it, with 1 more.
+    The percentile by the first signal counts, and with 1 more each by which a row stands out.
     """
     import pandas as pd
 

@@ -26,7 +26,8 @@ def test_what_another_encoding_makes_of_a_text_is_found_and_the_text_itself_is_n
 
 
 @pytest.mark.parametrize(
-    "text", ["CAFÉ…", "„MENÜ“", "Il est né…”", "« MARCHÉ»", "СССР В» 5", "√2 ≈ 1.4", "Ñandú", "ÅÄÖ", "Ελλάδα", "日本語", "é…”"]
+    "text",
+    ["CAFÉ…", "„MENÜ“", "Il est né…”", "« MARCHÉ»", "СССР В» 5", "√2 ≈ 1.4", "Ñandú", "ÅÄÖ", "Ελλάδα", "日本語", "é…”"],
 )
 def test_marks_behind_capital_letters_are_no_broken_encoding(text):
     assert scores(texts.BrokenEncoding, (text, text)) == [0]
@@ -36,7 +37,7 @@ def test_what_is_lost_is_found():
     assert scores(texts.BrokenEncoding, ("a", "Don\ufffdt"), ("a", "IÂ\x80m"), ("a", "ï¿½")) == [1, 1, 1]
 
 
-@pytest.mark.parametrize("text", ["N/A", " n/a.", "...", "-", "None.", "[no answer]", "<nooutput>", "TODO", "I don't know"])
+@pytest.mark.parametrize("text", ["N/A", " n/a.", "...", "-", "None.", "[no answer]", "<nooutput>", "I don't know"])
 def test_an_empty_answer(text):
     assert scores(texts.EmptyAnswer, ("Name a colour.", text)) == [1]
 
