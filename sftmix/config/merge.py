@@ -112,8 +112,7 @@ def _merge_options(
             raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
         before = tree.get(name, _plain_default(known[name].default))  # --callbacks.every 5 changes the default one
         value = {rest: given} if rest else given
-        none = from_yaml(value) is None and NoneType in alternatives(hint)  # `list[X] | None` has null beside []
-        if (base := component_in(hint)) and is_list(hint) and not none:
+        if (base := component_in(hint)) and _lists(hint, value):
             tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
             tree[name] = _merge_component(before, value, hint, base, full)
@@ -144,6 +143,11 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         return converted(value, hint)
     except NoValueError as error:
         raise not_allowed(key, hint, error.args[0]) from error
+
+
+def _lists(hint: Any, value: Any) -> bool:
+    """Return True for a value of a list: also for null, unless the option has null beside [] (`list[X] | None`)."""
+    return is_list(hint) and (from_yaml(value) is not None or NoneType not in alternatives(hint))
 
 
 def _merge_components(old: list[Any], new: Any, base: type[Component], key: str, *, added: bool) -> list[Any]:
