@@ -18,12 +18,12 @@ from sftmix.options.data import DataOptions
 from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects.rows import SuspectRows, sentence_model
 from sftmix.tools.suspects.table import (
-    decide,
     default_signals,
+    fill_decisions,
     kinds_of,
     questions_and_responses,
     ranked_table,
-    write_table,
+    write_suspects,
 )
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError
@@ -101,8 +101,8 @@ def main(args: Options) -> None:
     kinds = kinds_of(args.signals or default_signals(texts))
     table = ranked_table(examples, texts, hard, kinds, by_label=bool(args.by))
     if out := args.out or (run and run / "suspects"):
-        decide(table, Path(out) / "suspects.csv", args.drop, args.drop_all_above)
-        write_table(table, Path(out))
+        fill_decisions(table, Path(out) / "suspects.csv", args.drop, args.drop_all_above)
+        write_suspects(table, Path(out))
     _print(table, args.top)
     if out:
         say(

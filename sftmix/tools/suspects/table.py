@@ -25,7 +25,7 @@ SHIPPED = (
     texts.Refusal,
     texts.CutShort,
     texts.OtherLanguage,
-    texts.Numbers,
+    texts.AlteredNumbers,
     signals.Information,
     signals.EndOfTurn,
     signals.HardTokens,
@@ -81,7 +81,7 @@ def ranked_table(
     return table
 
 
-def decide(table: Any, earlier: Path, first: int | None, above: float | None) -> None:
+def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | None) -> None:
     """Fill in the decisions: those of an earlier table, and drop for the first rows, or those above a score.
 
     What somebody decided stays.
@@ -94,7 +94,7 @@ def decide(table: Any, earlier: Path, first: int | None, above: float | None) ->
     table["decision"] = [known.get((name, place)) or decision for name, place, decision in pairs]
 
 
-def write_table(table: Any, out: Path) -> None:
+def write_suspects(table: Any, out: Path) -> None:
     """Write suspects.csv, whose texts no spreadsheet computes, and suspects.parquet, with the texts as they are."""
     cells = table.copy()
     for name in ("id", "source", "label", "compared_with", "hard_tokens", "prompt", "response"):

@@ -212,7 +212,7 @@ def _is_slip(one: str, other: str) -> bool:
     return len(one) == len(other) >= 4 and (len(differ) == 1 or swapped)
 
 
-class Numbers(OfTexts):
+class AlteredNumbers(OfTexts):
     """A number of the response is one slip away from a number of the prompt that it lacks, or a sum is wrong.
 
     A number that nothing in the row contradicts is not found.

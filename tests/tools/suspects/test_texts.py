@@ -98,7 +98,7 @@ def test_another_language_is_another_than_most_and_than_the_prompt():
 
 def test_numbers_that_the_prompt_or_their_sum_contradicts():
     found = scores(
-        texts.Numbers,
+        texts.AlteredNumbers,
         ("Founded in 1946 by two men.", "It began in 1964."),
         ("Founded in 1946 by two men.", "It began in 1947."),
         ("Founded in 1946 by two men.", "It began in 1946 and ended in 1947."),
