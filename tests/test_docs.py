@@ -154,7 +154,9 @@ def test_api_pages_name_what_is_there(page):
 
 
 def known_options() -> set[str]:
-    words = "config print_config rows no_color help version gpu gpus bandwidth gpus_per_node mfu tflops variants list"
+    words = (
+        "config print_config rows no_color bad help version gpu gpus bandwidth gpus_per_node mfu tflops variants list"
+    )
     own = {
         *words.split(),
         *(f.name for f in fields(TableOptions)),

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
 from sftmix.components.others import confidences  # noqa: E402
 from sftmix.disk.tables import read_dynamics  # noqa: E402
-from sftmix.tools.suspects.command import OF_TEXTS, default_signals  # noqa: E402
+from sftmix.tools.suspects.rows import SuspectRows  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     Echo,
     EndOfTurn,
@@ -39,9 +39,9 @@ from sftmix.tools.suspects.signals import (  # noqa: E402
     Mismatch,
     Perplexity,
     Signal,
-    SuspectRows,
     ranked,
 )
+from sftmix.tools.suspects.table import OF_TEXTS, default_signals, kinds_of  # noqa: E402
 from sftmix.types import Float64, TrainingDynamics  # noqa: E402
 
 KINDS = ("swapped", "cut", "words", "form", "wrong")
@@ -94,8 +94,7 @@ def signals_of(rows: list[dict], dynamics: TrainingDynamics, vectors: dict[str, 
     own = {kind.__name__: kind().score(sentences) for kind in kinds}
 
     def order(names: Sequence[str], texts: SuspectRows) -> Float64:
-        chosen = [kind for name in names for kind in SIGNALS if kind.__name__ == name]
-        return ranked(texts, chosen, [""] * len(rows))[1].max(axis=1).to_numpy()
+        return ranked(texts, kinds_of(names), [""] * len(rows))[1].max(axis=1).to_numpy()
 
     return {
         "**default**": order(default_signals(sentences), sentences),
@@ -107,7 +106,7 @@ def signals_of(rows: list[dict], dynamics: TrainingDynamics, vectors: dict[str, 
         "baseline: sentence cosine": paired_cosine_distances(*sentences.vectors),
         "baseline: TF-IDF cosine": paired_cosine_distances(*words.vectors),
         **plain_rules(prompts, responses),
-        **_self_confidence(dynamics),
+        **self_confidence(dynamics),
     }
 
 
@@ -137,7 +136,7 @@ def _foreign(text: str) -> bool:
     return len(words) >= 8 and sum(word in COMMON for word in words) < len(words) / 12
 
 
-def _self_confidence(dynamics: TrainingDynamics) -> dict[str, Float64]:
+def self_confidence(dynamics: TrainingDynamics) -> dict[str, Float64]:
     """Return cleanlab's score of a label, its probability under the model, taken over a response's tokens."""
     if dynamics.token_nll is None:
         return {}

@@ -24,8 +24,9 @@ from benchmarks.evidence import suspects  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.disk.tables import read_dynamics  # noqa: E402
 from sftmix.tools.runs.shown import markdown_table  # noqa: E402
-from sftmix.tools.suspects.command import default_signals  # noqa: E402
-from sftmix.tools.suspects.signals import SuspectRows, ranked  # noqa: E402
+from sftmix.tools.suspects.rows import SuspectRows  # noqa: E402
+from sftmix.tools.suspects.signals import ranked  # noqa: E402
+from sftmix.tools.suspects.table import default_signals, kinds_of  # noqa: E402
 
 FILE = RESULTS / "suspects-lists.csv"
 READ = {"2026-11-23-suspects-read": (0, 3), "2026-11-26-suspects-read": (1, 3), "2026-11-27-suspects-order": (0, 1)}
@@ -121,7 +122,7 @@ def made(rows: list[dict[str, str]], run: Path) -> Iterator[Listed]:
         texts = SuspectRows(prompts, responses, dynamics, embedding)
         if embedding == "minilm":
             texts.vectors = [np.array([vectors[text] for text in side]) for side in (prompts, responses)]
-        kinds = [kind for each in default_signals(texts) for kind in suspects.SIGNALS if kind.__name__ == each]
+        kinds = kinds_of(default_signals(texts))
         counted = ranked(texts, kinds, [""] * len(rows))[1]
         best, signal = counted.max(axis=1).to_numpy(), counted.idxmax(axis=1).tolist()
         for rank, at in enumerate(np.argsort(-best, kind="stable")[:FIRST], start=1):

@@ -10,11 +10,13 @@ In the plain tree a component is {"class_path": import path, "init_args": the op
 
 from collections.abc import Mapping
 from inspect import Parameter
+from types import NoneType
 from typing import Any
 
 from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
+    alternatives,
     component_in,
     find_component,
     group_in,
@@ -110,7 +112,7 @@ def _merge_options(
             raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
         before = tree.get(name, _plain_default(known[name].default))  # --callbacks.every 5 changes the default one
         value = {rest: given} if rest else given
-        if (base := component_in(hint)) and is_list(hint) and from_yaml(value) is not None:
+        if (base := component_in(hint)) and _lists(hint, value):
             tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
             tree[name] = _merge_component(before, value, hint, base, full)
@@ -143,13 +145,19 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         raise not_allowed(key, hint, error.args[0]) from error
 
 
+def _lists(hint: Any, value: Any) -> bool:
+    """Return True for a value of a list: also for null, unless the option has null beside [] (`list[X] | None`)."""
+    return is_list(hint) and (from_yaml(value) is not None or NoneType not in alternatives(hint))
+
+
 def _merge_components(old: list[Any], new: Any, base: type[Component], key: str, *, added: bool) -> list[Any]:
     """Lay new components over those of a list. Options without a class (`callbacks.every`) are for the last one."""
     spelled = from_yaml(new)  # --callbacks '[Evaluate, EarlyStopping]'
     if isinstance(spelled, Mapping) and CLASS not in spelled:
         last = old[-1] if old else None  # {every: 3}, of callbacks.every
         return [*old[:-1], _merge_component(last, spelled, base, base, key)]
-    components = [_merge_component(None, item, base, base, key) for item in as_list(spelled)]
+    listed = [] if spelled is None else as_list(spelled)  # null: none of them
+    components = [_merge_component(None, item, base, base, key) for item in listed]
     return [*old, *components] if added else components
 
 

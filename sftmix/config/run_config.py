@@ -79,7 +79,7 @@ class RunConfig(PlainFields):
     """What is done to the input embeddings in the target's training steps; null: nothing."""
     callbacks: list[Callback] = field(default_factory=lambda: [Calibration(), Remarks(), Evaluate()])
     """What is called in every training stage, the reference's too; `--callbacks+ CLASS` adds one. `--callbacks
-    Evaluate` leaves out what takes time at the end."""
+    Evaluate` leaves out what takes time at the end, and null everything."""
 
     def __eq__(self, other: object) -> bool:
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented

@@ -24,7 +24,7 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.tokenise import reported_as, tokenise, with_room
+from sftmix.data.tokenise import case_of, tokenise, with_room
 from sftmix.disk.cache import Record, get_or_build, key_of
 from sftmix.disk.hashes import sha256_json
 from sftmix.text.encoder import Encoder
@@ -257,7 +257,7 @@ class _Encoding(NamedTuple):
             count = with_room(self.encoder.renderer, chosen, self.max_length)
             yield from chosen[:count]
             for example in chosen[count:]:
-                report.add("no_response_token", reported_as(example))
+                report.add("no_response_token", case_of(example))
 
     def refuse_losses(self, found: DataReport) -> None:
         """Raise DataError if the template fails for too many training examples."""

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.report import ALL_BAD, NAMED, DataReport
+from sftmix.data.report import ALL_BAD, NAMED, Case, DataReport, hear
 from sftmix.data.sources import expand
 from sftmix.data.store import EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
 from sftmix.disk.cache import Record, get_or_build, key_of
@@ -114,8 +114,10 @@ class RowReader:
                     if self.label_field is not None:
                         label = without_null(value).get(self.label_field)  # by its own name: `weight` may be a label
                     yield from self._record(self.converter.example(row, place, label))
+                    for name in self.converter.skipped:
+                        hear("unread", Case(place, detail=f": {name}"))
                 except BadRow as problem:
-                    self.report.add("bad_row", f"{place}: {problem}")
+                    self.report.add("bad_row", Case(place, detail=f": {problem}"))
 
     def _record(self, example: Example) -> Iterator[Record]:
         """Yield the record of a row, or nothing for one without any response; count what is to be said of it.
@@ -124,7 +126,7 @@ class RowReader:
         an earlier row has.
         """
         for reason in left_out(example):
-            self.report.add(reason, example.source)
+            self.report.add(reason, Case(example.source))
         if not has_response(example):
             return
         content = content_hash(example.messages)
@@ -138,9 +140,9 @@ class RowReader:
                 )
             name += f"#{repeats}"
         if example.messages[0].role == "system":
-            self.report.add("system", example.source)
+            self.report.add("system", Case(example.source))
         if thinks(example):
-            self.report.add("thought", example.source)
+            self.report.add("thought", Case(example.source))
         yield stored(replace(example, id=name)) | {"content": int(content, 16)}
 
 

@@ -1,7 +1,10 @@
 """The report on the rows of a run: what was read, dropped, cut and composed, by reason."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from sftmix.words.shown import as_lines, counted
 
@@ -44,6 +47,46 @@ REASONS = {
 """Every reason that the report counts, with its words there; {s} is the plural, {length} data.max_length."""
 
 
+class Case(NamedTuple):
+    """One row, or what it became, that is reported.
+
+    source  its place, `file:line`
+    id      "" for a row without one
+    detail  what else is said of it, from a colon on, or ""
+    """
+
+    source: str
+    id: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        # c1 (rows.jsonl:3); rows.jsonl:4: instruction is empty; rows.jsonl:5
+        return f"{self.id} ({self.source}){self.detail}" if self.id else f"{self.source}{self.detail}"
+
+
+_heard: ContextVar[list[tuple[str, Case]] | None] = ContextVar("_heard", default=None)
+
+
+@contextmanager
+def every_case() -> Iterator[list[tuple[str, Case]]]:
+    """Yield a list that every case joins, with its reason, while rows are read: a report names the first alone.
+
+    Rows that a cache has are not read.
+    """
+    cases = list[tuple[str, Case]]()
+    token = _heard.set(cases)
+    try:
+        yield cases
+    finally:
+        _heard.reset(token)
+
+
+def hear(reason: str, case: Case) -> None:
+    """Add a case to the list of `every_case`, if there is one."""
+    if (cases := _heard.get()) is not None:
+        cases.append((reason, case))
+
+
 @dataclass
 class DataReport:
     """Counts over the rows of one data set.
@@ -51,7 +94,7 @@ class DataReport:
     rows          rows read from all files, with the bad ones; for text: documents
     train, eval   examples of each side (a row of k assistant turns gives up to k); for text: windows
     counts        reason (a key of REASONS) -> how many
-    first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
+    first         reason -> the first NAMED of them, as a Case is written
     notes         remarks, for example on the template in use
     max_length    tokens per example
     tokens        for text: the tokens of each side; else None
@@ -66,8 +109,12 @@ class DataReport:
     max_length: int | None = None
     tokens: tuple[int, int] | None = None
 
-    def add(self, reason: str, *names: str, count: int = 1) -> None:
-        """Count cases of `reason`, and keep the first names of all."""
+    def add(self, reason: str, case: Case) -> None:
+        """Count a case of `reason`, and name it if it is among the first."""
+        hear(reason, case)
+        self._count(reason, 1, [str(case)])
+
+    def _count(self, reason: str, count: int, names: list[str]) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.first[reason] = [*self.first.get(reason, []), *names][:NAMED]
 
@@ -76,7 +123,7 @@ class DataReport:
         self.rows += other.rows
         self.notes += other.notes
         for reason, count in other.counts.items():
-            self.add(reason, *other.first[reason], count=count)
+            self._count(reason, count, other.first[reason])
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON can write; `DataReport(**d)` reads it back."""

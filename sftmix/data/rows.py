@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 
 from sftmix.components.row_format import RowFormat
+from sftmix.data.decisions import excluded_names
 from sftmix.data.reading import RowReader
-from sftmix.data.report import DataReport
+from sftmix.data.report import Case, DataReport
 from sftmix.data.store import Conversations, Prepared
-from sftmix.disk.places import place_of
-from sftmix.disk.texts import decoded
 from sftmix.options.data import DataOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool
 from sftmix.words.errors import ConfigError, DataError, refuse
-from sftmix.words.fields import RESERVED_ID, TEXT, column_problems, listed
+from sftmix.words.fields import TEXT, column_problems, listed
 from sftmix.words.shown import quoted
 
 
@@ -80,16 +79,14 @@ def _thinks(report: DataReport, options: DataOptions) -> bool:
 
 
 def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations:
-    """Leave out the rows that a file names, one in each line: an id (of a row or a turn) or `file:line`.
+    """Leave out the rows that a file names: a list, or a table with decisions (`excluded_names`).
 
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
-    try:
-        lines = decoded(place_of(path).read_bytes()).split("\n")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
-    names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}  # c1@turn0 -> c1: the row is left out
     known = list(zip(rows.values("id"), rows.values("source"), strict=True))
+    names = excluded_names(path, {name for pair in known for name in pair})
+    if not names:
+        report.notes.append(f"data.exclude: {path} leaves out no row")
     if unknown := sorted(names.difference(*known)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
@@ -122,7 +119,7 @@ def report_rows(rows: Conversations, marked: Bool, reason: str, report: DataRepo
     """Add the marked rows to a report, by their ids and places."""
     side = rows.some(rows.records[marked])
     for name, source in zip(side.values("id"), side.values("source"), strict=True):
-        report.add(reason, f"{name} ({source})")
+        report.add(reason, Case(source, name))
 
 
 def divide(rows: Conversations, fraction: float, seed: int, least: int) -> tuple[Conversations, Conversations]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from sftmix.components.renderer import Renderer
-from sftmix.data.report import DataReport
+from sftmix.data.report import Case, DataReport
 from sftmix.data.store import in_parts, stored
 from sftmix.disk.cache import Record
 from sftmix.text.examples import EncodedRow
@@ -32,7 +32,7 @@ def tokenise(
                 renderer, part, max_length if renderer.cut else sys.maxsize, splits=splits
             ):
                 for reason in found.reasons:
-                    report.add(reason, reported_as(example) + found.detail)
+                    report.add(reason, case_of(example, found.detail))
                 if found.ids:
                     yield example, found
 
@@ -43,7 +43,7 @@ def tokenise(
                 f"{max_length} (data.max_length)"
             )
         if not found.spans:
-            report.add("no_target", reported_as(example))
+            report.add("no_target", case_of(example))
             continue
         row = {
             **stored(example),
@@ -54,14 +54,14 @@ def tokenise(
             "starts": found.starts or None,
         }
         if set(found.span_weights) != {1.0}:  # null for the others: most data sets have none
-            report.add("weighted", reported_as(example))
+            report.add("weighted", case_of(example))
             row["weights"] = found.span_weights
         yield row
 
 
-def reported_as(example: Example) -> str:
-    """Return the id and the place of an example, for the report."""
-    return f"{example.id} ({example.source})"
+def case_of(example: Example, detail: str = "") -> Case:
+    """Return an example, by its id and its place, for the report."""
+    return Case(example.source, example.id, detail)
 
 
 MANY = 16

@@ -76,7 +76,8 @@ class DataOptions(PlainFields):
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
     exclude: str | None = None
-    """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
+    """File of training rows to leave out. A list: an id or file:line in each line. Or suspects.csv of `sftmix
+    suspects`: the rows whose decision is drop."""
     duplicates: Literal["keep", "drop"] = "keep"
     """drop: leave out training rows whose turns and functions an earlier row has, before any are held out."""
     limit: int | None = None

@@ -90,6 +90,7 @@ class Converter:
     label_field  None, or the field that labels are from
     last         only the last of the assistant's turns is trained (data.trained_turns)
     unread       fields that are not read, and in how many rows they are
+    skipped      those of the last row
     """
 
     columns: Columns
@@ -98,6 +99,7 @@ class Converter:
     label_field: str | None = None
     last: bool = False
     unread: Counter[str] = field(default_factory=Counter)
+    skipped: Sequence[str] = ()
 
     def example(self, row: Fields, source: str = "", label: str | None = None) -> Example:
         """Read one row, as `Columns.renamed` returns it; the id of a row without a field `id` is "". Raises BadRow.
@@ -109,7 +111,7 @@ class Converter:
         """
         form, row = self._fields(row)
         read = {*form.fields, *form.shared, "id", self.label_field}
-        unread = _unread(row, read, form.turns)
+        self.skipped = sorted(_unread(row, read, form.turns))
         messages = form.read({**row}, roles=self.roles or {})
         if form.shared:
             messages = self._with_row(messages, form, row)
@@ -120,7 +122,7 @@ class Converter:
         own_id = _name(row.get("id", ""), "id")
         if RESERVED_ID.search(own_id):
             raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
-        self.unread.update(sorted(unread))
+        self.unread.update(self.skipped)
         return Example(own_id, tuple(messages), source, label, columns, tools_of(row) if form.shared else ())
 
     def _fields(self, row: Fields) -> tuple[RowFormat, Fields]:
@@ -214,7 +216,7 @@ class Messages(RowFormat):
 
 
 class Alpaca(RowFormat):
-    """An instruction, an input for it or none, and an output."""
+    """An instruction, an input for it, or one of them alone, and an output."""
 
     fields = turns = FORMAT_FIELDS["alpaca"]
 
@@ -222,9 +224,10 @@ class Alpaca(RowFormat):
         """Return the user's turn, with the input in its last line, and the assistant's."""
         instruction = field_text(row, "instruction")
         extra = checked_text(row.get("input", ""), "input")
-        if not visible(instruction):
-            raise BadRow("instruction is empty")
-        prompt = f"{instruction}\n{extra}" if visible(extra) else instruction  # as LLaMA-Factory joins them
+        said = [text for text in (instruction, extra) if visible(text)]
+        if not said:
+            raise BadRow("instruction and input are empty")
+        prompt = "\n".join(said)  # as LLaMA-Factory joins them
         return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 

@@ -57,10 +57,17 @@ def as_printed(text: str) -> str:
     return _PRINTED.sub(lambda match: match[0] if match[1] is not None else repr(match[0])[1:-1], text)
 
 
-def as_cell(value: object) -> object:
-    """Return a cell of a CSV file: a text that a spreadsheet would compute has an apostrophe in front."""
-    # =HYPERLINK("http://...")
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+COMPUTED = ("=", "+", "-", "@", "\t", "\r")
+"""With which a cell begins that a spreadsheet computes."""
+
+
+def as_cell(text: str) -> str:
+    """Return a text as the cell of a table that no spreadsheet computes; `of_cell` reads it back."""
+    return f"'{text}" if text.startswith(COMPUTED) else text  # =HYPERLINK("http://...") -> '=HYPERLINK("http://...")
+
+
+def of_cell(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text[1:].startswith(COMPUTED) else text
 
 
 def short(value: float, *, digits: int = 4) -> str:

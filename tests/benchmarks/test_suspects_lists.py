@@ -8,7 +8,7 @@ import pytest
 from benchmarks.evidence import suspects_lists
 from tests.test_docs import ROOT
 
-PAGE = (ROOT / "docs" / "suspects.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "benchmarks" / "evidence" / "suspects.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

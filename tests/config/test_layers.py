@@ -281,6 +281,8 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
                 ]
             },
         ),
+        ({"callbacks": None}, {"callbacks": []}),
+        ({"callbacks": "null", "callbacks+": "Evaluate"}, {"callbacks": ["Evaluate"]}),
         (
             {"callbacks": "Evaluate", "callbacks+": "MeasureMixing", "callbacks.every": 3},
             {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},

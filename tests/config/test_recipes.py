@@ -16,7 +16,7 @@ from sftmix.tools.compare.statistics import seeds_needed
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "small"
-WITHOUT_SMALL = {"quickstart", "smollm2-135m", "ideas-smollm2"}  # small themselves
+WITHOUT_SMALL = {"quickstart", "smollm2-135m", "ideas-smollm2", "cleaned"}  # small themselves
 ALL = {name: read_layers(config_file(f"recipe:{name}")) for name in recipes()}
 TABLES = [name for name, layers in ALL.items() if any("variants" in values for _, values in layers)]
 RUNS = [name for name in recipes() if name not in (*TABLES, SMALL)]

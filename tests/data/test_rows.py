@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sftmix.data.report import DataReport
+from sftmix.data.report import Case, DataReport
 from sftmix.words.errors import ConfigError, DataError
 from tests.fast import some_fast
 
@@ -210,7 +210,7 @@ def test_empty_responses_are_dropped_and_counted(write, read, refused):
 def test_no_name_in_the_report_adds_a_line_or_a_colour():
     """The names of files and the words of a template come from others, too."""
     report = DataReport(notes=["The template writes '\x1b[31m' \t."])
-    report.add("template_refused", "a (x\n0 bad rows.jsonl:1)")
+    report.add("template_refused", Case("x\n0 bad rows.jsonl:1", "a"))
     lines = report.lines()
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines))
     assert len(lines) == 3

@@ -244,7 +244,10 @@ def test_characters_that_show_nothing_alone_are_an_empty_text(write, read, refus
     assert prepared.report.counts == {"empty_response": 1}
     (example,) = prepared.train.examples(whole=True)
     assert [turn.content for turn in example.messages] == ["a", "b\u200b"]
-    assert "instruction is empty" in refused(write("bad.jsonl", [{"instruction": blank, "output": "b"}]))[1]
+    alone = write("input.jsonl", [{**rows[1], "instruction": blank, "input": "c"}])
+    (example,) = read(alone).train.examples(whole=True)
+    assert example.messages[0].content == "c", "as LLaMA-Factory joins them"
+    assert "instruction and input are empty" in refused(write("bad.jsonl", [{"instruction": blank, "output": "b"}]))[1]
 
 
 # ------------------------------------------------------------------------------------------------- hub ids

@@ -2,23 +2,33 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sftmix.cli.parsing import configuration
+from sftmix.cli.say import say
 from sftmix.config import RunConfig
+from sftmix.data.report import every_case
+from sftmix.disk.places import unwritable
+from sftmix.tools.preview.cases import write_cases
 from sftmix.words.errors import ConfigError
+from sftmix.words.shown import counted
 
 _ABOUT = """Show rows as the model will see them: text, token ids, labels, the mask in colour, and dropped rows.
-Nothing is trained or written; no --out is needed.
+Nothing is trained, and nothing but the table of --bad is written; no --out is needed.
 
-  sftmix preview --model.path NAME --data.train rows.json --rows 5"""
+  sftmix preview --model.path NAME --data.train rows.json --rows 5
+  sftmix preview --model.path NAME --data.train rows.json --bad bad.csv"""
 
 
 @dataclass(kw_only=True)
 class PreviewOptions:
     rows: int = 3
     """How many rows to show."""
+    bad: str | None = None
+    """FILE: a table (CSV) with a line for each reason why a row is bad, dropped, cut or not wholly read."""
     no_color: bool = False
     """Plain text; also without a terminal, or with NO_COLOR set."""
 
@@ -33,7 +43,18 @@ def main(name: str, argv: Sequence[str]) -> None:
     check_names_given(config)
     # no-color.org: NO_COLOR counts with any value but an empty one.
     color = sys.stdout.isatty() and not values.no_color and not os.environ.get("NO_COLOR")
-    print(preview(config, values.rows, color=color))
+    if values.bad is None:
+        print(preview(config, values.rows, color=color))
+        return
+    if problem := unwritable(values.bad):
+        raise ConfigError(f"--bad: {values.bad} {problem}")
+    with every_case() as cases, tempfile.TemporaryDirectory() as cache:  # all rows are read, and none from a cache
+        data = replace(config.data, skip_bad=True, cache_dir=cache)
+        try:
+            print(preview(replace(config, data=data), values.rows, color=color))
+        finally:
+            count = write_cases(Path(values.bad), cases)
+            say(f"{counted(count, 'line')} in {values.bad}")
 
 
 def preview(config: RunConfig, rows: int, *, color: bool) -> str:

@@ -1,11 +1,10 @@
 """`suspects`: the rows that are most likely wrong, by signals of their texts and of a model's losses."""
 
-import csv
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.cli.say import say
-from sftmix.config.schema import find_component
-from sftmix.disk.files import placing, write_manifest
+from sftmix.data.decisions import DROP
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
 from sftmix.tools.runs.read import Reading, check_finished, is_run
-from sftmix.tools.suspects import signals
+from sftmix.tools.suspects.rows import SuspectRows, sentence_model
+from sftmix.tools.suspects.table import (
+    default_signals,
+    fill_decisions,
+    kinds_of,
+    questions_and_responses,
+    ranked_table,
+    write_suspects,
+)
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError
-from sftmix.words.shown import as_cell
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under a model, are least usual.
 The first signal orders the rows, first turns and later ones apart; before them come those that stand out by any signal.
@@ -32,13 +37,16 @@ run counts with what its reference kept (--reference.token_nll true --reference.
   sftmix suspects rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out suspects
   sftmix suspects runs/first"""
 
-OF_TEXTS = ("Mismatch", "Echo")
-OF_TOKENS = ("Echo", "EndOfTurn", "HardTokens")
 SHOWN = """\
 {rank:>4}  {source}  {id}  {signal} {score:.4f} {why}
-      {prompt:.70}
-      -> {response:.70}"""
+      {prompt:.{room}}
+      -> {response:.{room}}"""
 """A row on the terminal."""
+BESIDE = """\
+      beside {source}  {id}
+      {prompt:.{room}}
+      -> {response:.{room}}"""
+"""The other row of the same question."""
 
 
 @dataclass
@@ -62,6 +70,10 @@ class Options(Reading):
     """NAME: signals, of which the first orders [by what is known]"""
     embedding: Literal["auto", "tfidf", "minilm"] = "auto"
     """of texts [auto]"""
+    drop: int | None = None
+    """N: the decision on the first N rows is drop"""
+    drop_all_above: float | None = None
+    """SCORE: the decision on all rows above is drop; 1: on those that stand out"""
     out: str | None = None
     """DIR: folder of suspects.csv and suspects.parquet [RUN/suspects]"""
 
@@ -84,27 +96,34 @@ def main(args: Options) -> None:
         raise ConfigError(
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
         )
-    table = _ranked(*rows, args)
+    examples, dynamics, hard = rows
+    texts = SuspectRows(*questions_and_responses(examples), dynamics, args.embedding)
+    kinds = kinds_of(args.signals or default_signals(texts))
+    table = ranked_table(examples, texts, hard, kinds, by_label=bool(args.by))
     if out := args.out or (run and run / "suspects"):
-        # Quoted: Python before 3.13 writes a lone carriage return as it is, and behind it a cell would begin.
-        as_csv = partial(table.map(as_cell).to_csv, quoting=csv.QUOTE_NONNUMERIC)
-        for ending, write in (("csv", as_csv), ("parquet", table.to_parquet)):
-            with placing(Path(out) / f"suspects.{ending}") as staging:
-                write(staging, index=False)
-        write_manifest(Path(out), ["suspects.parquet"])  # by its hash a report knows that the table was edited since
+        fill_decisions(table, Path(out) / "suspects.csv", args.drop, args.drop_all_above)
+        write_suspects(table, Path(out))
     _print(table, args.top)
     if out:
-        say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
+        say(
+            f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet, {sum(table['decision'] == DROP):,} to "
+            f"drop. Fill in its column decision (keep, drop, mended): --data.exclude {out}/suspects.csv leaves out "
+            "what is to drop"
+        )
 
 
 def _print(table: Any, top: int) -> None:
-    """Print the first rows of a table, each with what its first signal says of it."""
-    responses = dict(zip(table["id"], table["response"], strict=True))
+    """Print the first rows of a table, each with what its first signal says of it, as wide as the terminal."""
     in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
-    for line in table.head(top).replace(in_a_line, regex=True).to_dict("records"):
-        nearer = " ".join(responses[line["compared_with"]].split())
-        why = f"nearer: {nearer:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
-        say(SHOWN.format(why=why, **line), sys.stdout)
+    shown = table.replace(in_a_line, regex=True)
+    others = dict(zip(shown["id"], shown.to_dict("records"), strict=True))
+    room = max(40, shutil.get_terminal_size().columns - 9)
+    for line in shown.head(top).to_dict("records"):
+        other = others[line["compared_with"]]
+        why = f"nearer: {other['response']:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
+        say(SHOWN.format(why=why, room=room, **line), sys.stdout)
+        if line["signal"] == "Conflict":
+            say(BESIDE.format(room=room, **other), sys.stdout)
 
 
 def _check(args: Options, run: Path | None) -> None:
@@ -117,10 +136,15 @@ def _check(args: Options, run: Path | None) -> None:
         )
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
-    _kinds(args.signals)
+    if args.drop is not None and args.drop < 1:
+        raise ConfigError(f"--drop is {args.drop}; allowed: 1 and above")
+    decides = args.drop is not None or args.drop_all_above is not None
+    if decides and not (run or args.out):
+        raise ConfigError("--drop and --drop_all_above fill in a table, which --out DIR names")
+    kinds_of(args.signals)
     if args.by and not (run or args.label_field):
         raise ConfigError("--by label: files of rows have no label until --label_field names its field")
-    signals.sentence_model(args.embedding)
+    sentence_model(args.embedding)
     if find_spec("sklearn") is None:
         raise ConfigError(
             "suspects needs scikit-learn, which is not installed: pip install -e '.[suspects]' in the checkout"
@@ -180,54 +204,3 @@ def _hard_tokens(rows: Any, dynamics: TrainingDynamics | None) -> Sequence[str]:
         hardest = ids[np.argsort(-nll[-1])[:5]]  # at the last checkpoint, hardest first: "Paris | 1889 | the"
         hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
     return hard
-
-
-def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequence[str], args: Options) -> Any:
-    """Return the rows as a table, the most suspicious first."""
-    import pandas as pd
-
-    # The last turn of the user: the question that was answered.
-    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in examples]
-    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
-    texts = signals.SuspectRows(questions, responses, dynamics, args.embedding)
-    ids, labels = [one.id for one in examples], [one.label for one in examples]
-    # False of c2@turn0, True of c2@turn1.
-    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in examples]
-    groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
-    kinds = _kinds(args.signals or default_signals(texts))
-    ranks, counted = signals.ranked(texts, kinds, groups)
-    nearest = signals.best_fits(texts)
-    columns = {
-        "id": ids,
-        "source": [one.source for one in examples],
-        "label": labels,
-        "score": counted.max(axis=1),  # above 1: the row stands out
-        "signal": counted.idxmax(axis=1),
-        **ranks,
-        "compared_with": [ids[other] for other in nearest],
-        "hard_tokens": hard or "",  # one for each row, or () for none
-        "prompt": questions,
-        "response": responses,
-    }
-    table = pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable")
-    table.insert(0, "rank", range(1, len(table) + 1))
-    return table
-
-
-def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
-    """Return the names of the signals that are best for what is known of the rows."""
-    dynamics = rows.dynamics
-    if dynamics is None or dynamics.token_nll is None:
-        return OF_TEXTS
-    # Words find less than Information does.
-    by_texts = signals.sentence_model(rows.embedding) or dynamics.alone_nll_sum is None
-    return "Mismatch" if by_texts else "Information", *OF_TOKENS
-
-
-def _kinds(names: Sequence[str]) -> list[Any]:
-    """Return the classes of signals that the names choose, each once."""
-    shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
-    return [
-        shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
-        for name in dict.fromkeys(names)
-    ]

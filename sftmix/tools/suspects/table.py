@@ -1,0 +1,125 @@
+"""The table of suspects: every row with its rank, its signals, and a column for what somebody decides."""
+
+import csv
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sftmix.config.schema import find_component
+from sftmix.data.decisions import DROP, read_decisions
+from sftmix.disk.files import placing, write_manifest
+from sftmix.disk.texts import decoded
+from sftmix.tools.suspects import repeats, signals, texts
+from sftmix.tools.suspects.rows import SuspectRows, sentence_model
+from sftmix.tools.suspects.signals import Signal, best_fits, ranked
+from sftmix.types import Example
+from sftmix.words.shown import as_cell
+
+SHIPPED = (
+    signals.Mismatch,
+    repeats.Conflict,
+    signals.Echo,
+    texts.BrokenEncoding,
+    texts.EmptyAnswer,
+    texts.Refusal,
+    texts.CutShort,
+    texts.OtherLanguage,
+    texts.AlteredNumbers,
+    signals.Information,
+    signals.EndOfTurn,
+    signals.HardTokens,
+    signals.Perplexity,
+)
+BY_RULES = tuple(kind.__name__ for kind in SHIPPED[1:9])
+OF_TEXTS = ("Mismatch", *BY_RULES)
+OF_TOKENS = (*BY_RULES, "EndOfTurn", "HardTokens")
+
+
+def questions_and_responses(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
+    """Return the last turn of the user, the question that was answered, and the response, of each example."""
+    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in examples]
+    return questions, ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
+
+
+def ranked_table(
+    examples: Sequence[Example],
+    rows: SuspectRows,
+    hard: Sequence[str],
+    kinds: Sequence[type[Signal]],
+    *,
+    by_label: bool,
+) -> Any:
+    """Return the rows as a table, the most suspicious first.
+
+    hard      the hardest tokens of each row, or () for none
+    by_label  each row is ranked among those of its label
+    """
+    import pandas as pd
+
+    # False of c2@turn0, True of c2@turn1.
+    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in examples]
+    groups = [f"{turn} {one.label if by_label else None}" for turn, one in zip(later, examples, strict=True)]
+    ranks, counted = ranked(rows, kinds, groups)
+    names = counted.idxmax(axis=1)
+    beside = np.where(names == "Conflict", repeats.nearest_prompts(rows)[0], best_fits(rows))
+    columns = {
+        "decision": "",
+        "id": [one.id for one in examples],
+        "source": [one.source for one in examples],
+        "label": [one.label for one in examples],
+        "score": counted.max(axis=1),  # above 1: the row stands out
+        "signal": names,
+        **ranks,
+        "compared_with": [examples[other].id for other in beside],
+        "hard_tokens": hard or "",
+        "prompt": rows.prompts,
+        "response": rows.responses,
+    }
+    table = pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable")
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table
+
+
+def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | None) -> None:
+    """Fill in the decisions: those of an earlier table, and drop for the first rows, or those above a score.
+
+    What somebody decided stays.
+    """
+    chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
+    table["decision"] = np.where(chosen, DROP, "")
+    text = decoded(earlier.read_bytes()) if earlier.exists() else ""
+    known = {(line.id, line.source): line.decision for line in read_decisions(text, earlier)}
+    pairs = zip(table["id"], table["source"], table["decision"], strict=True)
+    table["decision"] = [known.get((name, place)) or decision for name, place, decision in pairs]
+
+
+def write_suspects(table: Any, out: Path) -> None:
+    """Write suspects.csv, whose texts no spreadsheet computes, and suspects.parquet, with the texts as they are."""
+    cells = table.copy()
+    for name in ("id", "source", "label", "compared_with", "hard_tokens", "prompt", "response"):
+        cells[name] = [as_cell(value) if isinstance(value, str) else value for value in table[name]]
+    # Quoted: Python before 3.13 writes a lone carriage return as it is, and behind it a cell would begin.
+    as_csv = partial(cells.to_csv, quoting=csv.QUOTE_NONNUMERIC)
+    for ending, write in (("csv", as_csv), ("parquet", table.to_parquet)):
+        with placing(out / f"suspects.{ending}") as staging:
+            write(staging, index=False)
+    write_manifest(out, ["suspects.parquet"])  # by its hash a report knows that the table was edited since
+
+
+def default_signals(rows: SuspectRows) -> Sequence[str]:
+    """Return the names of the signals that are best for what is known of the rows."""
+    dynamics = rows.dynamics
+    if dynamics is None or dynamics.token_nll is None:
+        return OF_TEXTS
+    # Words find less than Information does.
+    by_texts = sentence_model(rows.embedding) or dynamics.alone_nll_sum is None
+    return "Mismatch" if by_texts else "Information", *OF_TOKENS
+
+
+def kinds_of(names: Sequence[str]) -> list[Any]:
+    """Return the classes of signals that the names choose, each once."""
+    shipped = {kind.__name__: kind for kind in SHIPPED}
+    return [shipped.get(name) or find_component(Signal, name, "--signals", [*shipped]) for name in dict.fromkeys(names)]

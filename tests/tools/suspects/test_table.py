@@ -1,0 +1,106 @@
+"""The table that somebody decides in: what fills it, what stays in it, and what data.exclude makes of it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "clouds"]
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    found = [{"instruction": f"Tell me about {t}.", "output": f"People know {t} well."} for t in TOPICS]
+    found[3] = {"instruction": "=1+1", "output": "@SUM(A1)"}
+    found[5]["id"] = "-whales"
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return file
+
+
+@pytest.fixture
+def suspects(sftmix, rows, tmp_path):
+    """suspects(*words) -> the lines of the table, by place."""
+
+    def call(*words: str) -> dict[str, dict]:
+        done = sftmix("suspects", str(rows), "--embedding", "tfidf", "--out", str(tmp_path / "out"), *words)
+        assert done.code == 0, done.err
+        with (tmp_path / "out" / "suspects.csv").open(newline="", encoding="utf-8") as file:
+            return {line["source"]: line for line in csv.DictReader(file)}
+
+    return call
+
+
+def test_cells_that_a_spreadsheet_computes_are_text(suspects, rows, tmp_path):
+    table = suspects()
+    line = table[f"{rows}:4"]
+    assert (line["prompt"], line["response"]) == ("'=1+1", "'@SUM(A1)")
+    assert table[f"{rows}:6"]["id"] == "'-whales"
+    assert {"=1+1", "Tell me about apples."} <= {*pd.read_parquet(tmp_path / "out" / "suspects.parquet")["prompt"]}
+    assert not any(cell.startswith(("=", "+", "-", "@")) for each in table.values() for cell in each.values())
+
+
+def test_the_first_rows_or_those_above_a_score_are_to_drop_and_decisions_stay(suspects, tmp_path):
+    dropped = {place for place, line in suspects("--drop", "2").items() if line["decision"] == "drop"}
+    table = suspects()
+    assert {place for place, line in table.items() if line["decision"] == "drop"} == dropped
+    assert {line["rank"] for place, line in table.items() if place in dropped} == {"1", "2"}
+    path = tmp_path / "out" / "suspects.csv"
+    path.write_text(path.read_text().replace("1,drop,", "1,keep,", 1))
+    table = suspects("--drop_all_above", "0")
+    words = sorted(line["decision"] for line in table.values())
+    assert words == ["drop"] * 7 + ["keep"], "the score of all is above 0, and what was decided stays"
+
+
+def excluded(sftmix, tiny, rows, path) -> tuple[int, list[str], str]:
+    words = ("--model.path", str(tiny.model), "--data.train", str(rows), "--data.exclude", str(path))
+    done = sftmix("preview", *words, "--rows", "1")
+    return done.code, [line for line in done.out.splitlines() if "data.exclude" in line], done.err
+
+
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+def test_a_run_leaves_out_what_is_to_drop_by_id_or_place(suspects, sftmix, tiny, rows, tmp_path, between):
+    """As a spreadsheet writes the table, with a row whose id changed since as its text was mended."""
+    table = pd.DataFrame(suspects().values())
+    table.loc[table["source"].str.endswith(":6"), "decision"] = "Drop "
+    table.loc[table["source"].str.endswith(":1"), "decision"] = "drop"
+    table.loc[table["source"].str.endswith(":2"), "decision"] = "mended"
+    table.loc[table["source"].str.endswith(":3"), "decision"] = "keep"
+    path = tmp_path / "decided.csv"
+    table.to_csv(path, sep=between, index=False)
+    rows.write_text(rows.read_text().replace("People know apples well.", "They are fruit."))
+    code, (line,), _ = excluded(sftmix, tiny, rows, path)
+    assert (code, line[:2]) == (0, "2 ")
+    assert "-whales" in line
+    assert f"{rows}:1)" in line
+
+
+def test_a_table_without_a_row_to_drop_is_said_and_another_word_is_refused(suspects, sftmix, tiny, rows, tmp_path):
+    suspects()
+    path = tmp_path / "out" / "suspects.csv"
+    assert excluded(sftmix, tiny, rows, path)[:2] == (0, [f"data.exclude: {path} leaves out no row"])
+    path.write_text(path.read_text().replace("\n1,,", "\n1,delete,"))
+    code, _, error = excluded(sftmix, tiny, rows, path)
+    assert (code, "'delete'" in error, "keep" in error) == (2, True, True), error
+
+
+def test_a_decision_needs_a_table(sftmix, rows):
+    done = sftmix("suspects", str(rows), "--drop", "3")
+    assert (done.code, "--out DIR" in done.err) == (2, True)
+
+
+def test_texts_are_as_wide_as_the_terminal_and_another_answer_is_shown_beside(sftmix, tmp_path, monkeypatch):
+    long = "People know that it is old, and they know that it is long, and all of them know that it does not end soon."
+    found = [{"instruction": f"Tell me about {t} please.", "output": f"{t} {long}"} for t in TOPICS]
+    found.append({"instruction": "tell me about chess, please", "output": "Water boils at a hundred degrees."})
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    for width in (60, 90):
+        monkeypatch.setenv("COLUMNS", str(width))
+        done = sftmix("suspects", str(file), "--embedding", "tfidf", "--top", "1")
+        lines = done.out.splitlines()
+        assert (lines[0].split()[1], lines[0].split()[3]) == (f"{file}:9", "Conflict")
+        assert lines[3].split()[:2] == ["beside", f"{file}:5"]
+        assert len(lines[5]) == width
