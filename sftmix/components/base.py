@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sftmix.components.component import Component, Need
+from sftmix.components.component import KEPT, Component, Need
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.options.training import TrainingOptions
@@ -90,8 +90,10 @@ class Reference(Component, ABC):
     option = "reference"
     needs = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
-    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
-    """What the dynamics hold or may hold; a confidence that needs something else is refused before any work."""
+    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING, *KEPT})
+    """What the dynamics hold or may hold; a confidence that needs something else is refused before any work.
+
+    The context keeps what is needed of KEPT, unless the losses are online."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
     training: ReferenceTraining | None = None
@@ -114,7 +116,9 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT, BEFORE_TRAINING or TOKEN_NLL.
+    """Training dynamics -> one number per example.
+
+    It may need RESPONSE_ALONE, CORRECT, BEFORE_TRAINING, TOKEN_NLL, ENTROPY, MARGIN, MEAN_STATES or TEXTS.
 
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """
@@ -129,7 +133,7 @@ class ConfidenceEstimator(Component, ABC):
 
 
 class Splitter(Component, ABC):
-    """Scores -> groups, most confident first."""
+    """Scores -> groups, most confident first. It may need CONFIDENCE, MEAN_STATES or TEXTS."""
 
     option = "splitter"
     needs = frozenset({Need.CONFIDENCE})
@@ -141,7 +145,10 @@ class Splitter(Component, ABC):
 
 
 class PairSampler(Component, ABC):
-    """The choice of the examples that are mixed with each other in one epoch. It may need CONFIDENCE."""
+    """The choice of the examples that are mixed with each other in one epoch.
+
+    It may need CONFIDENCE, MEAN_STATES or TEXTS.
+    """
 
     option = "pairing"
 

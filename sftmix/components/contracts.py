@@ -5,15 +5,15 @@ allowed. All of it is checked where the answer arrives. What a component is give
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
 
-from sftmix.components.base import CallbackResult
-from sftmix.components.component import Component, Need
+from sftmix.components.base import CallbackResult, ConfidenceEstimator
+from sftmix.components.component import OF_DYNAMICS, Component, Need
 from sftmix.types import (
     MOST_GROUPS,
     OF_TOKENS,
@@ -29,7 +29,7 @@ from sftmix.types import (
     TrainingDynamics,
 )
 from sftmix.types.impossible import impossible_numbers
-from sftmix.words.errors import ConfigError, ContractError
+from sftmix.words.errors import ConfigError, ContractError, DataError
 
 OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Metrics of a step that follow from its examples alone: the hash of its rows, and counts."""
@@ -93,6 +93,20 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     return dynamics
 
 
+def check_given(component: Component | None, dynamics: TrainingDynamics, by: str) -> None:
+    """Raise DataError if a component needs a field that these dynamics lack.
+
+    by  the reference that made them
+    """
+    for need in sorted(component.needs & OF_DYNAMICS.keys() - {Need.TEXTS}) if component else ():
+        if getattr(dynamics, OF_DYNAMICS[need]) is None:
+            raise DataError(
+                f"{component.option} {component} needs {need}, which the dynamics of reference {by} lack (field "
+                f"{OF_DYNAMICS[need]}); use --reference TrainedReference or FromCheckpoints in another --out, or "
+                f"another --{component.option}"
+            )
+
+
 def _check_tokens(reference: Component, name: str, column: Any, dynamics: TrainingDynamics) -> None:
     """Raise ContractError unless each example has the NLL of each of its tokens at each checkpoint."""
     if len(column) != len(dynamics.ids):
@@ -108,6 +122,14 @@ def check_confidence(estimator: Component, confidence: Any, dynamics: TrainingDy
     allowed = "a finite number for each example that was scored, NaN for each that was not"
     _check_each(estimator, "confidence of", values, wrong, dynamics.ids, allowed)
     return values
+
+
+def confidence_of(
+    estimator: ConfidenceEstimator, dynamics: TrainingDynamics, texts: Sequence[tuple[str, str]] | None
+) -> Float64:
+    """Return the confidence f64[N] of dynamics, checked; an estimator that needs texts gets those of the rows."""
+    given = replace(dynamics, texts=texts) if Need.TEXTS in estimator.needs else dynamics
+    return check_confidence(estimator, estimator.estimate(read_only(given)), given)
 
 
 def check_split(splitter: Component, split: Any, scores: Scores) -> Split:

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Component, Need, all_parts, missing_package, plain
+from sftmix.components.component import KEPT, Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.wants import Wants
@@ -199,7 +199,9 @@ def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "
 # -------------------------------------------------------------------------------------- what components need
 
 _OTHER, _ROWS = "or another --confidence", "set data.eval or data.eval_fraction"
+_SCORED = "use --splitter Median or Quantile, and a --reference that trains or scores models, as TrainedReference"
 _REMEDIES = {
+    **dict.fromkeys(KEPT, f"{_SCORED} with a number or list of reference.checkpoints"),
     Need.CONFIDENCE: "use --splitter Median or Quantile, or another --pairing",
     Need.RESPONSE_ALONE: "use --reference TrainedReference with reference.response_alone true and a number or list of "
     f"reference.checkpoints, or FromCheckpoints or FromEndpoint with reference.response_alone true, {_OTHER}",
@@ -252,8 +254,12 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
     reference, training = config.reference, config.training
     wants = Wants(config)
-    available = {Need.CONFIDENCE} if wants.by_confidence else ()
-    yield from _missing("pairing", pairing, available, f"splitter {config.splitter}")
+    available = {Need.TEXTS, *([Need.CONFIDENCE] if wants.by_confidence else [])}
+    if wants.by_confidence and wants.by_dynamics:
+        available |= {Need.MEAN_STATES} & reference.gives
+    by = f"reference {reference}" if wants.by_confidence else f"splitter {config.splitter}"
+    yield from _missing("splitter", config.splitter, {*available, Need.CONFIDENCE}, by)
+    yield from _missing("pairing", pairing, available, by)
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
         if size is not None and size >= 1 and size % 2:  # below 1 it is out of range, which is said before
@@ -281,7 +287,7 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
 
 def confidence_problems(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that the confidence needs, and the reference does not give."""
-    gives = {*config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
+    gives = {Need.TEXTS, *config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
     yield from _missing("confidence", config.confidence, gives, f"reference {config.reference}")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from sftmix.components.component import Need
+from sftmix.components.component import KEPT, Need
 from sftmix.config.run_config import RunConfig
 
 
@@ -31,6 +31,13 @@ class Wants:
     def by_dynamics(self) -> bool:
         """True if the confidence is computed from training dynamics, and has no scores of its own."""
         return Need.CONFIDENCE not in self.config.confidence.gives
+
+    @cached_property
+    def kept(self) -> list[str]:
+        """What the reference keeps because a component needs it, in the words of `reference.keep`."""
+        readers = (self.config.confidence, self.config.splitter, self.config.resolved_pairing())
+        needed = {need for reader in readers if reader for need in reader.needs}
+        return sorted(word for need, word in KEPT.items() if need in needed)
 
     @cached_property
     def single_run(self) -> bool:

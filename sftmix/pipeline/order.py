@@ -8,7 +8,7 @@ from functools import lru_cache
 from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
+from sftmix.components.contracts import check_pairs, check_split, confidence_of, read_only
 from sftmix.config.wants import Wants
 from sftmix.disk.files import read_steps
 from sftmix.pipeline.context import RunContext
@@ -55,7 +55,7 @@ def order_of_arm(
         if not (single and 0 < epoch < begun):
             return split, scores
         dynamics = dynamics_before(run, epoch)  # from the files that the target writes at the end of each epoch
-        confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
+        confidence = confidence_of(config.confidence, dynamics, scores.texts)
         table = replace(scores, confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
 

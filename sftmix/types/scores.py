@@ -55,6 +55,7 @@ class TrainingDynamics:
     token_entropy  None, or the entropy of the prediction of each token, nats, as token_nll
     token_margin   None, or by how much the likeliest logit there is above the second, as token_nll
     states     None, or f16[N, D], the mean input of the LM head over the response tokens, at the last checkpoint
+    texts      None, or what is asked and answered in each row; no file has them
     """
 
     ids: Sequence[str]
@@ -68,6 +69,7 @@ class TrainingDynamics:
     token_entropy: Sequence[Float32] | None = None
     token_margin: Sequence[Float32] | None = None
     states: npt.NDArray[np.float16] | None = None
+    texts: Sequence[tuple[str, str]] | None = None
 
     @property
     def scored(self) -> Bool:
@@ -98,6 +100,8 @@ class TrainingDynamics:
         for name in OF_TOKENS:
             if (tokens := getattr(self, name)) is not None:
                 columns[name] = [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows]
+        if self.texts is not None:
+            columns["texts"] = [self.texts[row] if row >= 0 else ("", "") for row in rows.tolist()]
         return replace(self, ids=list(ids), **columns)
 
 
@@ -113,7 +117,7 @@ class Scores:
     label        None, or N labels
     columns      any user column by name
     texts        None, or what is asked and answered in each row, read when it is asked for
-    states       None, or f16[N, D], those of the dynamics (reference.keep states)
+    states       None, or f16[N, D], those of the dynamics (Need.MEAN_STATES)
     """
 
     id: Sequence[str]
