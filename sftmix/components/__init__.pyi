@@ -69,6 +69,8 @@ from sftmix.components.others.tokens import EAFT as EAFT
 from sftmix.components.others.tokens import PriFT as PriFT
 from sftmix.components.others.tokens import ProFit as ProFit
 from sftmix.components.others.tokens import Rho1 as Rho1
+from sftmix.components.others.tokens import StoredReference as StoredReference
+from sftmix.components.others.tokens import TokenWeights as TokenWeights
 from sftmix.components.pairing import RandomPairs as RandomPairs
 from sftmix.components.reference import FromCheckpoints as FromCheckpoints
 from sftmix.components.reference import Online as Online

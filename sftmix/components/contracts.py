@@ -33,7 +33,7 @@ from sftmix.words.errors import ConfigError, ContractError, DataError
 
 OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Metrics of a step that follow from its examples alone: the hash of its rows, and counts."""
-OF_LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
+OF_LOSSES = ("loss", "ntp", "ntp_loss", "mixup", "mu_effective", "learning_rate", "grad_norm")
 """Metrics of a step that follow from weights and examples."""
 OF_CLOCKS = ("time", "tokens_per_second")
 """Metrics of a step that measure time."""

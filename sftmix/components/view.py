@@ -92,16 +92,29 @@ class LossView:
         with torch.no_grad():
             return self.chunked_loss(hidden, f, *columns).each
 
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        raise ConfigError(_STEPS_ALONE)
+
     def states(
-        self, input_ids: Tensor, mask: Tensor, *, layer: int = 0, change: Callable[[Tensor], Tensor] | None = None
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        *,
+        layer: int | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Return the inputs of the head, [R, L, D], at every place of R lines: one more pass of the backbone.
+        """Return states [R, L, D] at every place of R lines: one more pass of the backbone.
+
+        They are the inputs of the head or, of a layer without a change, the states after it.
 
         input_ids  i64[R, L]
         mask       bool[R, L], the real tokens; positions count them
-        change     replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the input embeddings, as the
-                   embedding module returns them); a perturbation changes `hidden` alone. ConfigError for a model that
-                   keeps several states of each token between its layers (Gemma 3n)
+        layer      a decoder layer, from 1 to `layers`; 0: the input embeddings, as the embedding module returns them.
+                   None: 0 with a change, else the inputs of the head
+        change     replaces the states [R, L, D] after the layer; a perturbation changes `hidden` alone. ConfigError for
+                   a model that keeps several states of each token between its layers (Gemma 3n)
         Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
         """
         raise ConfigError(_STEPS_ALONE)  # in a training step the view is one that can

@@ -95,9 +95,12 @@ class ModelView(LossView):
         input_ids: torch.Tensor,
         mask: torch.Tensor,
         *,
-        layer: int = 0,
+        layer: int | None = None,
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        taken = list[torch.Tensor]()
+        if change is None and layer is not None:
+            change = partial(_taking, taken)
         mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)  # mask 1 1 0 -> positions 0 1 1
         changing: Any = contextlib.nullcontext()
         if change is not None:
@@ -108,16 +111,21 @@ class ModelView(LossView):
                 if output.shape[:-1] != input_ids.shape:  # AltUp, hyper-connections: rows would not be examples
                     raise ConfigError(
                         f"{type(self._model).__name__} keeps several states of each token between its layers "
-                        f"({list(output.shape)} after layer {layer}), and this objective changes one: change "
+                        f"({list(output.shape)} after layer {layer}), and this objective takes one: take "
                         "the embeddings (layer 0), or use another objective"
                     )
                 return change(output)
 
-            changing = self._after(layer).register_forward_hook(changed)
+            changing = self._after(layer or 0).register_forward_hook(changed)
         # The decoder gets the ids, not embeddings, to which some families do more (see `hidden_states`).
         with changing, known_rows(packed=False):
             inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
-            return self._model.get_decoder()(input_ids=input_ids, **inputs).last_hidden_state
+            out = self._model.get_decoder()(input_ids=input_ids, **inputs).last_hidden_state
+        return taken[0] if taken else out
+
+    @property
+    def layers(self) -> int:
+        return len(decoder_layers(self._model))
 
     def _after(self, layer: int) -> nn.Module:
         """Return the module behind which states are changed: the input embeddings (0), or a decoder layer."""
@@ -133,6 +141,12 @@ class ModelView(LossView):
                 "other: set it to false, or change the embeddings (layer 0)"
             )
         return layers[layer - 1]
+
+
+def _taking(taken: list[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+    """Keep the states, and return them as they are."""
+    taken.append(states)
+    return states
 
 
 def _perturbed(segment: Segment, perturb: Perturb, module: nn.Module, inputs: object, e: torch.Tensor) -> torch.Tensor:

@@ -120,7 +120,8 @@ class StepResult:
     """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
 
     loss           the minimised loss: both terms, weighted and divided
-    ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
+    ntp            mean NLL of the tokens that carried NTP loss, whatever their weights; 0 if there are none
+    ntp_loss, mixup    each term by itself, over its count and without mu; 0 if there is none
     ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     mu, mixup_mean            those of the plans that mix
@@ -131,6 +132,7 @@ class StepResult:
 
     loss: float
     ntp: float
+    ntp_loss: float
     mixup: float
     ntp_count: float
     mixup_count: float
@@ -204,7 +206,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
         return check_embeddings(perturbation, e, changed)
 
-    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(6, dtype=torch.float64, device=world.device)
     nll = []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
@@ -228,10 +230,11 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     if meanwhile is not None:
         meanwhile()
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
+    loss, nll_sum, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
     result = StepResult(
         loss=loss / world.size,  # each rank's loss was multiplied by it
-        ntp=ntp / ntp_count if ntp_count else 0.0,
+        ntp=nll_sum / ntp_tokens if ntp_tokens else 0.0,
+        ntp_loss=ntp / ntp_count if ntp_count else 0.0,
         mixup=mixup / mixup_count if mixup_count else 0.0,
         ntp_count=ntp_count,
         mixup_count=mixup_count,
@@ -305,10 +308,22 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
 
 
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
+    """Return f64[6] on the device.
+
+    These are the loss, NLL of the trained tokens, weighted NLL, Mixup loss (without mu), trained tokens, and aligned
+    token pairs.
+    """
     weight, aligned = plan.row_weight, out.mixup.new_full((), len(plan.pairs))
     mixed = (plan.pair_weight * out.mixup).sum() / (plan.mu or 1.0)
-    sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
+    trained = (weight != 0).to(weight.dtype)
+    sums = (
+        out.loss,
+        (trained * out.nll).sum(),
+        (weight * out.nll).sum(),
+        mixed,
+        trained.sum(dtype=torch.float64),
+        aligned,
+    )
     return torch.stack([x.detach().double() for x in sums])
 
 

@@ -220,13 +220,15 @@ def test_ranks_without_work_get_a_filler_without_weight(model):
     assert any(g.abs().max() > 1e-3 for g in found[1].values())
 
 
-def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] = UNITS, optimizer=None) -> StepResult:
+def one_step(
+    model, objective: Objective, *, rate: float, units: Sequence[Unit] = UNITS, optimizer=None, data=DATA
+) -> StepResult:
     """The whole of a step as the loop calls it: SGD, two micro-batches and more."""
     options = TrainingOptions(
         learning_rate=rate, warmup_ratio=0.0, schedule="constant", max_grad_norm=0.0, micro_batch_size=4
     )
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=123.0)
-    setup = toy_setup(TrainingModule(model), optimizer=optimizer, data=DATA, objective=objective, options=options)
+    setup = toy_setup(TrainingModule(model), optimizer=optimizer, data=data, objective=objective, options=options)
     return train_step(setup, prepare_step(setup, STEP, units, None))
 
 
@@ -249,11 +251,28 @@ def test_a_step_moves_the_weights_against_the_gradient_at_the_rate_of_the_schedu
     ids=lambda one: type(one).__name__,
 )
 def test_the_losses_of_the_log_add_up_to_the_loss(model, objective):
-    """loss = NTP + mu Mixup, or mu times N_mix / N_ntp of it, as the log tells them apart."""
+    """loss = NTP term + mu Mixup, or mu times N_mix / N_ntp of it, as the log tells them apart."""
     done = one_step(model, objective, rate=0.125)
     share = done.mixup_count / done.ntp_count if objective.mixup_mean == "ntp" else 1
-    assert done.loss == pytest.approx(done.ntp + 0.75 * done.mixup * share, rel=1e-6)
+    assert done.loss == pytest.approx(done.ntp_loss + 0.75 * done.mixup * share, rel=1e-6)
     assert done.mixup > 1e-3
+
+
+@pytest.mark.parametrize("objective", [NTP(), SFTMix(mu=0.75, mean="sequence")])
+def test_ntp_of_the_log_is_the_mean_nll_whatever_the_weights(model, objective):
+    """Once with the weights of rows, once with means of responses; the weighted term is a column of its own."""
+    head, found = model.get_output_embeddings().weight, []
+    with torch.no_grad():
+        for z, y, w in (response(model, row) for row in WEIGHTED):
+            found.append((nll(z @ head.T, y), w))
+    rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]
+    mean = float(torch.cat([found[row][0][found[row][1] > 0] for row in rows]).mean())
+    weights = [found[row][1] / (1 if isinstance(objective, NTP) else len(found[row][1])) for row in rows]
+    count = sum(float(w.sum()) for w in weights)
+    weighted = sum(float((w * found[row][0]).sum()) for row, w in zip(rows, weights, strict=True)) / count
+    done = one_step(model, objective, rate=0.0, data=WEIGHTED)
+    assert (done.ntp, done.ntp_loss) == pytest.approx((mean, weighted), rel=1e-6)
+    assert abs(mean - weighted) > 1e-3
 
 
 def test_mu_effective_where_mixup_is_divided_by_the_ntp_tokens(model):

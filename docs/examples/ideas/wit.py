@@ -41,7 +41,7 @@ def nll(logits: Tensor, label: Tensor) -> Tensor:
 
 def lines(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return ids i64[B, L], mask bool[B, L], and f32[B, L - 1], 1 where the next token is a prompt's."""
-    ids, mask, column = (part.to(batch.labels.device) for part in aligned(batch))
+    ids, mask, column = aligned(batch)
     asked = (mask[:, 1:] & mask[:, :-1]) * batch.ntp_weight[:, None]
     asked[batch.slot, column] = 0
     return ids, mask, asked
