@@ -91,9 +91,7 @@ class Reference(Component, ABC):
     needs = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
     gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING, *KEPT})
-    """What the dynamics hold or may hold; a confidence that needs something else is refused before any work.
-
-    The context keeps what is needed of KEPT, unless the losses are online."""
+    """What the dynamics hold or may hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
     training: ReferenceTraining | None = None
@@ -116,9 +114,7 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example.
-
-    It may need RESPONSE_ALONE, CORRECT, BEFORE_TRAINING, TOKEN_NLL, ENTROPY, MARGIN, MEAN_STATES or TEXTS.
+    """Training dynamics -> one number per example; it may need each member that has a field (OF_DYNAMICS) and CORRECT.
 
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """
@@ -145,10 +141,7 @@ class Splitter(Component, ABC):
 
 
 class PairSampler(Component, ABC):
-    """The choice of the examples that are mixed with each other in one epoch.
-
-    It may need CONFIDENCE, MEAN_STATES or TEXTS.
-    """
+    """The choice of the examples that are mixed with each other in one epoch; needs as for Splitter."""
 
     option = "pairing"
 

@@ -44,6 +44,7 @@ class Need(StrEnum):
     MARGIN = "the margin of the prediction of each token"
     MEAN_STATES = "the mean state of each response"
     TEXTS = "the texts of the rows"
+    PROMPTS = "the tokens of the prompts"
 
 
 KEPT = {Need.ENTROPY: "entropy", Need.MARGIN: "margin", Need.MEAN_STATES: "states"}

@@ -21,20 +21,35 @@ _STEPS_ALONE = (
 )
 
 
+_OF_ROWS = ("nll", "correct", "entropy")
+"""Fields of an SFTLoss with a value for each token row."""
+
+
 class LossView:
     """The head's inputs and the head, as `Objective.loss` sees them; in training also with `states`.
 
     head  has weight [V, D], bias [V] or None, softcap and scale (`sftmix.model.head.Head`)
     """
 
-    def __init__(self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None):
+    def __init__(
+        self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None, rows: int | None = None
+    ):
         self.head = head
-        self._hidden, self._chunk_size = hidden, chunk_size
+        self._hidden, self._chunk_size, self._rows = hidden, chunk_size, rows
 
     @cached_property
+    def _states(self) -> Tensor:
+        return self._hidden()
+
+    @property
     def hidden(self) -> Tensor:
         """[T, D], the inputs of the head that predict the response tokens: one pass of the backbone, made once."""
-        return self._hidden()
+        return self._states if self._rows is None else self._states[: self._rows]
+
+    @property
+    def prompt_hidden(self) -> Tensor:
+        """[Q, D], the inputs of the head that predict the tokens of `batch.prompt`, of the same pass (Need.PROMPTS)."""
+        return self._states[len(self._states) if self._rows is None else self._rows :]
 
     @cached_property
     def _formula(self) -> dict[str, Any]:
@@ -51,26 +66,31 @@ class LossView:
         stats: bool = False,
         entropy: bool = False,
     ) -> SFTLoss:
-        """Return the fused NTP + Mixup loss of a plan (`sftmix.functional.sft_loss`).
+        """Return the fused NTP + Mixup loss of a plan (`sftmix.functional.sft_loss`), with its prompts' tokens.
 
         rule  (nll, entropy) -> factor of each row's weight, elementwise, detached
         """
         from sftmix.functional import sft_loss
 
-        return sft_loss(
-            self.hidden,
-            labels=batch.labels,
-            pairs=plan.pairs,
-            lam=plan.lam,
-            row_weight=plan.row_weight,
-            pair_weight=plan.pair_weight,
-            rule=rule,
-            label_smoothing=label_smoothing,
-            stats=stats,
-            entropy=entropy,
-            alone=plan.alone,
-            **self._formula,
-        )
+        asked = plan.prompt_weight is not None
+        rows = self._with_prompts(batch, plan) if asked else {"hidden": self.hidden, "labels": batch.labels}
+        of_plan = {name: getattr(plan, name) for name in ("pairs", "lam", "row_weight", "pair_weight", "alone")}
+        asked_for = {"rule": rule, "label_smoothing": label_smoothing, "stats": stats, "entropy": entropy}
+        out = sft_loss(**{**self._formula, **of_plan, **asked_for, **rows})
+        if not asked:
+            return out
+        of_rows = {name: column[: self._rows] for name in _OF_ROWS if (column := getattr(out, name)) is not None}
+        return out._replace(**of_rows, prompt=out.nll[self._rows :])
+
+    def _with_prompts(self, batch: Batch, plan: Plan) -> dict[str, Tensor | None]:
+        """Return states, labels, weights and rows in no pair, of response tokens and, behind them, of the prompts'."""
+        import torch
+
+        labels, alone = torch.cat([batch.labels, batch.prompt.labels]), plan.alone  # type: ignore[union-attr]
+        if alone is not None:
+            alone = torch.cat([alone, torch.arange(len(batch.labels), len(labels), device=alone.device)])
+        weights = torch.cat([plan.row_weight, plan.prompt_weight])  # type: ignore[list-item]
+        return {"hidden": self._states, "labels": labels, "row_weight": weights, "alone": alone}
 
     def chunked_loss(
         self,

@@ -227,8 +227,12 @@ def _needs(config: RunConfig) -> Iterator[str]:
     for part in all_parts(vars(config)):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
-    # the step computes BATCH_NLL for any objective, and auto recomputes nothing if one needs STATES
-    available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
+    # the step gives BATCH_NLL and PROMPTS to any objective, and auto recomputes nothing if one needs STATES
+    available = {
+        Need.BATCH_NLL,
+        Need.PROMPTS,
+        *([] if config.training.activation_checkpointing is True else [Need.STATES]),
+    }
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
     by = f"reference {config.reference}" if online else "this run"
     yield from _missing("objective", config.objective, available, by)

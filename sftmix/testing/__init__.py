@@ -240,8 +240,9 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
     """
     rows, counts = torch.arange(8), torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
     nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
+    asked = Need.PROMPTS in objective.needs
     whole, *cuts = (
-        [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
+        [replace(collate(units, _DATA, split=_SPLIT, prompts=asked), batch_nll=nll) for units in cut]
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
     objective.begin(_DATA)

@@ -41,7 +41,7 @@ def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
     whole, alone = (
         [(mean[:, None] + 0.5).repeat(n, 1) for mean, n in zip(of, n_tokens, strict=True)] for of in mean_nll
     )
-    entropy, margin = ([rng.gamma(2.0, 1.0, (3, n)) for n in n_tokens] for _ in range(2))
+    entropy, margin = ([rng.gamma(2.0, 1.0, (3, n)).astype(np.float32) for n in n_tokens] for _ in range(2))
     return TrainingDynamics(
         ids=[f"id-{number}" for number in rng.permutation(size)],
         steps=np.array([0, 10, 20]),

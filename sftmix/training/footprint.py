@@ -51,7 +51,8 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
     # Two response tokens: what the head takes is arithmetic.
     labelled = np.arange(length) >= length - 2
     row = replace(row, input_ids=row.input_ids[:length], target=labelled, starts=None, weight=None)
-    batch = collate([(Slot(0),) * unit_of(setup)], [row], padding_free=target.padding_free)  # type: ignore[arg-type]
+    asked, units = own and Need.PROMPTS in objective.needs, [(Slot(0),) * unit_of(setup)]
+    batch = collate(units, [row], padding_free=target.padding_free, prompts=asked)  # type: ignore[arg-type]
     plan = objective.plan(batch, step=0, total_steps=1, seed=0) if own else ntp_plan(batch, batch.ntp_weight)
     plan = replace(plan, alone=rows_alone(plan.pairs, len(batch.labels)))
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device

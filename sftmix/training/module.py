@@ -44,6 +44,10 @@ class TrainingModule(nn.Module):
 
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
+        return self.token_states(batch, perturb)[: len(batch.labels)]
+
+    def token_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
+        """Return hidden[T + Q, D]: behind the states of `hidden_states` those that predict the prompts' tokens."""
         decoder = self.model.get_decoder()
         parts = []
         order = []
@@ -75,7 +79,8 @@ class TrainingModule(nn.Module):
         perturb  a training step's change of the input embeddings; None in scoring
         loss     `Objective.loss`; None: the fused loss, as in scoring
         """
-        view = ModelView(self, lambda: self.hidden_states(batch, perturb))
+        rows = len(batch.labels) if batch and batch.prompt else None  # DDP is tried without a batch
+        view = ModelView(self, lambda: self.token_states(batch, perturb), rows=rows)
         return view.sft_loss(batch, plan) if loss is None else loss(view, batch, plan)
 
     def read(self, function: Callable[[TrainingModule], Any]) -> Any:
@@ -86,8 +91,8 @@ class TrainingModule(nn.Module):
 class ModelView(LossView):
     """A view for one micro-batch in training; see `LossView`."""
 
-    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor]) -> None:
-        super().__init__(module.head, hidden, chunk_size=module.chunk_size)
+    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor], *, rows: int | None = None) -> None:
+        super().__init__(module.head, hidden, chunk_size=module.chunk_size, rows=rows)
         self._model = module.model
 
     def states(

@@ -160,10 +160,10 @@ def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Spli
     """Prepare this rank's part of step `step` (from 0); `units` are the whole global batch, those of all ranks."""
     # 1. micro-batches
     stage = setup.stage
-    batches = micro_batches(
-        units, stage.data, stage.options, setup.world, setup.module, split=split, pad_id=stage.pad_id
-    )
-    if Need.BATCH_NLL in stage.objective.needs:
+    needs, parts = stage.objective.needs, (stage.data, stage.options, setup.world, setup.module)
+    prompts = Need.PROMPTS in needs
+    batches = micro_batches(units, *parts, split=split, pad_id=stage.pad_id, prompts=prompts)
+    if Need.BATCH_NLL in needs:
         return PreparedStep(step, batches, None, None)
     # 2. plans
     return PreparedStep(step, batches, *plans_of(setup, batches, step))
@@ -266,17 +266,17 @@ def micro_batches(
     *,
     split: Split | None,
     pad_id: int,
+    prompts: bool = False,
 ) -> list[Batch]:
     """Return this rank's share of a global batch, on the host, in the layout of the (wrapped) module."""
     one_row = unwrap(module).padding_free
+    how: dict[str, Any] = {"padding_free": one_row, "split": split, "pad_id": pad_id, "prompts": prompts}
     batches = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
         units_of_rank, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
         if not isinstance(module, FSDPModule):  # only FSDP needs as many on each rank: it gathers per segment
             n_segments = min(n_segments, sum(map(len, units_of_rank)))
-        batches.append(
-            collate(units_of_rank, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id)
-        )
+        batches.append(collate(units_of_rank, data, n_segments=n_segments, **how))
     return batches
 
 
@@ -304,27 +304,24 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
     pair_factor = world_size / pair_count if pair_count else 0.0
-    return replace(plan, row_weight=plan.row_weight.double() * row_factor, pair_weight=plan.pair_weight * pair_factor)
+    asked = plan.prompt_weight
+    return replace(
+        plan,
+        row_weight=plan.row_weight.double() * row_factor,
+        pair_weight=plan.pair_weight * pair_factor,
+        prompt_weight=None if asked is None else asked.double() * row_factor,
+    )
 
 
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """Return f64[6] on the device.
-
-    These are the loss, NLL of the trained tokens, weighted NLL, Mixup loss (without mu), trained tokens, and aligned
-    token pairs.
-    """
+    """Return f64[6] on the device: loss, NLL of trained tokens, weighted NLL, Mixup loss (without mu), both counts."""
     weight, aligned = plan.row_weight, out.mixup.new_full((), len(plan.pairs))
     mixed = (plan.pair_weight * out.mixup).sum() / (plan.mu or 1.0)
-    trained = (weight != 0).to(weight.dtype)
-    sums = (
-        out.loss,
-        (trained * out.nll).sum(),
-        (weight * out.nll).sum(),
-        mixed,
-        trained.sum(dtype=torch.float64),
-        aligned,
-    )
-    return torch.stack([x.detach().double() for x in sums])
+    trained, weighted = (weight != 0).to(weight.dtype), (weight * out.nll).sum()
+    if plan.prompt_weight is not None and out.prompt is not None:
+        weighted = weighted + (plan.prompt_weight * out.prompt).sum()
+    nll_sum, tokens = (trained * out.nll).sum(), torch.count_nonzero(weight)
+    return torch.stack([x.detach().double() for x in (out.loss, nll_sum, weighted, mixed, tokens, aligned)])
 
 
 def refuse_unreached(module: nn.Module, objective: Objective) -> None:
