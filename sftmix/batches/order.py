@@ -101,8 +101,10 @@ def digest(units: Sequence[Unit]) -> str:
 class TrainingOrder:
     """The global batches of a stage.
 
-    n_rows       rows of the training set
-    pairs_of     epoch -> i64[P, 2] pairs, or None for shuffled singles
+    n_rows       rows that are trained on
+    pairs_of     epoch -> i64[P, 2] pairs, or None for singles
+    singles_of   epoch -> i64[N], the rows of an epoch without pairs in their order, or None: they are shuffled
+    rows         None: the rows are 0..n_rows-1; or i64[n_rows], the row of the data set behind each of these numbers
     pairs_known  False if the pairs of an epoch are made only when it begins; each example is then one slot of an epoch
     """
 
@@ -114,8 +116,11 @@ class TrainingOrder:
         options: TrainingOptions,
         seed: int,
         pairs_known: bool = True,
+        singles_of: Callable[[int], Rows | None] = lambda epoch: None,
+        rows: Rows | None = None,
     ) -> None:
-        self._n_rows = n_rows
+        self._n_rows, self._singles_of = n_rows, singles_of
+        self.rows, self._some = (np.arange(n_rows), False) if rows is None else (rows, True)
         self._pairs_of = pairs_of
         self._size = options.global_batch_size
         self._seed = seed
@@ -148,7 +153,10 @@ class TrainingOrder:
 
     def _made(self, epoch: int) -> list[list[Unit]]:
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
-        units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
+        pairs = self._pairs_of(epoch)
+        units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=self._singles_of(epoch))
+        if self._some:
+            units = [tuple(replace(slot, row=int(self.rows[slot.row])) for slot in unit) for unit in units]
         batches = global_batches(units, self._size)
         if not self._pairs_known and len(batches) != self._expected:
             raise ConfigError(
@@ -171,16 +179,17 @@ class TrainingOrder:
 # ---------------------------------------------------------------------------------------------------- units of an epoch
 
 
-def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> list[Unit]:
+def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int, singles: Rows | None = None) -> list[Unit]:
     """Units of one epoch, in training order; every row carries NTP loss exactly once.
 
     Rows in no pair are shuffled and spread evenly among the pairs, two at a time, so that every global batch but the
     last is full.
 
-    pairs  i64[P, 2] from the pair sampler, or None for an epoch of shuffled singles
+    pairs    i64[P, 2] from the pair sampler, or None for an epoch of singles
+    singles  i64[N], their order in such an epoch; None: shuffled
     """
     if pairs is None:
-        order = generator(seed, "order", epoch).permutation(n_rows)
+        order = generator(seed, "order", epoch).permutation(n_rows) if singles is None else singles
         return [(Slot(row),) for row in order.tolist()]
     # [[0, 3], [1, 3]] -> weights 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
     weights = np.zeros(pairs.size)
@@ -188,14 +197,14 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     slots = list(map(Slot, pairs.ravel().tolist(), weights.tolist()))
     paired = zip(slots[::2], slots[1::2], strict=True)
     rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
-    singles = ((Slot(row),) for row in rows.tolist())
+    alone = ((Slot(row),) for row in rows.tolist())
     twos = len(rows) // 2  # places that two singles share
     total = len(pairs) + twos
     places = {int((k + 0.5) * total / twos) for k in range(twos)}  # 2 pairs, 3 twos: 0, 2, 4
     merged: list[Unit] = []
     for place in range(total):
-        merged += itertools.islice(singles, 2) if place in places else itertools.islice(paired, 1)
-    return [*merged, *singles]  # an odd one is last
+        merged += itertools.islice(alone, 2) if place in places else itertools.islice(paired, 1)
+    return [*merged, *alone]  # an odd one is last
 
 
 def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:

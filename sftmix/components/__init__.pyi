@@ -29,6 +29,7 @@ from sftmix.components.objectives import DecomposedMixup as DecomposedMixup
 from sftmix.components.objectives import MixupOnly as MixupOnly
 from sftmix.components.objectives import SFTMix as SFTMix
 from sftmix.components.optimizers import AdamW as AdamW
+from sftmix.components.order import Order as Order
 from sftmix.components.others.calibration import Calibration as Calibration
 from sftmix.components.others.confidences import IFD as IFD
 from sftmix.components.others.confidences import Correctness as Correctness

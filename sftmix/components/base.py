@@ -152,7 +152,7 @@ class PairSampler(Component, ABC):
 
 
 class Selector(Component, ABC):
-    """The choice of the examples to train on, made before any training: there is no confidence yet."""
+    """The choice of the examples to train on, before anything is scored; with CONFIDENCE or MEAN_STATES after it."""
 
     option = "selector"
 

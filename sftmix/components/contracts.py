@@ -98,7 +98,9 @@ def check_given(component: Component | None, dynamics: TrainingDynamics, by: str
 
     by  the reference that made them
     """
-    for need in sorted(component.needs & OF_DYNAMICS.keys() - {Need.TEXTS}) if component else ():
+    if component is None:
+        return
+    for need in sorted(component.needs & OF_DYNAMICS.keys() - {Need.TEXTS}):
         if getattr(dynamics, OF_DYNAMICS[need]) is None:
             raise DataError(
                 f"{component.option} {component} needs {need}, which the dynamics of reference {by} lack (field "
@@ -158,6 +160,14 @@ def check_pairs(sampler: Component, pairs: Any, split: Split, scores: Scores) ->
     allowed = "two different rows that have a group; leave out all others, they are trained on by NTP then"
     _check_each(sampler, "pair", rows, wrong, range(len(rows)), allowed)
     return rows.astype(np.int64)
+
+
+def check_epoch_order(order: Component, rows: Any, n_rows: int) -> Rows:
+    """Return the rows as i64[N] if they are 0..N-1, each once; else raise ContractError."""
+    ordered = _array(order, "rows", rows, (n_rows,), least=0, most=n_rows - 1)
+    if (distinct := len(np.unique(ordered))) < n_rows:
+        raise broken(order, f"{n_rows} rows, {distinct} of them distinct", "each row once")
+    return ordered.astype(np.int64)
 
 
 def check_selection(selector: Component, rows: Any, n_rows: int) -> Rows:

@@ -10,7 +10,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import KEPT, Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.wants import Wants
+from sftmix.config.wants import Wants, reads_scores
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
 from sftmix.options.ranges import Check, at_least_1, out_of_range
@@ -224,6 +224,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     online = Wants(config).single_run
     if pairs is not None:
         yield from _of_pairing(config, pairs)
+    yield from _of_scores(config)
     for part in all_parts(vars(config)):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
@@ -256,14 +257,16 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
 
 def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
-    reference, training = config.reference, config.training
-    wants = Wants(config)
-    available = {Need.TEXTS, *([Need.CONFIDENCE] if wants.by_confidence else [])}
-    if wants.by_confidence and wants.by_dynamics:
-        available |= {Need.MEAN_STATES} & reference.gives
+    reference, training, wants = config.reference, config.training, Wants(config)
+    available = _of_table(config) if wants.by_confidence else {Need.TEXTS}
     by = f"reference {reference}" if wants.by_confidence else f"splitter {config.splitter}"
     yield from _missing("splitter", config.splitter, {*available, Need.CONFIDENCE}, by)
     yield from _missing("pairing", pairing, available, by)
+    if config.order is not None:
+        yield (
+            f"order {config.order} and pairing {pairing} exclude each other: an epoch with pairs has their order; "
+            "use --pairing null with an objective that does not mix, or leave order out"
+        )
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
         if size is not None and size >= 1 and size % 2:  # below 1 it is out of range, which is said before
@@ -277,7 +280,23 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
             f"pairing.global_batch_size is {within}, and training.global_batch_size "
             f"{training.global_batch_size}: partners are drawn within the global batches of the run; use equal numbers"
         )
-    if wants.by_confidence and wants.by_dynamics:
+
+
+def _of_table(config: RunConfig) -> set[Need]:
+    """Return what the table of scores holds once there is a confidence."""
+    states = {Need.MEAN_STATES} & config.reference.gives if Wants(config).by_dynamics else set()
+    return {Need.TEXTS, Need.CONFIDENCE, *states}
+
+
+def _of_scores(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each thing that order, selector and confidence lack of what a reference scores."""
+    reference, training, wants = config.reference, config.training, Wants(config)
+    late = [part for part in (config.order, config.selector) if part and reads_scores(part)]
+    online = Need.TARGET_LOSSES in reference.needs and wants.by_dynamics
+    available = {Need.TEXTS} if online else _of_table(config)
+    for part in late:
+        yield from _missing(part.option, part, available, f"reference {reference}")
+    if wants.by_dynamics and (late or (wants.pairs and wants.by_confidence)):
         yield from confidence_problems(config)
         least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
         most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)

@@ -31,6 +31,7 @@ from sftmix.batches.order import Slot
 from sftmix.components import base, contracts
 from sftmix.components.base import StageState
 from sftmix.components.component import Need
+from sftmix.components.order import Order
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
 from sftmix.measure.delivered import check_delivered, check_sentences
@@ -84,13 +85,31 @@ def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> 
     check_rows(splitter, scores, ask)
 
 
-def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> None:
-    """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
+def check_selector(selector: base.Selector, *, scores: Tables | None = None) -> None:
+    """Check that the selected rows are distinct, and the same examples whatever the order of the file.
+
+    scores  the tables to try; by default with confidence exactly if the selector needs it
+    """
+    scores = scores or (_SCORED if Need.CONFIDENCE in selector.needs else _UNSCORED)
 
     def ask(component, table):
         return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))
 
     check_rows(selector, scores, ask)
+
+
+def check_order(order: Order, *, scores: Tables = _SCORED) -> None:
+    """Check that each epoch has every row once, and the same order when it is asked for alone, as after a resume."""
+
+    def ask(component, table, epochs=range(3)):
+        found = [component.rows(table, epoch=epoch, seed=SEED) for epoch in epochs]
+        return [contracts.check_epoch_order(component, rows, len(table)) for rows in found]
+
+    def holds(table):
+        asked = answer_of(order, with_needs_alone(ask), table)
+        np.testing.assert_array_equal(ask(copy.deepcopy(order), table, epochs=[2])[0], asked[2], "of an epoch alone")
+
+    on_examples(scores, holds)
 
 
 def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Tables = _SCORED) -> None:

@@ -88,7 +88,7 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}
         """Step -> the held-out NLL after it."""
         self.step, self.stopped_by = 0, ""
-        stage.objective.begin(map(stage.data.__getitem__, range(len(stage.data))))
+        stage.objective.begin(map(stage.data.__getitem__, stage.order.rows.tolist()))
         self.saved = 0
         """The last step that has a checkpoint, or needs none: the start."""
         self.done: StepResult | None = None

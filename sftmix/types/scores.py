@@ -133,10 +133,39 @@ class Scores:
     def __len__(self) -> int:
         return len(self.row)
 
+    def take(self, rows: Rows) -> Scores:
+        """Return the table of some rows, in their order, whose own numbers are 0..K-1."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return replace(
+            self,
+            id=[self.id[row] for row in rows],
+            row=np.arange(len(rows), dtype=np.int64),
+            confidence=self.confidence[rows],
+            variability=self.variability[rows],
+            n_tokens=self.n_tokens[rows],
+            label=None if self.label is None else [self.label[row] for row in rows],
+            columns=columns,
+            texts=None if self.texts is None else _Taken(self.texts, rows),
+            states=None if self.states is None else self.states[rows],
+        )
+
     def ranked(self) -> list[int]:
         """Return the rows with a confidence, most confident first, equal ones by id."""
         scored = np.flatnonzero(~np.isnan(self.confidence)).tolist()
         return sorted(scored, key=lambda row: (-self.confidence[row], self.id[row]))
+
+
+class _Taken(Sequence[tuple[str, str]]):
+    """Some texts of a sequence, each read when it is asked for."""
+
+    def __init__(self, texts: Sequence[tuple[str, str]], rows: Rows) -> None:
+        self._texts, self._rows = texts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._texts[int(self._rows[row])]
 
 
 UNPAIRED = -1

@@ -294,16 +294,6 @@ def test_the_losses_of_tokens_are_given_where_they_are_kept():
         assert refusal(confidence=OfTokens(), reference=reference) == ""
 
 
-class ByStates(RandomPairs):
-    needs = frozenset({Need.MEAN_STATES})
-
-
-def test_states_and_entropies_are_given_by_a_reference_that_scores():
-    assert refusal(pairing=ByStates()) == ""
-    for changes in ({"reference": TrainedReference(checkpoints="online")}, {"splitter": RandomSplit()}):
-        assert "needs the mean state of each response" in refusal(pairing=ByStates(), **changes)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -3,7 +3,6 @@
 import importlib
 import math
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,9 +135,8 @@ def table(confidence, texts=None) -> Scores:
 
 def test_cycles_go_back_and_forth_over_the_ranks(idea):
     scores = table([-8.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0])  # ranked: 1 2 3 4 5 6 7 0
-    split = Split(np.array([1, 0, 0, 0, 0, 1, 1, 1], dtype=np.int8), ("confident", "unconfident"))
-    pairs = idea("cyclic.Cyclic")(cycles=2).pairs(split, scores, epoch=0, seed=0)
-    assert pairs.tolist() == [[1, 2], [5, 6], [7, 0], [3, 4]]
+    rows = idea("cyclic.Cyclic")(cycles=2).rows(scores, epoch=0, seed=0)
+    assert rows.tolist() == [1, 3, 5, 7, 0, 6, 4, 2]
 
 
 def test_near_partners_share_words_and_far_ones_do_not(idea):
@@ -159,15 +157,6 @@ def test_a_centre_is_far_from_those_before_it(idea):
 
 
 def test_hard_rows_have_the_highest_ifd_below_one(idea):
-    split = idea("cherry.Cherry")(share=0.5).split(table([-1.2, -0.9, -0.3, np.nan, -0.95]), seed=0)
-    assert split.labels == ["other", "hard", "other", "unpaired", "hard"]
-
-
-def test_rows_without_a_scored_answer_are_not_chosen_by_a_small_model(idea, tmp_path):
-    ids = [f"id-{k}" for k in range(4)]
-    nll_sum = np.array([[1.2], [0.9], [0.3], [0.5]])
-    kept = replace(REFERENCE, ids=ids, steps=np.array([0]), nll_sum=nll_sum, n_tokens=np.array([3, 3, 3, 0]))
-    kept = replace(kept, n_correct=np.zeros((4, 1), int), token_nll=None, alone_nll_sum=np.ones((4, 1)))
-    write_dynamics(tmp_path / "small.parquet", kept)
-    selector = idea("superfiltering.Superfiltering")(dynamics=str(tmp_path / "small.parquet"), share=0.5)
-    assert selector.select(table([np.nan] * 4), seed=0).tolist() == [1, 2]
+    for name in ("cherry.Cherry", "superfiltering.Superfiltering"):
+        chosen = idea(name)(share=0.5).select(table([-1.2, -0.9, -0.3, np.nan, -0.95]), seed=0)
+        assert chosen.tolist() == [4, 1]

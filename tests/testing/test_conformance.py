@@ -22,6 +22,7 @@ CHECKS = {
     "ConfidenceEstimator": testing.check_confidence_estimator,
     "Splitter": testing.check_splitter,
     "PairSampler": testing.check_pair_sampler,
+    "Order": testing.check_order,
     "Objective": testing.check_objective,
     "Selector": testing.check_selector,
     "Schedule": testing.check_schedule,

@@ -88,7 +88,7 @@ def make(run: RunContext, values: Values) -> Made:
 def read(run: RunContext, values: Values) -> TrainingDynamics:
     """Return the dynamics, one row per training example; DataError if they lack what a component needs."""
     dynamics, config = read_dynamics(run.path / FILE).of(run.rows.data.train.ids), run.config
-    for component in (config.confidence, config.splitter, config.resolved_pairing()):
+    for component in (config.confidence, config.splitter, config.resolved_pairing(), config.order, config.selector):
         check_given(component, dynamics, str(config.reference))
     return dynamics
 
