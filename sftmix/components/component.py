@@ -45,6 +45,7 @@ class Need(StrEnum):
     MEAN_STATES = "the mean state of each response"
     TEXTS = "the texts of the rows"
     PROMPTS = "the tokens of the prompts"
+    TEACHER = "a second set of weights"
 
 
 KEPT = {Need.ENTROPY: "entropy", Need.MARGIN: "margin", Need.MEAN_STATES: "states"}

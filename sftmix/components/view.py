@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,6 +26,41 @@ _OF_ROWS = ("nll", "correct", "entropy")
 """Fields of an SFTLoss with a value for each token row."""
 
 
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's part in one micro-batch, all of it detached.
+
+    hidden  [T, D], the inputs of its head that predict the response tokens
+    weight, bias, softcap, scale  of its head, as of `LossView.head`
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    scale: float
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [r, V], the logits of r rows of `hidden`: hand these rows to `chunked_loss` as a column."""
+        import torch
+        import torch.nn.functional as F
+
+        with torch.no_grad():
+            z = F.linear(hidden, self.weight, self.bias)
+            z = self.scale * z.to(torch.promote_types(z.dtype, torch.float32))
+            return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def figures(self, f: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """Return [T], `f` of the teacher's logits of each response token, as `LossView.figures` of the trained ones."""
+        import torch
+
+        from sftmix.functional import chunked_loss
+
+        formula = {name: getattr(self, name) for name in ("weight", "bias", "softcap", "scale")}
+        with torch.no_grad():
+            return chunked_loss(self.hidden, f, *columns, **formula).each
+
+
 class LossView:
     """The head's inputs and the head, as `Objective.loss` sees them; in training also with `states`.
 
@@ -32,9 +68,15 @@ class LossView:
     """
 
     def __init__(
-        self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None, rows: int | None = None
+        self,
+        head: Any,
+        hidden: Callable[[], Tensor],
+        *,
+        chunk_size: int | None = None,
+        rows: int | None = None,
+        teacher: Taught | None = None,
     ):
-        self.head = head
+        self.head, self._teacher = head, teacher
         self._hidden, self._chunk_size, self._rows = hidden, chunk_size, rows
 
     @cached_property
@@ -45,6 +87,13 @@ class LossView:
     def hidden(self) -> Tensor:
         """[T, D], the inputs of the head that predict the response tokens: one pass of the backbone, made once."""
         return self._states if self._rows is None else self._states[: self._rows]
+
+    @property
+    def teacher(self) -> Taught:
+        """The teacher's states of this micro-batch, and its head, in a training step (Need.TEACHER)."""
+        if self._teacher is None:
+            raise ConfigError("view.teacher is there in training steps of an objective with Need.TEACHER in `needs`")
+        return self._teacher
 
     @property
     def prompt_hidden(self) -> Tensor:

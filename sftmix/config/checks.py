@@ -228,10 +228,11 @@ def _needs(config: RunConfig) -> Iterator[str]:
     for part in all_parts(vars(config)):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
-    # the step gives BATCH_NLL and PROMPTS to any objective, and auto recomputes nothing if one needs STATES
+    # the step gives BATCH_NLL, PROMPTS and TEACHER to any objective, and auto recomputes nothing if one needs STATES
     available = {
         Need.BATCH_NLL,
         Need.PROMPTS,
+        Need.TEACHER,
         *([] if config.training.activation_checkpointing is True else [Need.STATES]),
     }
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}

@@ -25,7 +25,9 @@ from sftmix.batches.order import Slot
 from sftmix.components.base import Objective
 from sftmix.components.component import Need
 from sftmix.components.plans import ntp_plan
+from sftmix.components.view import Taught
 from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
+from sftmix.model.head import adapter_config
 from sftmix.model.layers import decoder_layers
 from sftmix.training.parallel import reshard, shards_of, unwrap
 from sftmix.training.scoring import eval_mode
@@ -65,7 +67,10 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
         torch.compiler.set_stance("force_eager"),
         noting_kept(target.model) as found,
     ):
-        target(batch, plan, loss=objective.loss if own else None)
+        teacher = None
+        if Need.TEACHER in objective.needs:  # whose states nobody but the loss keeps
+            teacher = target.read(lambda it: Taught(it.hidden_states(batch).detach(), **it.head.copied()))
+        target(batch, plan, loss=objective.loss if own else None, teacher=teacher)
     reshard(module)
     kept = 0
     for key, (_, size) in found.items():
@@ -156,6 +161,20 @@ class Numbers:
         self.tied = self.head is model.get_input_embeddings().weight
 
 
+SECOND = 4
+"""Bytes of a teacher's weights per trained number: float32, as the trained ones, which they are exchanged with."""
+
+
+def is_base(objective: Objective, model: nn.Module) -> bool:
+    """Return True if a teacher is the model without its adapters, of which there is no second copy."""
+    return objective.teacher_decay is None and adapter_config(model) is not None
+
+
+def teacher_bytes(objective: Objective, model: nn.Module) -> float:
+    """Return the bytes of an objective's teacher per trained number of the model."""
+    return SECOND if Need.TEACHER in objective.needs and not is_base(objective, model) else 0
+
+
 class Parts(NamedTuple):
     """Bytes at the peak of a step, beside the weights and the optimizer's state."""
 
@@ -173,6 +192,7 @@ class Footprint:
 
     kept       by a forward for its backward: whatever the tokens are (weights in another dtype), and of each slot
     optimizer  its state
+    teacher    the second weights of an objective that needs them, and a copy of their head
     """
 
     def __init__(self, setup: StepSetup, within: AbstractContextManager[Any] | None = None) -> None:
@@ -190,6 +210,8 @@ class Footprint:
         self.copies = getattr(stage.optimizer, "fused", None) is False and not self.on_cpu
         self.optimizer = stage.optimizer.state_bytes * self.numbers.whole.trained / self.shards
         vocabulary = self.numbers.head.shape[0]
+        second = teacher_bytes(stage.objective, unwrap(setup.module).model) * self.numbers.whole.trained / self.shards
+        self.teacher = second + self.size * self.numbers.head.numel() * (Need.TEACHER in stage.objective.needs)
         self.chunk = self.options.chunk_size or default_chunk_size(vocabulary, world.device)
         # On a CPU the loss has float32 copies of a block of half-precision logits: one, or a pair's and their mixture.
         half, mixes = self.size < 4, Need.PAIRS in stage.objective.needs

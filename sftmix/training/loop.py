@@ -30,6 +30,7 @@ from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
+from sftmix.training.teacher import give_teacher
 from sftmix.types import Rows, RowScores
 from sftmix.words.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.words.progress import progress_bar
@@ -76,25 +77,24 @@ class TrainingLoop:
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.built = kept(self.module, self.optimizer)
-        self.callback_state = CallbackState(stage.callbacks, world)
+        self.callback_state = CallbackState(stage.callbacks, world, (stage.objective, stage.perturbation))
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
+        self.store.second = give_teacher(self.setup)  # of the weights before a checkpoint is loaded
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
         self.spacing = Spacing(stage.checkpoint, self.total)
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
-        self.evaluations: dict[int, float] = {}
-        """Step -> the held-out NLL after it."""
+        self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         stage.objective.begin(map(stage.data.__getitem__, stage.order.rows.tolist()))
         self.saved = 0
         """The last step that has a checkpoint, or needs none: the start."""
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
-        self.machines: list[dict[str, Any]] = []
-        """The machines that made the steps so far, this one last."""
+        self.machines: list[dict[str, Any]] = []  # that made the steps so far, this one last
 
     # ------------------------------------------------------------------------------------------ stage
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from sftmix.training.footprint import Count
-from sftmix.training.parallel import shards_of
+from sftmix.training.footprint import Count, teacher_bytes
+from sftmix.training.parallel import shards_of, unwrap
 from sftmix.training.step import StepSetup
 from sftmix.words.errors import ConfigError
 
@@ -24,7 +24,10 @@ def check_memory(setup: StepSetup) -> None:
     """
     stage, free = setup.stage, room(setup)
     trained = Count(setup.module.parameters()).trained
-    state = trained * (4 + stage.optimizer.state_bytes) / shards_of(stage.options, setup.world)  # a float32 gradient
+    second = 0 if setup.teacher else teacher_bytes(stage.objective, unwrap(setup.module).model)  # else it is there
+    state = (
+        trained * (4 + stage.optimizer.state_bytes + second) / shards_of(stage.options, setup.world)
+    )  # a float32 gradient
     if state > free:
         raise ConfigError(
             f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, Taught
 from sftmix.functional import SFTLoss
 from sftmix.model.head import head_of
 from sftmix.model.layers import decoder_layers
@@ -73,14 +73,16 @@ class TrainingModule(nn.Module):
         *,
         perturb: Perturb | None = None,
         loss: Callable[[LossView, Batch, Plan], SFTLoss] | None = None,
+        teacher: Taught | None = None,
     ) -> SFTLoss:
         """Return the loss of `plan`, whose weights are already divided by the global counts.
 
         perturb  a training step's change of the input embeddings; None in scoring
         loss     `Objective.loss`; None: the fused loss, as in scoring
+        teacher  the teacher's states of the micro-batch, if the objective needs them
         """
         rows = len(batch.labels) if batch and batch.prompt else None  # DDP is tried without a batch
-        view = ModelView(self, lambda: self.token_states(batch, perturb), rows=rows)
+        view = ModelView(self, lambda: self.token_states(batch, perturb), rows=rows, teacher=teacher)
         return view.sft_loss(batch, plan) if loss is None else loss(view, batch, plan)
 
     def read(self, function: Callable[[TrainingModule], Any]) -> Any:
@@ -91,8 +93,8 @@ class TrainingModule(nn.Module):
 class ModelView(LossView):
     """A view for one micro-batch in training; see `LossView`."""
 
-    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor], *, rows: int | None = None) -> None:
-        super().__init__(module.head, hidden, chunk_size=module.chunk_size, rows=rows)
+    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor], **more: Any) -> None:
+        super().__init__(module.head, hidden, chunk_size=module.chunk_size, **more)
         self._model = module.model
 
     def states(

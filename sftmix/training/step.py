@@ -56,6 +56,7 @@ from sftmix.words.plain import as_written
 
 if TYPE_CHECKING:
     from sftmix.training.dynamics import OnlineLosses
+    from sftmix.training.teacher import Teacher
 
 
 @dataclass
@@ -92,13 +93,14 @@ class Stage:
 
 @dataclass
 class StepSetup:
-    """The setup that all steps of a stage share. `module` wraps the model."""
+    """The setup that all steps of a stage share. `module` wraps the model; `teacher` has its second weights."""
 
     stage: Stage
     module: nn.Module
     optimizer: torch.optim.Optimizer
     precision: str
     world: World
+    teacher: "Teacher | None" = None
 
 
 class PreparedStep(NamedTuple):
@@ -202,21 +204,23 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     plans = [to_device(plan, world.device) for plan in plans]
 
     # 4. forward and backward
+    second = setup.teacher
+    taught = second.taught(batches, world, setup.precision) if second else [None] * len(batches)
+
     def perturb(e, mask, *, ids):  # of a segment: [b, l, D], i64[b, l], b ids
         changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
         return check_embeddings(perturbation, e, changed)
 
     sums = torch.zeros(6, dtype=torch.float64, device=world.device)
     nll = []
-    for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
+    for number, (batch, plan, teacher) in enumerate(zip(batches, plans, taught, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         last = number == len(batches)
         reduced = last or stage.options.reduce_each_micro_batch
         with gradient_sync(module, enabled=reduced):
             with autocast(module, setup.precision, world.device):
-                out = module(
-                    batch, scaled, perturb=None if perturbation is None else perturb, loss=stage.objective.loss
-                )
+                how = {"perturb": None if perturbation is None else perturb, "loss": stage.objective.loss}
+                out = module(batch, scaled, **how, teacher=teacher)
             check_loss(stage.objective, out, plan)
             out.loss.backward()
         if reduced:
@@ -250,6 +254,8 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     )
     if result.updates:  # decided by sums over all ranks, so alike on every rank
         optimizer.step()
+        if second:
+            second.update()
     optimizer.zero_grad(set_to_none=True)
     return result
 

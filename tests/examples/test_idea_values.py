@@ -62,17 +62,28 @@ def test_info_sft_weighs_by_the_logit_of_the_own_probability(model, idea, cut):
     assert loss == pytest.approx(summed(model, term), rel=1e-6)
 
 
-def test_proximal_sft_has_the_gradient_of_the_clipped_ratio(model, idea, stored):
-    surrogate = 0
+def test_proximal_sft_has_the_gradient_of_the_clipped_ratio(model, idea):
+    old, surrogate = toy_model(seed=3), 0
     for row in ROWS:
-        ratio = (reference(row, 0) - nll(*logits_of(model, row))).exp()
+        ratio = (nll(*logits_of(old, row)).detach() - nll(*logits_of(model, row))).exp()
         surrogate = surrogate - torch.minimum(ratio, ratio.clamp(0.5, 1.5)).sum() / N
     surrogate.backward()
     expected = {name: weight.grad.clone() for name, weight in model.named_parameters()}
     model.zero_grad()
-    _, found = ours(model, idea("proximal_sft.ProximalSFT")(dynamics=stored, epsilon=0.5), UNITS)
+    _, found = ours(model, idea("proximal_sft.ProximalSFT")(epsilon=0.5), UNITS, teacher=old)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_mean_teacher_pulls_by_the_divergence_from_it(model, idea):
+    old = toy_model(seed=3)
+
+    def term(row, logits, y):
+        expected, own = (one.log_softmax(-1) for one in (logits_of(old, row)[0], logits))
+        return nll(logits, y) + 0.25 * (expected.exp() * (expected - own)).sum(-1)
+
+    loss, _ = ours(model, idea("ema_teacher.EMATeacher")(weight=0.25), UNITS, teacher=old)
+    assert loss == pytest.approx(summed(model, term), rel=1e-6)
 
 
 def test_ss_token_trains_the_tokens_that_have_fallen_most(model, idea, stored):

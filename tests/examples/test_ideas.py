@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from sftmix import testing
 from sftmix.components import Objective, Order, PairSampler, Selector, Splitter, catalogue
 from sftmix.disk.tables import write_dynamics
-from sftmix.testing import _DATA
+from sftmix.testing.objectives import _DATA
 from sftmix.types import TrainingDynamics
 from tests.tiny import ROOT, SHORT, in_this_process, make_tiny, metrics
 
@@ -110,7 +110,6 @@ def for_checks(tmp_path_factory, tiny) -> dict[str, dict[str, str]]:
         GPT2LMHeadModel(config).double().save_pretrained(directory)
     dynamics = {"dynamics": str(directory / "dynamics.parquet")}
     return {
-        "proximal_sft": dynamics,
         "ss_token": dynamics,
         "teacher_smoothing": {"teacher": str(directory)},
         "less_lite": {"model": str(tiny.model), "about": "Question 3"},
@@ -146,7 +145,6 @@ def test_an_idea_trains_two_steps(file, tiny, reference, tmp_path):
         at = words.index("--reference.response_alone")
         del words[at : at + 2]
     given = {
-        "proximal_sft": ["--objective.dynamics", reference],
         "ss_token": ["--objective.dynamics", reference],
         "superfiltering": ["--selector.share", "0.5"],
         "teacher_smoothing": ["--objective.teacher", str(tiny.model)],

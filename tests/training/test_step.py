@@ -25,6 +25,7 @@ from sftmix.components import (
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
 from sftmix.components.plans import with_prompts
+from sftmix.components.view import Taught
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.testing.strategies import RowsInMemory
@@ -93,6 +94,7 @@ def ours(
     tokens: int | None = None,
     padding_free: bool = False,
     data: ToyRows = DATA,
+    teacher=None,
 ):
     """Loss and gradients, by the parts that the loop calls; ranks one after the other, averaged as by DDP."""
     module = TrainingModule(model)
@@ -110,7 +112,9 @@ def ours(
     total = 0.0
     for batch, plan in zip(batches, plans, strict=True):
         scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world)
-        out = module(batch, scaled, loss=objective.loss)
+        second = teacher and TrainingModule(teacher)
+        taught = second and Taught(second.hidden_states(batch).detach(), **second.head.copied())
+        out = module(batch, scaled, loss=objective.loss, teacher=taught)
         check_loss(objective, out, scaled)
         (out.loss / world).backward()
         total += float(out.loss.detach()) / world

@@ -83,7 +83,7 @@ def parts_of(work: Work) -> dict[str, int]:
         gathered = 2 * numbers.layers.all / numbers.n_layers + numbers.outside.all
         held = Parts(0.0, 0.0, size * gathered * (model.shards > 1))
     else:
-        optimizer = memory.optimizer
+        optimizer = memory.optimizer + memory.teacher
         recompute = work.options.activation_checkpointing is True
         held = memory.peak(work.slots, several=work.micro_batches > 1, recompute=recompute)
     parts = {"weights": model.stored_bytes / model.shards, "optimizer": optimizer, **held._asdict()}
