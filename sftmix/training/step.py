@@ -56,7 +56,6 @@ from sftmix.words.plain import as_written
 
 if TYPE_CHECKING:
     from sftmix.training.dynamics import OnlineLosses
-    from sftmix.training.teacher import Teacher
 
 
 @dataclass
@@ -93,14 +92,14 @@ class Stage:
 
 @dataclass
 class StepSetup:
-    """The setup that all steps of a stage share. `module` wraps the model; `teacher` has its second weights."""
+    """The setup that all steps of a stage share. `module` wraps the model, `teacher` is a `Teacher` or None."""
 
     stage: Stage
     module: nn.Module
     optimizer: torch.optim.Optimizer
     precision: str
     world: World
-    teacher: "Teacher | None" = None
+    teacher: Any = None
 
 
 class PreparedStep(NamedTuple):
