@@ -85,6 +85,10 @@ class FixedOrder:
     def total_steps(self) -> int:
         return len(self.batches)
 
+    @property
+    def rows(self) -> np.ndarray:
+        return np.unique([slot.row for batch in self.batches for unit in batch for slot in unit])
+
     def batch(self, step: int) -> list[Unit]:
         return self.batches[step]
 

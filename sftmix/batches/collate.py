@@ -14,7 +14,7 @@ import torch
 from sftmix.batches.order import Slot, TokenisedRows, Unit
 from sftmix.functional import align
 from sftmix.ranks.transfer import send
-from sftmix.types import Batch, Encoded, Int64, Segment, Split
+from sftmix.types import Batch, Encoded, Int64, PromptTokens, Segment, Split
 
 
 def collate(
@@ -25,11 +25,13 @@ def collate(
     padding_free: bool = False,
     split: Split | None = None,
     pad_id: int = 0,
+    prompts: bool = False,
 ) -> Batch:
     """Build the Batch of one rank: token rows of all slots in unit order, pairs aligned by response token.
 
     n_segments    groups of similar length, each padded to its longest; if there are fewer slots, the others are idle
     padding_free  put all slots one after the other into a single row; position ids keep them apart
+    prompts       also give the tokens of the prompts (Need.PROMPTS)
     """
     slots: list[Slot] = []
     slot_pairs = []
@@ -41,13 +43,18 @@ def collate(
     encoded = [data[slot.row] for slot in slots]
     # The token at position t is predicted at t - 1; the first token of a sequence is predicted by nothing.
     targets = [np.flatnonzero(e.target[1:]) + 1 for e in encoded]
-    counts = torch.tensor([len(t) for t in targets])
-    labels = np.concatenate([e.input_ids[t] for e, t in zip(encoded, targets, strict=True)])
-    token_rows = torch.arange(len(labels)).split(counts.tolist())  # counts 3 2 1 -> (0 1 2), (3 4), (5)
+    labels, slot, token_rows = _tokens(encoded, targets)
     slot_pairs_P2 = torch.tensor(slot_pairs, dtype=torch.int64).reshape(-1, 2)  # [0, 2] without any
-    pairs, pair_index = align(counts, slot_pairs_P2)
+    pairs, pair_index = align(torch.tensor([len(t) for t in targets]), slot_pairs_P2)
     rows = np.array([s.row for s in slots])
     group = np.full(len(slots), -1) if split is None else split.group[rows].astype(np.int64)
+    prompt, places = None, targets
+    if prompts:
+        asked = list(map(_asked, encoded, targets))
+        labels_Q, slot_Q, rows_Q = _tokens(encoded, asked, first=len(labels))
+        prompt = PromptTokens(labels_Q, slot_Q)
+        places = list(map(np.concatenate, zip(targets, asked, strict=True)))
+        token_rows = list(map(torch.cat, zip(token_rows, rows_Q, strict=True)))
     layout = _layout([len(e.input_ids) for e in encoded], n_segments, padding_free=padding_free)
     return Batch(
         ids=tuple(e.id for e in encoded),
@@ -55,15 +62,33 @@ def collate(
         ntp_weight=torch.tensor([s.ntp_weight for s in slots], dtype=torch.float32),
         group=torch.from_numpy(group),
         n_groups=0 if split is None else len(split.names),
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        slot=torch.repeat_interleave(counts),  # counts 3 2 1 -> 0 0 0 1 1 2
+        labels=labels,
+        slot=slot,
         slot_pairs=slot_pairs_P2,
         pairs=pairs,
         pair_index=pair_index,
-        segments=tuple(_segment(lines, encoded, targets, token_rows, pad_id) for lines in layout),
+        segments=tuple(_segment(lines, encoded, places, token_rows, pad_id) for lines in layout),
         weight=_token_weights(encoded, targets),
         examples=tuple(encoded),
+        prompt=prompt,
     )
+
+
+def _tokens(
+    encoded: Sequence[Encoded], places: Sequence[Int64], first: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+    """Return the tokens at these places of each slot, the slot of each, and their numbers, by slot, from `first` on."""
+    counts = [len(of_slot) for of_slot in places]
+    labels = np.concatenate([example.input_ids[at] for example, at in zip(encoded, places, strict=True)])
+    slot = torch.repeat_interleave(torch.tensor(counts))  # counts 3 2 1 -> 0 0 0 1 1 2
+    rows = torch.arange(first, first + len(labels)).split(counts)  # (0 1 2), (3 4), (5)
+    return torch.from_numpy(labels.astype(np.int64)), slot, rows
+
+
+def _asked(example: Encoded, targets: Int64) -> Int64:
+    """Return the places in an example that hold no response token, nor the first token of a document."""
+    first = [0] if example.starts is None else example.starts
+    return np.setdiff1d(np.arange(len(example.input_ids)), np.concatenate([targets, first]).astype(np.int64))
 
 
 def _token_weights(encoded: Sequence[Encoded], targets: Sequence[Int64]) -> torch.Tensor | None:
@@ -97,8 +122,8 @@ def _segment(
     None if no line holds two. Padding is one more document: nothing reads its results, and no other attends to it.
 
     lines       the slots of each line
-    targets     for each slot i64, places of the response tokens in the example
-    token_rows  for each slot i64, places of these tokens among the batch's response tokens
+    targets     for each slot i64, places of the response tokens in the example, and those of its prompt if asked for
+    token_rows  for each slot i64, places of these tokens among the batch's response tokens, and behind them
     """
     width = max(1, *(sum(len(encoded[slot].input_ids) for slot in line) for line in lines))
     input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)

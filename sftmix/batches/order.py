@@ -101,8 +101,10 @@ def digest(units: Sequence[Unit]) -> str:
 class TrainingOrder:
     """The global batches of a stage.
 
-    n_rows       rows of the training set
-    pairs_of     epoch -> i64[P, 2] pairs, or None for shuffled singles
+    n_rows       rows that are trained on
+    pairs_of     epoch -> i64[P, 2] pairs, or None for singles
+    singles_of   epoch -> i64[N], the rows of an epoch without pairs in their order, or None: they are shuffled
+    rows         None: the rows are 0..n_rows-1; or i64[n_rows], the row of the data set behind each of these numbers
     pairs_known  False if the pairs of an epoch are made only when it begins; each example is then one slot of an epoch
     """
 
@@ -114,8 +116,11 @@ class TrainingOrder:
         options: TrainingOptions,
         seed: int,
         pairs_known: bool = True,
+        singles_of: Callable[[int], Rows | None] = lambda epoch: None,
+        rows: Rows | None = None,
     ) -> None:
-        self._n_rows = n_rows
+        self._n_rows, self._singles_of = n_rows, singles_of
+        self.rows, self._some = (np.arange(n_rows), False) if rows is None else (rows, True)
         self._pairs_of = pairs_of
         self._size = options.global_batch_size
         self._seed = seed
@@ -148,7 +153,10 @@ class TrainingOrder:
 
     def _made(self, epoch: int) -> "Runs[list[Unit]]":
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
-        units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
+        pairs = self._pairs_of(epoch)
+        units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=self._singles_of(epoch))
+        if self._some:
+            units = units.changed(lambda unit: tuple(replace(slot, row=int(self.rows[slot.row])) for slot in unit))
         batches = global_batches(units, self._size)
         if not self._pairs_known and len(batches) != self._expected:
             raise ConfigError(
@@ -194,17 +202,22 @@ class Runs(Sequence[Made]):
             return [self[number] for number in numbers]
         return self._make(int(self.starts[numbers]), int(self.starts[numbers + 1]))
 
+    def changed(self, change: Callable[[Made], Made]) -> "Runs[Made]":
+        """Return the same runs, each changed when it is made."""
+        return Runs(self.starts, lambda start, end: change(self._make(start, end)))
 
-def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> Runs[Unit]:
+
+def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int, singles: Rows | None = None) -> Runs[Unit]:
     """Units of one epoch, in training order; every row carries NTP loss exactly once.
 
     Rows in no pair are shuffled and spread evenly among the pairs, two at a time, so that every global batch but the
     last is full.
 
-    pairs  i64[P, 2] from the pair sampler, or None for an epoch of shuffled singles
+    pairs    i64[P, 2] from the pair sampler, or None for an epoch of singles
+    singles  i64[N], their order in such an epoch; None: shuffled
     """
     if pairs is None:
-        order = generator(seed, "order", epoch).permutation(n_rows)
+        order = generator(seed, "order", epoch).permutation(n_rows) if singles is None else singles
         return _units(order, np.ones(n_rows, dtype=bool), np.arange(n_rows + 1))
     # [[0, 3], [1, 3]] -> first 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
     first = np.zeros(pairs.size, dtype=bool)

@@ -29,6 +29,7 @@ from sftmix.components.objectives import DecomposedMixup as DecomposedMixup
 from sftmix.components.objectives import MixupOnly as MixupOnly
 from sftmix.components.objectives import SFTMix as SFTMix
 from sftmix.components.optimizers import AdamW as AdamW
+from sftmix.components.order import Order as Order
 from sftmix.components.others.calibration import Calibration as Calibration
 from sftmix.components.others.confidences import IFD as IFD
 from sftmix.components.others.confidences import Correctness as Correctness
@@ -69,6 +70,8 @@ from sftmix.components.others.tokens import EAFT as EAFT
 from sftmix.components.others.tokens import PriFT as PriFT
 from sftmix.components.others.tokens import ProFit as ProFit
 from sftmix.components.others.tokens import Rho1 as Rho1
+from sftmix.components.others.tokens import StoredReference as StoredReference
+from sftmix.components.others.tokens import TokenWeights as TokenWeights
 from sftmix.components.pairing import RandomPairs as RandomPairs
 from sftmix.components.reference import FromCheckpoints as FromCheckpoints
 from sftmix.components.reference import Online as Online

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sftmix.components.component import Component, Need
+from sftmix.components.component import KEPT, Component, Need
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options.reference import ReferenceModel, ReferenceTraining
 from sftmix.options.training import TrainingOptions
@@ -90,15 +90,14 @@ class Reference(Component, ABC):
     option = "reference"
     needs = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
-    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
-    """What the dynamics hold or may hold; a confidence that needs something else is refused before any work."""
+    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING, *KEPT})
+    """What the dynamics may hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
     training: ReferenceTraining | None = None
     """Differences from the run's training options; None inherits them all."""
     token_nll = False
-    """True if the dynamics hold the NLL of every response token, TOKEN_NLL; a reference without this option, in which
-    they may be, has TOKEN_NLL in `gives`."""
+    """True if the dynamics hold TOKEN_NLL; a reference without this option that may have it says so in `gives`."""
     layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
@@ -114,7 +113,7 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT, BEFORE_TRAINING or TOKEN_NLL.
+    """Training dynamics -> one number per example; it may need each member that has a field (OF_DYNAMICS) and CORRECT.
 
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """
@@ -129,7 +128,7 @@ class ConfidenceEstimator(Component, ABC):
 
 
 class Splitter(Component, ABC):
-    """Scores -> groups, most confident first."""
+    """Scores -> groups, most confident first. It may need CONFIDENCE, MEAN_STATES or TEXTS."""
 
     option = "splitter"
     needs = frozenset({Need.CONFIDENCE})
@@ -141,7 +140,7 @@ class Splitter(Component, ABC):
 
 
 class PairSampler(Component, ABC):
-    """The choice of the examples that are mixed with each other in one epoch. It may need CONFIDENCE."""
+    """The choice of the examples that are mixed with each other in one epoch; needs as for Splitter."""
 
     option = "pairing"
 
@@ -152,7 +151,7 @@ class PairSampler(Component, ABC):
 
 
 class Selector(Component, ABC):
-    """The choice of the examples to train on, made before any training: there is no confidence yet."""
+    """The choice of the examples to train on, before anything is scored; with CONFIDENCE or MEAN_STATES after it."""
 
     option = "selector"
 
@@ -187,13 +186,14 @@ class Perturbation(Component, ABC):
 class Objective(Component, ABC):
     """The loss of an optimizer step: a plan of weights and counts, and the loss of a micro-batch under it.
 
-    It may need PAIRS: `--pairing auto` then is RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
-    neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, by one more pass over the global batch before each step.
-    STATES: `view.states` with a change after a layer.
+    It may need PAIRS: `--pairing auto` then is RandomPairs. FIRST_SPLIT: refused in a single run. STATES: `view.states`
+    with a layer. BATCH_NLL: `batch.batch_nll`, by one more pass. PROMPTS: `batch.prompt`. TEACHER: `view.teacher`.
     """
 
     option = "objective"
     gives = frozenset({Need.MIXED_HEAD_INPUTS})
+    teacher_decay: float | None = None
+    """With TEACHER: d of t = d t + (1 - d) w after each update; None: the teacher has the weights before training."""
 
     def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, vocabulary: int, total_steps: int) -> None:
         """Raise ConfigError for what a step could not use, before anything is trained; called by rank 0.

@@ -40,6 +40,25 @@ class Need(StrEnum):
     TOKEN_NLL = "the NLL of each token"
     MIXED_HEAD_INPUTS = "an objective that mixes the inputs of the LM head"
     STATES = "states of the layers, which activation checkpointing computes again"
+    ENTROPY = "the entropy of the prediction of each token"
+    MARGIN = "the margin of the prediction of each token"
+    MEAN_STATES = "the mean state of each response"
+    TEXTS = "the texts of the rows"
+    PROMPTS = "the tokens of the prompts"
+    TEACHER = "a second set of weights"
+
+
+KEPT = {Need.ENTROPY: "entropy", Need.MARGIN: "margin", Need.MEAN_STATES: "states"}
+"""Needs that a reference meets by what it keeps of each response -> their words in `reference.keep`."""
+OF_DYNAMICS = {
+    Need.RESPONSE_ALONE: "alone_nll_sum",
+    Need.TOKEN_NLL: "token_nll",
+    Need.ENTROPY: "token_entropy",
+    Need.MARGIN: "token_margin",
+    Need.MEAN_STATES: "states",
+    Need.TEXTS: "texts",
+}
+"""Needs -> the field of TrainingDynamics, and of Scores if it has that, which is None if nobody needs it."""
 
 
 _Made = TypeVar("_Made")

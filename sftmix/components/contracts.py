@@ -5,15 +5,15 @@ allowed. All of it is checked where the answer arrives. What a component is give
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
 
-from sftmix.components.base import CallbackResult
-from sftmix.components.component import Component, Need
+from sftmix.components.base import CallbackResult, ConfidenceEstimator
+from sftmix.components.component import OF_DYNAMICS, Component, Need
 from sftmix.types import (
     MOST_GROUPS,
     OF_TOKENS,
@@ -29,11 +29,11 @@ from sftmix.types import (
     TrainingDynamics,
 )
 from sftmix.types.impossible import impossible_numbers
-from sftmix.words.errors import ConfigError, ContractError
+from sftmix.words.errors import ConfigError, ContractError, DataError
 
 OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Metrics of a step that follow from its examples alone: the hash of its rows, and counts."""
-OF_LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
+OF_LOSSES = ("loss", "ntp", "ntp_loss", "mixup", "mu_effective", "learning_rate", "grad_norm")
 """Metrics of a step that follow from weights and examples."""
 OF_CLOCKS = ("time", "tokens_per_second")
 """Metrics of a step that measure time."""
@@ -93,6 +93,22 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     return dynamics
 
 
+def check_given(component: Component | None, dynamics: TrainingDynamics, by: str) -> None:
+    """Raise DataError if a component needs a field that these dynamics lack.
+
+    by  the reference that made them
+    """
+    if component is None:
+        return
+    for need in sorted(component.needs & OF_DYNAMICS.keys() - {Need.TEXTS}):
+        if getattr(dynamics, OF_DYNAMICS[need]) is None:
+            raise DataError(
+                f"{component.option} {component} needs {need}, which the dynamics of reference {by} lack (field "
+                f"{OF_DYNAMICS[need]}); use --reference TrainedReference or FromCheckpoints in another --out, or "
+                f"another --{component.option}"
+            )
+
+
 def _check_tokens(reference: Component, name: str, column: Any, dynamics: TrainingDynamics) -> None:
     """Raise ContractError unless each example has the NLL of each of its tokens at each checkpoint."""
     if len(column) != len(dynamics.ids):
@@ -108,6 +124,14 @@ def check_confidence(estimator: Component, confidence: Any, dynamics: TrainingDy
     allowed = "a finite number for each example that was scored, NaN for each that was not"
     _check_each(estimator, "confidence of", values, wrong, dynamics.ids, allowed)
     return values
+
+
+def confidence_of(
+    estimator: ConfidenceEstimator, dynamics: TrainingDynamics, texts: Sequence[tuple[str, str]] | None
+) -> Float64:
+    """Return the confidence f64[N] of dynamics, checked; an estimator that needs texts gets those of the rows."""
+    given = replace(dynamics, texts=texts) if Need.TEXTS in estimator.needs else dynamics
+    return check_confidence(estimator, estimator.estimate(read_only(given)), given)
 
 
 def check_split(splitter: Component, split: Any, scores: Scores) -> Split:
@@ -138,6 +162,14 @@ def check_pairs(sampler: Component, pairs: Any, split: Split, scores: Scores) ->
     return rows.astype(np.int64)
 
 
+def check_epoch_order(order: Component, rows: Any, n_rows: int) -> Rows:
+    """Return the rows as i64[N] if they are 0..N-1, each once; else raise ContractError."""
+    ordered = _array(order, "rows", rows, (n_rows,), least=0, most=n_rows - 1)
+    if (distinct := len(np.unique(ordered))) < n_rows:
+        raise broken(order, f"{n_rows} rows, {distinct} of them distinct", "each row once")
+    return ordered.astype(np.int64)
+
+
 def check_selection(selector: Component, rows: Any, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
     if np.size(rows) == 0:
@@ -158,12 +190,18 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
     tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]  # [T], [M]
     last, largest = len(batch.labels) - 1, np.finfo(np.float32).max  # pairs are rows of labels; inf is refused
+    asked = plan.prompt_weight if batch.prompt is None else batch.prompt.labels
+    if batch.prompt is None and asked is not None:
+        raise broken(objective, "prompt_weight without Need.PROMPTS", "None, or add Need.PROMPTS to `needs`")
     for name, kinds, shape, least, most in (
         ("pairs", "iu", (*pairs, 2), 0, last),
         ("row_weight", "f", tokens, -largest, largest),
         ("pair_weight", "f", pairs, -largest, largest),
         ("lam", "f", pairs, 0, 1),
+        ("prompt_weight", "f", np.shape(asked), -largest, largest),
     ):
+        if name == "prompt_weight" and plan.prompt_weight is None:
+            continue
         _check_type(objective, getattr(plan, name), torch.Tensor, f"{name} ")
         _array(objective, name, getattr(plan, name), shape, kinds, least, most)
     for name in ("ntp_count", "mixup_count", "mu"):
@@ -176,13 +214,17 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
 
 def _check_weights(objective: Component, plan: Plan, batch: Batch) -> None:
     """Raise ContractError unless what weighs is counted, as the step leaves out a term whose count is 0, and once."""
-    if not plan.ntp_count and plan.row_weight.any():
+    asked = batch.labels[:0] if plan.prompt_weight is None else plan.prompt_weight
+    if not plan.ntp_count and (plan.row_weight.any() or asked.any()):
         raise broken(objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
     if not plan.mixup_count and plan.mixup_mean == "own" and plan.pair_weight.any():
         raise broken(objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
     if not plan.mu and plan.pair_weight.any():
         raise broken(objective, "mu 0 for pairs with a weight", "the mu in their weights, by which the log divides")
-    if plan.row_weight[batch.ntp_weight[batch.slot] == 0].any():  # slot: of each token its example, [T]
+    repeats = plan.row_weight[batch.ntp_weight[batch.slot] == 0].any()  # slot: of each token its example, [T]
+    if batch.prompt is not None and len(asked):
+        repeats = repeats or asked[batch.ntp_weight[batch.prompt.slot] == 0].any()
+    if repeats:
         answer = "row_weight above 0 for tokens of an example that is repeated"
         raise broken(objective, answer, "0, as batch.ntp_weight; it is there to be mixed, and NTP counts it once")
 

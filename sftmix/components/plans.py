@@ -1,6 +1,7 @@
 """Plans without pairs, which several objectives make."""
 
 from dataclasses import replace
+from typing import Literal
 
 from sftmix.types import Batch, Plan, Tensor
 
@@ -24,6 +25,21 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
         ntp_count=float(row_weight_T.sum(dtype=torch.float64)),  # float32 has no odd number beyond 16,777,216
         mixup_count=0.0,
     )
+
+
+DividedBy = Literal["tokens", "weights", "response"]
+
+
+def with_prompts(plan: Plan, batch: Batch, weight: float, *, divided_by: DividedBy = "tokens") -> Plan:
+    """Return a plan in which each token of the prompts weighs `weight` as well; the objective needs Need.PROMPTS.
+
+    divided_by  the NTP sum is divided by the number of all tokens, where those of responses count as before; by the sum
+                of all weights; or by the response alone, as before
+    """
+    assert batch.prompt is not None, "without Need.PROMPTS a batch has no tokens of prompts"
+    counted_Q = batch.ntp_weight[batch.prompt.slot]
+    added = {"tokens": 1.0, "weights": weight, "response": 0.0}[divided_by] * float(counted_Q.sum())
+    return replace(plan, prompt_weight=weight * counted_Q, ntp_count=plan.ntp_count + added)
 
 
 def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:

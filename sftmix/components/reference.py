@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.components.base import Reference, ReferenceContext
-from sftmix.components.component import Need, require
+from sftmix.components.component import KEPT, Need, require
 from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.disk.places import place_of, places_like
 from sftmix.disk.tables import existing_file, read_columns, read_dynamics
@@ -52,8 +52,9 @@ class TrainedReference(Reference):
             one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
         response_alone: also score each response without its instruction (IFD needs it); scoring costs twice as much.
-        keep: what else is kept of each response: `entropy` and `margin` of the prediction of each token (the latter by
-            one more pass of the LM head), and `states`, the mean input of the LM head at the last checkpoint.
+        keep: what else is kept of each response, beside what confidence, splitter and pairing need: `entropy` and
+            `margin` of the prediction of each token (the latter by one more pass of the LM head), and `states`, the
+            mean input of the LM head at the last checkpoint.
         training: differences from the run's `training` options; null inherits them all.
         """
         holds = not (token_nll or response_alone or keep) if checkpoints == "online" else are_scorings(checkpoints)
@@ -65,6 +66,7 @@ class TrainedReference(Reference):
             Need.RESPONSE_ALONE: response_alone,
             Need.CORRECT: checkpoints != "online",
             Need.BEFORE_TRAINING: isinstance(checkpoints, list) and 0 in checkpoints,
+            **dict.fromkeys(KEPT, checkpoints != "online"),
         }
         self.gives = frozenset(need for need, holds in held.items() if holds)
 
@@ -128,7 +130,7 @@ class FromCheckpoints(Reference):
         self.template = None if template is None else os.fspath(template)
         self.max_length, self.token_nll, self.response_alone = max_length, token_nll, response_alone
         self.keep = keep
-        self.gives = frozenset({Need.CORRECT, *([Need.RESPONSE_ALONE] if response_alone else [])})
+        self.gives = frozenset({Need.CORRECT, *KEPT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         return len(self.paths)

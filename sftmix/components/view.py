@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,20 +22,83 @@ _STEPS_ALONE = (
 )
 
 
+_OF_ROWS = ("nll", "correct", "entropy")
+"""Fields of an SFTLoss with a value for each token row."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher's part in one micro-batch, all of it detached.
+
+    hidden  [T, D], the inputs of its head that predict the response tokens
+    weight, bias, softcap, scale  of its head, as of `LossView.head`
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None
+    scale: float
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [r, V], the logits of r rows of `hidden`: hand these rows to `chunked_loss` as a column."""
+        import torch
+        import torch.nn.functional as F
+
+        with torch.no_grad():
+            z = F.linear(hidden, self.weight, self.bias)
+            z = self.scale * z.to(torch.promote_types(z.dtype, torch.float32))
+            return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
+    def figures(self, f: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """Return [T], `f` of the teacher's logits of each response token, as `LossView.figures` of the trained ones."""
+        import torch
+
+        from sftmix.functional import chunked_loss
+
+        formula = {name: getattr(self, name) for name in ("weight", "bias", "softcap", "scale")}
+        with torch.no_grad():
+            return chunked_loss(self.hidden, f, *columns, **formula).each
+
+
 class LossView:
     """The head's inputs and the head, as `Objective.loss` sees them; in training also with `states`.
 
     head  has weight [V, D], bias [V] or None, softcap and scale (`sftmix.model.head.Head`)
     """
 
-    def __init__(self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None):
-        self.head = head
-        self._hidden, self._chunk_size = hidden, chunk_size
+    def __init__(
+        self,
+        head: Any,
+        hidden: Callable[[], Tensor],
+        *,
+        chunk_size: int | None = None,
+        rows: int | None = None,
+        teacher: Taught | None = None,
+    ):
+        self.head, self._teacher = head, teacher
+        self._hidden, self._chunk_size, self._rows = hidden, chunk_size, rows
 
     @cached_property
+    def _states(self) -> Tensor:
+        return self._hidden()
+
+    @property
     def hidden(self) -> Tensor:
         """[T, D], the inputs of the head that predict the response tokens: one pass of the backbone, made once."""
-        return self._hidden()
+        return self._states if self._rows is None else self._states[: self._rows]
+
+    @property
+    def teacher(self) -> Taught:
+        """The teacher's states of this micro-batch, and its head, in a training step (Need.TEACHER)."""
+        if self._teacher is None:
+            raise ConfigError("view.teacher is there in training steps of an objective with Need.TEACHER in `needs`")
+        return self._teacher
+
+    @property
+    def prompt_hidden(self) -> Tensor:
+        """[Q, D], the inputs of the head that predict the tokens of `batch.prompt`, of the same pass (Need.PROMPTS)."""
+        return self._states[len(self._states) if self._rows is None else self._rows :]
 
     @cached_property
     def _formula(self) -> dict[str, Any]:
@@ -51,26 +115,31 @@ class LossView:
         stats: bool = False,
         entropy: bool = False,
     ) -> SFTLoss:
-        """Return the fused NTP + Mixup loss of a plan (`sftmix.functional.sft_loss`).
+        """Return the fused NTP + Mixup loss of a plan (`sftmix.functional.sft_loss`), with its prompts' tokens.
 
         rule  (nll, entropy) -> factor of each row's weight, elementwise, detached
         """
         from sftmix.functional import sft_loss
 
-        return sft_loss(
-            self.hidden,
-            labels=batch.labels,
-            pairs=plan.pairs,
-            lam=plan.lam,
-            row_weight=plan.row_weight,
-            pair_weight=plan.pair_weight,
-            rule=rule,
-            label_smoothing=label_smoothing,
-            stats=stats,
-            entropy=entropy,
-            alone=plan.alone,
-            **self._formula,
-        )
+        asked = plan.prompt_weight is not None
+        rows = self._with_prompts(batch, plan) if asked else {"hidden": self.hidden, "labels": batch.labels}
+        of_plan = {name: getattr(plan, name) for name in ("pairs", "lam", "row_weight", "pair_weight", "alone")}
+        asked_for = {"rule": rule, "label_smoothing": label_smoothing, "stats": stats, "entropy": entropy}
+        out = sft_loss(**{**self._formula, **of_plan, **asked_for, **rows})
+        if not asked:
+            return out
+        of_rows = {name: column[: self._rows] for name in _OF_ROWS if (column := getattr(out, name)) is not None}
+        return out._replace(**of_rows, prompt=out.nll[self._rows :])
+
+    def _with_prompts(self, batch: Batch, plan: Plan) -> dict[str, Tensor | None]:
+        """Return states, labels, weights and rows in no pair, of response tokens and, behind them, of the prompts'."""
+        import torch
+
+        labels, alone = torch.cat([batch.labels, batch.prompt.labels]), plan.alone  # type: ignore[union-attr]
+        if alone is not None:
+            alone = torch.cat([alone, torch.arange(len(batch.labels), len(labels), device=alone.device)])
+        weights = torch.cat([plan.row_weight, plan.prompt_weight])  # type: ignore[list-item]
+        return {"hidden": self._states, "labels": labels, "row_weight": weights, "alone": alone}
 
     def chunked_loss(
         self,
@@ -92,16 +161,29 @@ class LossView:
         with torch.no_grad():
             return self.chunked_loss(hidden, f, *columns).each
 
+    @property
+    def layers(self) -> int:
+        """The number of decoder layers."""
+        raise ConfigError(_STEPS_ALONE)
+
     def states(
-        self, input_ids: Tensor, mask: Tensor, *, layer: int = 0, change: Callable[[Tensor], Tensor] | None = None
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        *,
+        layer: int | None = None,
+        change: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Return the inputs of the head, [R, L, D], at every place of R lines: one more pass of the backbone.
+        """Return states [R, L, D] at every place of R lines: one more pass of the backbone.
+
+        They are the inputs of the head or, of a layer without a change, the states after it.
 
         input_ids  i64[R, L]
         mask       bool[R, L], the real tokens; positions count them
-        change     replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the input embeddings, as the
-                   embedding module returns them); a perturbation changes `hidden` alone. ConfigError for a model that
-                   keeps several states of each token between its layers (Gemma 3n)
+        layer      a decoder layer, from 1 to `layers`; 0: the input embeddings, as the embedding module returns them.
+                   None: 0 with a change, else the inputs of the head
+        change     replaces the states [R, L, D] after the layer; a perturbation changes `hidden` alone. ConfigError for
+                   a model that keeps several states of each token between its layers (Gemma 3n)
         Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
         """
         raise ConfigError(_STEPS_ALONE)  # in a training step the view is one that can

@@ -7,10 +7,10 @@ from dataclasses import fields
 
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Component, Need, all_parts, missing_package, plain
+from sftmix.components.component import KEPT, Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.wants import Wants
+from sftmix.config.wants import Wants, reads_scores
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
 from sftmix.options.ranges import Check, at_least_1, out_of_range
@@ -199,7 +199,9 @@ def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "
 # -------------------------------------------------------------------------------------- what components need
 
 _OTHER, _ROWS = "or another --confidence", "set data.eval or data.eval_fraction"
+_SCORED = "use --splitter Median or Quantile, and a --reference that trains or scores models, as TrainedReference"
 _REMEDIES = {
+    **dict.fromkeys(KEPT, f"{_SCORED} with a number or list of reference.checkpoints"),
     Need.CONFIDENCE: "use --splitter Median or Quantile, or another --pairing",
     Need.RESPONSE_ALONE: "use --reference TrainedReference with reference.response_alone true and a number or list of "
     f"reference.checkpoints, or FromCheckpoints or FromEndpoint with reference.response_alone true, {_OTHER}",
@@ -222,11 +224,17 @@ def _needs(config: RunConfig) -> Iterator[str]:
     online = Wants(config).single_run
     if pairs is not None:
         yield from _of_pairing(config, pairs)
+    yield from _of_scores(config)
     for part in all_parts(vars(config)):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()  # a Schedule has no option
-    # the step computes BATCH_NLL for any objective, and auto recomputes nothing if one needs STATES
-    available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
+    # the step gives BATCH_NLL, PROMPTS and TEACHER to any objective, and auto recomputes nothing if one needs STATES
+    available = {
+        Need.BATCH_NLL,
+        Need.PROMPTS,
+        Need.TEACHER,
+        *([] if config.training.activation_checkpointing is True else [Need.STATES]),
+    }
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
     by = f"reference {config.reference}" if online else "this run"
     yield from _missing("objective", config.objective, available, by)
@@ -250,10 +258,16 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
 
 def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
-    reference, training = config.reference, config.training
-    wants = Wants(config)
-    available = {Need.CONFIDENCE} if wants.by_confidence else ()
-    yield from _missing("pairing", pairing, available, f"splitter {config.splitter}")
+    reference, training, wants = config.reference, config.training, Wants(config)
+    available = _of_table(config) if wants.by_confidence else {Need.TEXTS}
+    by = f"reference {reference}" if wants.by_confidence else f"splitter {config.splitter}"
+    yield from _missing("splitter", config.splitter, {*available, Need.CONFIDENCE}, by)
+    yield from _missing("pairing", pairing, available, by)
+    if config.order is not None:
+        yield (
+            f"order {config.order} and pairing {pairing} exclude each other: an epoch with pairs has their order; "
+            "use --pairing null with an objective that does not mix, or leave order out"
+        )
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
         if size is not None and size >= 1 and size % 2:  # below 1 it is out of range, which is said before
@@ -267,7 +281,23 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
             f"pairing.global_batch_size is {within}, and training.global_batch_size "
             f"{training.global_batch_size}: partners are drawn within the global batches of the run; use equal numbers"
         )
-    if wants.by_confidence and wants.by_dynamics:
+
+
+def _of_table(config: RunConfig) -> set[Need]:
+    """Return what the table of scores holds once there is a confidence."""
+    states = {Need.MEAN_STATES} & config.reference.gives if Wants(config).by_dynamics else set()
+    return {Need.TEXTS, Need.CONFIDENCE, *states}
+
+
+def _of_scores(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each thing that order, selector and confidence lack of what a reference scores."""
+    reference, training, wants = config.reference, config.training, Wants(config)
+    late = [part for part in (config.order, config.selector) if part and reads_scores(part)]
+    online = Need.TARGET_LOSSES in reference.needs and wants.by_dynamics
+    available = {Need.TEXTS} if online else _of_table(config)
+    for part in late:
+        yield from _missing(part.option, part, available, f"reference {reference}")
+    if wants.by_dynamics and (late or (wants.pairs and wants.by_confidence)):
         yield from confidence_problems(config)
         least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
         most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
@@ -281,7 +311,7 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
 
 def confidence_problems(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that the confidence needs, and the reference does not give."""
-    gives = {*config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
+    gives = {Need.TEXTS, *config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
     yield from _missing("confidence", config.confidence, gives, f"reference {config.reference}")
 
 

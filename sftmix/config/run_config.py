@@ -24,6 +24,7 @@ from sftmix.components.component import Need, plain
 from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
 from sftmix.components.optimizers import AdamW
+from sftmix.components.order import Order
 from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.remarks import Remarks
 from sftmix.components.pairing import RandomPairs
@@ -68,9 +69,11 @@ class RunConfig(PlainFields):
     splitter: Splitter = field(default_factory=Median)
     """Confidence -> groups of examples."""
     selector: Selector = field(default_factory=All)
-    """Which examples are trained on at all, before anything else is done with them."""
+    """Which examples are trained on at all, before anything else is done with them, or after they are scored."""
     pairing: PairSampler | Literal["auto"] | None = "auto"
     """Which examples are mixed. auto: RandomPairs when the objective mixes, else none; null: none."""
+    order: Order | None = None
+    """In which order an epoch without pairs goes through the examples, by your own class; null: shuffled."""
     objective: Objective = field(default_factory=SFTMix)
     """What each optimizer step minimises."""
     optimizer: Optimizer = field(default_factory=AdamW)

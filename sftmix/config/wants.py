@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from sftmix.components.component import Need
+from sftmix.components.component import KEPT, Component, Need
+from sftmix.components.selection import All
 from sftmix.config.run_config import RunConfig
 
 
@@ -33,6 +34,14 @@ class Wants:
         return Need.CONFIDENCE not in self.config.confidence.gives
 
     @cached_property
+    def kept(self) -> list[str]:
+        """What the reference keeps because a component needs it, in the words of `reference.keep`."""
+        config = self.config
+        readers = (config.confidence, config.splitter, config.resolved_pairing(), config.order, config.selector)
+        needed = {need for reader in readers if reader for need in reader.needs}
+        return sorted(word for need, word in KEPT.items() if need in needed)
+
+    @cached_property
     def single_run(self) -> bool:
         """True if the target's own losses give the confidence: it and the split are made while the target trains."""
         online = Need.TARGET_LOSSES in self.config.reference.needs
@@ -49,11 +58,27 @@ class Wants:
         return self.until == "split" or (self.training and self.pairs and not self.single_run)
 
     @cached_property
+    def selection(self) -> bool:
+        """True if a selector chooses the rows before anything is scored."""
+        return not isinstance(self.config.selector, All) and not reads_scores(self.config.selector)
+
+    @cached_property
+    def choice(self) -> bool:
+        """True if a selector chooses after the scoring what the target is trained on."""
+        return self.until in ("split", "train") and reads_scores(self.config.selector)
+
+    @cached_property
     def confidence(self) -> bool:
         """True if a confidence is made before the target is trained."""
-        return self.until == "confidence" or (self.split and self.by_confidence)
+        ordered = self.training and reads_scores(self.config.order)
+        return self.until == "confidence" or (self.split and self.by_confidence) or self.choice or ordered
 
     @cached_property
     def dynamics(self) -> bool:
         """True if a reference gives training dynamics before the target is trained."""
         return self.until == "reference" or (self.confidence and self.by_dynamics)
+
+
+def reads_scores(component: Component | None) -> bool:
+    """True for a component that needs a confidence, or the states that a reference keeps."""
+    return component is not None and bool({Need.CONFIDENCE, Need.MEAN_STATES} & component.needs)

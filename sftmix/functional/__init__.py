@@ -46,6 +46,7 @@ class SFTLoss(NamedTuple):
     mixup    [M], cross entropy of the mixed prediction with the mixed label, nats, in the order of `pairs`
     correct  bool[T], True if the label is the argmax (None unless stats)
     entropy  [T], of the prediction, nats (None unless it is asked for)
+    prompt   None, or [Q], -log p of the tokens of prompts, if a plan weighs them
     """
 
     loss: Tensor
@@ -53,6 +54,7 @@ class SFTLoss(NamedTuple):
     mixup: Tensor
     correct: Tensor | None
     entropy: Tensor | None = None
+    prompt: Tensor | None = None
 
 
 def sft_loss(

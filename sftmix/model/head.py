@@ -61,6 +61,18 @@ class Head:
         layer = active(self.module)
         return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
+    def copied(self, *, base: bool = False) -> dict[str, Any]:
+        """Return this formula with a copy of weight and bias, detached.
+
+        base  without the adapter on the head, or of the module whose trained copy modules_to_save has
+        """
+        layer: Any = self
+        if base:
+            layer = getattr(self.module, "base_layer", getattr(self.module, "original_module", self.module))
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        copy = None if bias is None else bias.detach().clone()
+        return {"weight": weight.detach().clone(), "bias": copy, "softcap": self.softcap, "scale": self.scale}
+
     def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return the logits of this formula, for probes and measurements; `dtype` after the matmul (None: its own)."""
         z = self.scale * F.linear(hidden, self.weight, self.bias).to(dtype)

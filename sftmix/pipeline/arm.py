@@ -19,19 +19,20 @@ from sftmix.pipeline.order import losses_of, order_of_arm
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.scoring import held_out_metrics
 from sftmix.training.step import Stage
-from sftmix.types import Scores, Split
+from sftmix.types import Rows, Scores, Split
 
 
-def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> Made:
+def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None, chosen: Rows | None = None) -> Made:
     """Train the target, or the NTP baseline in the same order, and measure and export it, rounded as it is exported.
 
     name           train or baseline
     scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
+    chosen         the rows that a selector has chosen by their scores; None: all
     """
     config = config_of_arm(run.config, name)
     rows = run.rows
     directory = run.path / name
-    order, split_of = order_of_arm(run, name, scores, split)
+    order, split_of = order_of_arm(run, name, scores, split, chosen)
     stage = run.training_stage(name, config, rows.encoder, data=rows.data.train, order=order, packed=rows.packed)
     stage.split_of = split_of
     if name == "train" and Wants(run.config).single_run:

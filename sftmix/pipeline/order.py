@@ -8,7 +8,7 @@ from functools import lru_cache
 from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
+from sftmix.components.contracts import check_epoch_order, check_pairs, check_split, confidence_of, read_only
 from sftmix.config.wants import Wants
 from sftmix.disk.files import read_steps
 from sftmix.pipeline.context import RunContext
@@ -39,13 +39,15 @@ def pairs_by(
 
 
 def order_of_arm(
-    run: RunContext, name: str, scores: Scores, split: Split | None
+    run: RunContext, name: str, scores: Scores, split: Split | None, chosen: Rows | None = None
 ) -> tuple[TrainingOrder, Callable[[int], Split | None]]:
     """Return the order of `train` or `baseline`, which is the same for both, and epoch -> its split, or None.
 
     In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split.
+
+    chosen  the rows that are trained on; None: all
     """
-    config = run.config
+    config, order = run.config, run.config.order
     single = Wants(run.config).single_run
     # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
     begun = epochs_begun(run) if single and name == "baseline" else math.inf
@@ -55,15 +57,32 @@ def order_of_arm(
         if not (single and 0 < epoch < begun):
             return split, scores
         dynamics = dynamics_before(run, epoch)  # from the files that the target writes at the end of each epoch
-        confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
+        confidence = confidence_of(config.confidence, dynamics, scores.texts)
         table = replace(scores, confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
 
-    pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
-    order = TrainingOrder(
-        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, pairs_known=not single
+    def divided_of_chosen(epoch: int) -> tuple[Split | None, Scores]:
+        groups, table = divided(epoch)
+        if chosen is None:
+            return groups, table
+        return groups and replace(groups, group=groups.group[chosen]), table.take(chosen)
+
+    def singles_of(epoch: int) -> Rows | None:
+        if order is None:
+            return None
+        table = read_only(divided_of_chosen(epoch)[1])
+        return check_epoch_order(order, order.rows(table, epoch=epoch, seed=config.seed), len(table))
+
+    made = TrainingOrder(
+        len(run.rows.data.train if chosen is None else chosen),
+        pairs_by(divided_of_chosen, config.resolved_pairing(), config.seed),
+        options=config.training,
+        seed=config.seed,
+        pairs_known=not single,
+        singles_of=singles_of,
+        rows=chosen,
     )
-    return order, lambda epoch: divided(epoch)[0]
+    return made, lambda epoch: divided(epoch)[0]
 
 
 def losses_of(run: RunContext) -> OnlineLosses:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
 from sftmix.components.others.endpoint import score_each
+from sftmix.config.wants import Wants
 from sftmix.data import EncodedDataset
 from sftmix.disk.hashes import sha256_json
 from sftmix.measure.model import ends_of_loss
@@ -75,7 +76,7 @@ class ReferenceRun:
                 encoder,
                 data=data,
                 order=TrainingOrder(len(data), options=config.training, seed=config.seed),
-                keep=_kept(token_nll, keep),
+                keep=self._kept(token_nll, keep),
                 packed=data.packed,
             )
         if checkpoints == "online":
@@ -113,7 +114,7 @@ class ReferenceRun:
         keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, kept = self._run, _kept(token_nll, keep)
+        run, kept = self._run, self._kept(token_nll, keep)
 
         def scorer_of(number: int, path: str) -> Callable[[TokenisedRows], RowScores]:
             score, module = scoring_model(
@@ -188,7 +189,6 @@ class ReferenceRun:
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
 
-
-def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:
-    """Return what a scorer keeps of each row beside its sums."""
-    return [*(["token_nll"] if token_nll else []), *keep]
+    def _kept(self, token_nll: bool, keep: Sequence[str]) -> list[str]:
+        """Return what a scorer keeps of each row beside its sums: what is asked for, and what components need."""
+        return [*(["token_nll"] if token_nll else []), *sorted({*keep, *Wants(self._run.config).kept})]

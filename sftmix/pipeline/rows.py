@@ -9,8 +9,8 @@ import numpy as np
 
 from sftmix.components.component import Need, require
 from sftmix.components.contracts import check_selection, read_only
-from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.wants import Wants
 from sftmix.data import EncodedDataset, LoadedData, Prepared, encode_dataset, prepare
 from sftmix.data.dataset import Texts
 from sftmix.disk.files import MANIFEST
@@ -86,7 +86,8 @@ def read_rows(
 
     data = encoded()
     whole = data.train  # what the selector sees; what it keeps is encoded as a data set of its own
-    if not isinstance(config.selector, All):
+    # What only reads a run knows no needs of a selector that it does not import.
+    if Wants(config).selection and not (run and (run / "choice").is_dir()):
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {config.selector}"
         data.report.notes.append(chosen)

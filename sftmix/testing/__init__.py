@@ -13,46 +13,40 @@ its base class. All need hypothesis (`pip install -e '.[test]'` in the checkout)
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from hypothesis import strategies as st
 from torch import nn
 
-from sftmix.batches.collate import collate
-from sftmix.batches.order import Slot
 from sftmix.components import base, contracts
 from sftmix.components.base import StageState
 from sftmix.components.component import Need
+from sftmix.components.order import Order
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
 from sftmix.measure.delivered import check_delivered, check_sentences
 from sftmix.options.training import TrainingOptions
+from sftmix.testing.objectives import check_objective as check_objective
 from sftmix.testing.renderers import check_renderer as check_renderer
-from sftmix.testing.shared import answer_of, check_rows, no_global_draws, on_examples
-from sftmix.testing.strategies import rows_in_memory, score_tables, training_dynamics
-from sftmix.training.module import TrainingModule
-from sftmix.training.step import build_optimizer, normalise
-from sftmix.types import Batch, BatchNLL, RowScores, Scores, Split, TrainingDynamics
+from sftmix.testing.shared import answer_of, check_rows, no_global_draws, on_examples, with_needs_alone
+from sftmix.testing.strategies import rows_in_memory as rows_in_memory
+from sftmix.testing.strategies import score_tables, training_dynamics
+from sftmix.training.step import build_optimizer
+from sftmix.types import RowScores, Scores, TrainingDynamics
 from sftmix.words.errors import BadRow
 
-SEED, STEPS = 7, 3
+SEED = 7
 _ROLES = {"system", "user", "assistant", "tool"}
 # what a field may hold in anyone's file: another type, nothing, JSON that was cut, empty or null inside
 _OTHER_VALUES: list[Any] = [3, "", "{", [], {}, [[]], [{}], {"a": [None]}]
 Tables = st.SearchStrategy[Scores]
 _DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), score_tables(confidence=False)
-_DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
-# three pairs; row 6 with row 2 once more, which NTP counts once (weight 0); a row without a pair
-_UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
-_SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -84,13 +78,31 @@ def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> 
     check_rows(splitter, scores, ask)
 
 
-def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> None:
-    """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
+def check_selector(selector: base.Selector, *, scores: Tables | None = None) -> None:
+    """Check that the selected rows are distinct, and the same examples whatever the order of the file.
+
+    scores  the tables to try; by default with confidence exactly if the selector needs it
+    """
+    scores = scores or (_SCORED if Need.CONFIDENCE in selector.needs else _UNSCORED)
 
     def ask(component, table):
         return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))
 
     check_rows(selector, scores, ask)
+
+
+def check_order(order: Order, *, scores: Tables = _SCORED) -> None:
+    """Check that each epoch has every row once, and the same order when it is asked for alone, as after a resume."""
+
+    def ask(component, table, epochs=range(3)):
+        found = [component.rows(table, epoch=epoch, seed=SEED) for epoch in epochs]
+        return [contracts.check_epoch_order(component, rows, len(table)) for rows in found]
+
+    def holds(table):
+        asked = answer_of(order, with_needs_alone(ask), table)
+        np.testing.assert_array_equal(ask(copy.deepcopy(order), table, epochs=[2])[0], asked[2], "of an epoch alone")
+
+    on_examples(scores, holds)
 
 
 def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Tables = _SCORED) -> None:
@@ -100,14 +112,14 @@ def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Ta
     groups  number of groups in the splits to try, which are made by confidence
     """
 
-    def ask(component, table, split):
-        drawn = [component.pairs(split, table, epoch=epoch, seed=SEED) for epoch in range(3)]
+    def ask(component, table, split, epochs=range(3)):
+        drawn = [component.pairs(split, table, epoch=epoch, seed=SEED) for epoch in epochs]
         return [contracts.check_pairs(component, pairs, split, table) for pairs in drawn]
 
     def holds(table):
         split = Quantile(levels=groups).split(table, seed=SEED)
-        drawn = answer_of(sampler, ask, table, split)
-        resumed = copy.deepcopy(sampler).pairs(split, table, epoch=2, seed=SEED)
+        drawn = answer_of(sampler, with_needs_alone(ask), table, split)
+        resumed = ask(copy.deepcopy(sampler), table, split, epochs=[2])[0]
         np.testing.assert_array_equal(resumed, drawn[2], "an epoch asked alone, as after a resume, has other pairs")
         first, second = table.confidence[np.concatenate(drawn)].T
         assert (first >= second).all(), "column 0 of a pair must be the more confident row"
@@ -188,79 +200,6 @@ def check_callback(callback: base.Callback) -> None:
             contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
         check_delivered(callback, callback.on_delivered(state), set(), 0)
     check_sentences(callback, callback.on_summary({}))
-
-
-def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: float | np.ndarray = 0.0) -> np.ndarray:
-    """Return the loss of a global batch on a small GPT-2 in float64 and its gradient, in one vector.
-
-    move  is added to the weights
-    """
-    plans = []
-    for batch in batches:
-        plan = objective.plan(batch, step=step, total_steps=STEPS, seed=SEED)
-        plans.append(contracts.check_plan(objective, plan, batch))
-    config = transformers.GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3)
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn from torch's global state, which is watched
-        torch.manual_seed(SEED)
-        module = TrainingModule(transformers.GPT2LMHeadModel(config).double().eval())  # eval: no dropout
-    weights = list(module.parameters())
-    moved = nn.utils.parameters_to_vector(weights).detach() + torch.as_tensor(move)
-    nn.utils.vector_to_parameters(moved, weights)
-    ntp, mixup = sum(plan.ntp_count for plan in plans), sum(plan.mixup_count for plan in plans)
-    total, passes = torch.zeros((), dtype=torch.float64), Counter[int]()
-    for number, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
-        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
-        counting = module.model.get_decoder().register_forward_pre_hook(lambda *_, of=number: passes.update([of]))
-        with counting:
-            out = module(batch, scaled, loss=objective.loss)
-        contracts.check_loss(objective, out, scaled)
-        total = total + out.loss
-    found = sorted({passes[number] for number in range(len(batches))})
-    assert len(found) == 1, (
-        f"loss() makes {' or '.join(map(str, found))} passes of the decoder in the micro-batches of a step: under FSDP "
-        "all ranks join each pass, and wait until training.timeout for one that makes fewer; call view.hidden and "
-        "view.states in every micro-batch, also where nothing is mixed"
-    )
-    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
-    return torch.cat([total.detach()[None], gradient]).numpy()
-
-
-def check_objective(objective: base.Objective, *, finite_differences: bool = True) -> None:
-    """Check plans and loss: well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
-
-    The last point makes a run independent of ranks and micro-batches: the loss and its gradient on a small model,
-    divided by the counts of the whole global batch, must not depend on the cut. The gradient is held against finite
-    differences. The model is a GPT-2 of two decoder layers in float64, so states can be changed in the embeddings (0)
-    or after layer 1 or 2.
-
-    The loss makes as many passes of the decoder in each micro-batch, also in one without pairs: under FSDP all ranks
-    join each pass. `Objective.check` is not called, and `begin` once.
-
-    finite_differences  False for a loss with detached parts, which have none: its gradient is not checked
-    """
-    rows, counts = torch.arange(8), torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
-    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
-    whole, *cuts = (
-        [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
-        for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
-    )
-    objective.begin(_DATA)
-    # whole: one micro-batch; cuts: one for each unit, and two with the second half first
-    values = answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
-    for step, value in enumerate(values):
-        for batches in cuts:
-            other = _loss(objective, batches, step)
-            message = "it depends on how the batch is cut into micro-batches"
-            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=message)
-    if finite_differences:
-        gradient = values[-1][1:]
-        # along sign(gradient) the slope is the sum of |gradient|, in which nothing cancels
-        ahead, behind = (_loss(objective, whole, STEPS - 1, way * np.sign(gradient))[0] for way in (1e-6, -1e-6))
-        slope, measured = np.abs(gradient).sum(), (ahead - behind) / 2e-6
-        assert math.isclose(measured, slope, rel_tol=1e-5, abs_tol=1e-8), (
-            "the gradient is not the loss's by finite differences. If the loss detaches a factor on purpose, as DFT's "
-            "does, that is so: give finite_differences=False (`components --check --finite_differences false`)"
-        )
 
 
 def check_perturbation(perturbation: base.Perturbation) -> None:

@@ -38,6 +38,10 @@ def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
     n_tokens[0] += 1  # one example at least is scored
     mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, 3)), draw(st.sampled_from([0, 6])))  # rounded: ties
     nll = (mean_nll + 0.5) * n_tokens[:, None]
+    whole, alone = (
+        [(mean[:, None] + 0.5).repeat(n, 1) for mean, n in zip(of, n_tokens, strict=True)] for of in mean_nll
+    )
+    entropy, margin = ([rng.gamma(2.0, 1.0, (3, n)).astype(np.float32) for n in n_tokens] for _ in range(2))
     return TrainingDynamics(
         ids=[f"id-{number}" for number in rng.permutation(size)],
         steps=np.array([0, 10, 20]),
@@ -45,7 +49,17 @@ def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
         n_tokens=n_tokens,
         n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(size, 3)),
         alone_nll_sum=nll[1],
+        token_nll=whole,
+        alone_token_nll=alone,
+        token_entropy=entropy,
+        token_margin=margin,
+        states=rng.normal(size=(size, 4)).astype(np.float16),
+        texts=_texts(rng, size),
     )
+
+
+def _texts(rng: np.random.Generator, size: int) -> list[tuple[str, str]]:
+    return [(f"Question {number % 7}.", f"Answer {number}.") for number in rng.permutation(size)]
 
 
 @st.composite
@@ -68,5 +82,6 @@ def score_tables(
         n_tokens=rng.integers(1, 41, size),
         label=None if labels is None else rng.choice(labels, size).tolist(),
         columns={"score": np.round(rng.random(size) * 5, 1).tolist()},
-        texts=[(f"Question {number % 7}.", f"Answer {number}.") for number in rng.permutation(size)],
+        texts=_texts(rng, size),
+        states=rng.normal(size=(size, 4)).astype(np.float16),
     )

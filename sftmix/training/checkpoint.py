@@ -64,6 +64,7 @@ class CheckpointStore:
 
     beside   what the stage has written so far, as patterns: a checkpoint is valid if it is still there, as it was
     seconds  what the last save took, from its beginning until the file of rank 0 was written
+    second   a teacher's weights by name, which are saved and loaded beside the trained ones
     """
 
     directory: Path
@@ -71,6 +72,7 @@ class CheckpointStore:
     world: World
     beside: Sequence[str] = ()
     seconds: float = 0.0
+    second: Mapping[str, torch.Tensor] = field(default_factory=dict)
     _verified: int | None = None
     """The step that was read in full and compared with its hashes by this object, by all ranks together."""
     _under_way: tuple[Future[Any], Callable[[list[Any]], None]] | None = None
@@ -112,7 +114,7 @@ class CheckpointStore:
         self.finish()
         started, module, path = time.perf_counter(), unwrap(wrapped), self.path(step)
         self._refuse_not_finite(module, step)  # before a good checkpoint could be pruned for it
-        tensors, others = _tensors(module, optimizer)
+        tensors, others = _tensors(module, optimizer, self.second)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
         staging, beside = self.world.from_main(lambda: self._begin(step, needed))  # hashes of the log now: it grows
@@ -217,6 +219,7 @@ class CheckpointStore:
         saves        number of checkpoints still to be saved, at least 1
         """
         each = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(module).values())
+        each += sum(weight.nbytes for weight in self.second.values())
         return int(_MARGIN * each) * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
     def newest_valid(self) -> int | None:
@@ -264,7 +267,7 @@ class CheckpointStore:
         stage, known = path.parents[1], step == self._verified
         if problem := self.world.from_main(lambda: verify_directory(path, hashes=not known, within=stage)):
             raise CheckpointError(f"{path}: {problem}")
-        (tensors, _), reader = _tensors(module, None), dcp.HuggingFaceStorageReader(str(path))
+        (tensors, _), reader = _tensors(module, None, self.second), dcp.HuggingFaceStorageReader(str(path))
         stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")
         try:
             if optimizer is not None:
@@ -329,7 +332,7 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tensors(module: nn.Module, optimizer: Any, second: Mapping[str, Any] = {}) -> tuple[dict[str, Any], Any]:
     """Return model and optimizer tensors by name, each storage once (a tied head is the embedding).
 
     The second part of the result is what JSON holds of the optimizer.
@@ -340,7 +343,7 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tupl
     # First the weights: torch reshards what a forward has left gathered, which the optimizer does not know.
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
     state, others = ({}, {}) if optimizer is None else state_of(_trained(module), optimizer)
-    return tensors | {f"optimizer/{name}": x for name, x in state.items()}, others
+    return {**tensors, **second} | {f"optimizer/{name}": x for name, x in state.items()}, others
 
 
 def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def plan_wrapping(stage: Stage, precision: str, world: World, recorded: Sequence
         except Exception as error:  # models of strangers raise anything
             return (resolve_parallel(options.parallel, world), True), f"the model cannot be followed: {error}"
         held = sum(one.nbytes for one in stage.model.parameters())
-        beside = {parallel: free - held / memory.shards for parallel, memory in memories.items()}
+        beside = {name: free - held / memory.shards - memory.teacher for name, memory in memories.items()}
         padded = not shares_rows(options, stage.attention, world.device) and len({*stage.data.lengths.tolist()}) > 1
         found, line = planned(work, memories, beside, recorded, padded=padded)
         return (found.parallel, found.reshard_after_forward), line

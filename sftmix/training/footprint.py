@@ -27,7 +27,9 @@ from sftmix.batches.order import Slot, TokenisedRows, TrainingOrder
 from sftmix.components.base import Objective, Optimizer
 from sftmix.components.component import Need
 from sftmix.components.plans import ntp_plan
+from sftmix.components.view import Taught
 from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
+from sftmix.model.head import adapter_config
 from sftmix.model.layers import decoder_layers
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.world import World
@@ -82,7 +84,8 @@ def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[
     # Two response tokens: what the head takes is arithmetic.
     labelled = np.arange(length) >= length - 2
     row = replace(row, input_ids=row.input_ids[:length], target=labelled, starts=None, weight=None)
-    batch = collate([(Slot(0),) * unit_of(work)], [row], padding_free=target.padding_free)  # type: ignore[arg-type]
+    asked, units = own and Need.PROMPTS in objective.needs, [(Slot(0),) * unit_of(work)]
+    batch = collate(units, [row], padding_free=target.padding_free, prompts=asked)  # type: ignore[arg-type]
     plan = objective.plan(batch, step=0, total_steps=1, seed=0) if own else ntp_plan(batch, batch.ntp_weight)
     plan = replace(plan, alone=rows_alone(plan.pairs, len(batch.labels)))
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device
@@ -95,7 +98,10 @@ def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[
         torch.compiler.set_stance("force_eager"),
         noting_kept(target.model) as found,
     ):
-        target(batch, plan, loss=objective.loss if own else None)
+        teacher = None
+        if Need.TEACHER in objective.needs:  # whose states nobody but the loss keeps
+            teacher = target.read(lambda it: Taught(it.hidden_states(batch).detach(), **it.head.copied()))
+        target(batch, plan, loss=objective.loss if own else None, teacher=teacher)
     reshard(module)
     kept = 0
     for key, (_, size) in found.items():
@@ -204,6 +210,20 @@ class Numbers:
         self.tied = self.head is model.get_input_embeddings().weight
 
 
+SECOND = 4
+"""Bytes of a teacher's weights per trained number: float32, as the trained ones, which they are exchanged with."""
+
+
+def is_base(objective: Objective, model: nn.Module) -> bool:
+    """Return True if a teacher is the model without its adapters, of which there is no second copy."""
+    return objective.teacher_decay is None and adapter_config(model) is not None
+
+
+def teacher_bytes(objective: Objective, model: nn.Module) -> float:
+    """Return the bytes of an objective's teacher per trained number of the model."""
+    return SECOND if Need.TEACHER in objective.needs and not is_base(objective, model) else 0
+
+
 class Parts(NamedTuple):
     """Bytes at the peak of a step, beside the weights and the optimizer's state."""
 
@@ -234,6 +254,7 @@ class Footprint:
 
     kept       by a forward for its backward: whatever the tokens are (weights in another dtype), and of each slot
     optimizer  its state
+    teacher    the second weights of an objective that needs them, and a copy of their head
     """
 
     def __init__(self, work: Workload, kept: tuple[float, float] | None = None) -> None:
@@ -249,6 +270,8 @@ class Footprint:
         self.copies = getattr(work.optimizer, "fused", None) is False and not self.on_cpu
         self.optimizer = work.optimizer.state_bytes * self.numbers.whole.trained / self.shards
         vocabulary = self.numbers.head.shape[0]
+        second = teacher_bytes(work.objective, unwrap(work.module).model) * self.numbers.whole.trained / self.shards
+        self.teacher = second + self.size * self.numbers.head.numel() * (Need.TEACHER in work.objective.needs)
         self.chunk = options.chunk_size or default_chunk_size(vocabulary, world.device)
         # On a CPU the loss has float32 copies of a block of half-precision logits: one, or a pair's and their mixture.
         half, mixes = self.size < 4, Need.PAIRS in work.objective.needs

@@ -32,6 +32,7 @@ from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
+from sftmix.training.teacher import give_teacher
 from sftmix.types import Rows, RowScores
 from sftmix.words.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.words.progress import progress_bar
@@ -80,7 +81,7 @@ class TrainingLoop:
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
-        stage.objective.begin(map(stage.data.__getitem__, range(len(stage.data))))
+        stage.objective.begin(map(stage.data.__getitem__, stage.order.rows.tolist()))
         precision = resolve_precision(stage.options.precision, world.device)
         stage = self.stage = replace(stage, options=plan_wrapping(stage, precision, world, self.machines, self._say))
         self.module = training_module(
@@ -94,8 +95,9 @@ class TrainingLoop:
         )
         self.optimizer = build_optimizer(stage.model, stage.options, stage.optimizer)
         self.built = kept(self.module, self.optimizer)
-        self.callback_state = CallbackState(stage.callbacks, world)
+        self.callback_state = CallbackState(stage.callbacks, world, (stage.objective, stage.perturbation))
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
+        self.store.second = give_teacher(self.setup)  # of the weights before a checkpoint is loaded
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
         self.spacing = Spacing(stage.checkpoint, self.total)

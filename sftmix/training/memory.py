@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from sftmix.training.footprint import Count
-from sftmix.training.parallel import shards_of
+from sftmix.training.footprint import Count, teacher_bytes
+from sftmix.training.parallel import shards_of, unwrap
 from sftmix.training.step import StepSetup
 from sftmix.words.errors import ConfigError
 
@@ -31,7 +31,9 @@ def check_memory(setup: StepSetup) -> None:
     tokens_of_rank = rows_of_rank * float(stage.data.lengths.mean())
     several = rows_of_rank > (rows or math.inf) or tokens_of_rank > float(tokens or math.inf)
     whole = several and not options.reduce_each_micro_batch
-    state = trained * (4 / (1 if whole else shards) + stage.optimizer.state_bytes / shards)  # a float32 gradient
+    second = 0 if setup.teacher else teacher_bytes(stage.objective, unwrap(setup.module).model)  # else it is there
+    # a float32 gradient
+    state = trained * (4 / (1 if whole else shards) + (stage.optimizer.state_bytes + second) / shards)
     if state > free:
         each = "reduce gradients in each micro-batch (--training.reduce_each_micro_batch true), "
         raise ConfigError(

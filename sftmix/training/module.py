@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, Taught
 from sftmix.functional import SFTLoss
 from sftmix.model.experts import cast_experts
 from sftmix.model.head import head_of
@@ -46,6 +46,10 @@ class TrainingModule(nn.Module):
 
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
+        return self.token_states(batch, perturb)[: len(batch.labels)]
+
+    def token_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
+        """Return hidden[T + Q, D]: behind the states of `hidden_states` those that predict the prompts' tokens."""
         decoder = self.model.get_decoder()
         parts = []
         order = []
@@ -71,13 +75,16 @@ class TrainingModule(nn.Module):
         *,
         perturb: Perturb | None = None,
         loss: Callable[[LossView, Batch, Plan], SFTLoss] | None = None,
+        teacher: Taught | None = None,
     ) -> SFTLoss:
         """Return the loss of `plan`, whose weights are already divided by the global counts.
 
         perturb  a training step's change of the input embeddings; None in scoring
         loss     `Objective.loss`; None: the fused loss, as in scoring
+        teacher  the teacher's states of the micro-batch, if the objective needs them
         """
-        view = ModelView(self, lambda: self.hidden_states(batch, perturb))
+        rows = len(batch.labels) if batch and batch.prompt else None  # DDP is tried without a batch
+        view = ModelView(self, lambda: self.token_states(batch, perturb), rows=rows, teacher=teacher)
         return view.sft_loss(batch, plan) if loss is None else loss(view, batch, plan)
 
     def read(self, function: Callable[[TrainingModule], Any]) -> Any:
@@ -88,8 +95,8 @@ class TrainingModule(nn.Module):
 class ModelView(LossView):
     """A view for one micro-batch in training; see `LossView`."""
 
-    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor]) -> None:
-        super().__init__(module.head, hidden, chunk_size=module.chunk_size)
+    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor], **more: Any) -> None:
+        super().__init__(module.head, hidden, chunk_size=module.chunk_size, **more)
         self._model = module.model
 
     def states(
@@ -97,9 +104,12 @@ class ModelView(LossView):
         input_ids: torch.Tensor,
         mask: torch.Tensor,
         *,
-        layer: int = 0,
+        layer: int | None = None,
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
+        taken = list[torch.Tensor]()
+        if change is None and layer is not None:
+            change = partial(_taking, taken)
         mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)  # mask 1 1 0 -> positions 0 1 1
         changing: Any = contextlib.nullcontext()
         if change is not None:
@@ -110,17 +120,22 @@ class ModelView(LossView):
                 if output.shape[:-1] != input_ids.shape:  # AltUp, hyper-connections: rows would not be examples
                     raise ConfigError(
                         f"{type(self._model).__name__} keeps several states of each token between its layers "
-                        f"({list(output.shape)} after layer {layer}), and this objective changes one: change "
+                        f"({list(output.shape)} after layer {layer}), and this objective takes one: take "
                         "the embeddings (layer 0), or use another objective"
                     )
                 return change(output)
 
-            changing = self._after(layer).register_forward_hook(changed)
+            changing = self._after(layer or 0).register_forward_hook(changed)
         # The decoder gets the ids, not embeddings, to which some families do more (see `hidden_states`). The rows are
         # padded, also if those of the other passes are not.
         with changing, known_rows(packed=False), cudnn_attention(False):
             inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
-            return self._model.get_decoder()(input_ids=input_ids, **inputs).last_hidden_state
+            out = self._model.get_decoder()(input_ids=input_ids, **inputs).last_hidden_state
+        return taken[0] if taken else out
+
+    @property
+    def layers(self) -> int:
+        return len(decoder_layers(self._model))
 
     def _after(self, layer: int) -> nn.Module:
         """Return the module behind which states are changed: the input embeddings (0), or a decoder layer."""
@@ -136,6 +151,12 @@ class ModelView(LossView):
                 "other: set it to false, or change the embeddings (layer 0)"
             )
         return layers[layer - 1]
+
+
+def _taking(taken: list[torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+    """Keep the states, and return them as they are."""
+    taken.append(states)
+    return states
 
 
 def _perturbed(segment: Segment, perturb: Perturb, module: nn.Module, inputs: object, e: torch.Tensor) -> torch.Tensor:

@@ -92,13 +92,14 @@ class Stage:
 
 @dataclass
 class StepSetup:
-    """The setup that all steps of a stage share. `module` wraps the model."""
+    """The setup that all steps of a stage share. `module` wraps the model, `teacher` is a `Teacher` or None."""
 
     stage: Stage
     module: nn.Module
     optimizer: torch.optim.Optimizer
     precision: str
     world: World
+    teacher: Any = None
 
 
 class PreparedStep(NamedTuple):
@@ -120,7 +121,8 @@ class StepResult:
     """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
 
     loss           the minimised loss: both terms, weighted and divided
-    ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
+    ntp            mean NLL of the tokens that carried NTP loss, whatever their weights; 0 if there are none
+    ntp_loss, mixup    each term by itself, over its count and without mu; 0 if there is none
     ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     mu, mixup_mean            those of the plans that mix
@@ -131,6 +133,7 @@ class StepResult:
 
     loss: float
     ntp: float
+    ntp_loss: float
     mixup: float
     ntp_count: float
     mixup_count: float
@@ -158,10 +161,10 @@ def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Spli
     """Prepare this rank's part of step `step` (from 0); `units` are the whole global batch, those of all ranks."""
     # 1. micro-batches
     stage = setup.stage
-    batches = micro_batches(
-        units, stage.data, stage.options, setup.world, setup.module, split=split, pad_id=stage.pad_id
-    )
-    if Need.BATCH_NLL in stage.objective.needs:
+    needs, parts = stage.objective.needs, (stage.data, stage.options, setup.world, setup.module)
+    prompts = Need.PROMPTS in needs
+    batches = micro_batches(units, *parts, split=split, pad_id=stage.pad_id, prompts=prompts)
+    if Need.BATCH_NLL in needs:
         return PreparedStep(step, batches, None, None)
     # 2. plans
     return PreparedStep(step, batches, *plans_of(setup, batches, step))
@@ -200,21 +203,23 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     plans = [to_device(plan, world.device) for plan in plans]
 
     # 4. forward and backward
+    second = setup.teacher
+    taught = second.taught(batches, world, setup.precision) if second else [None] * len(batches)
+
     def perturb(e, mask, *, ids):  # of a segment: [b, l, D], i64[b, l], b ids
         changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
         return check_embeddings(perturbation, e, changed)
 
-    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(6, dtype=torch.float64, device=world.device)
     nll = []
-    for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
+    for number, (batch, plan, teacher) in enumerate(zip(batches, plans, taught, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         last = number == len(batches)
         reduced = last or stage.options.reduce_each_micro_batch is True
         with gradient_sync(module, enabled=reduced):
             with autocast(module, setup.precision, world.device):
-                out = module(
-                    batch, scaled, perturb=None if perturbation is None else perturb, loss=stage.objective.loss
-                )
+                how = {"perturb": None if perturbation is None else perturb, "loss": stage.objective.loss}
+                out = module(batch, scaled, **how, teacher=teacher)
             check_loss(stage.objective, out, plan)
             out.loss.backward()
         if reduced:
@@ -228,10 +233,11 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     if meanwhile is not None:
         meanwhile()
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-    loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
+    loss, nll_sum, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
     result = StepResult(
         loss=loss / world.size,  # each rank's loss was multiplied by it
-        ntp=ntp / ntp_count if ntp_count else 0.0,
+        ntp=nll_sum / ntp_tokens if ntp_tokens else 0.0,
+        ntp_loss=ntp / ntp_count if ntp_count else 0.0,
         mixup=mixup / mixup_count if mixup_count else 0.0,
         ntp_count=ntp_count,
         mixup_count=mixup_count,
@@ -247,6 +253,8 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     )
     if result.updates:  # decided by sums over all ranks, so alike on every rank
         optimizer.step()
+        if second:
+            second.update()
     optimizer.zero_grad(set_to_none=True)
     return result
 
@@ -263,17 +271,17 @@ def micro_batches(
     *,
     split: Split | None,
     pad_id: int,
+    prompts: bool = False,
 ) -> list[Batch]:
     """Return this rank's share of a global batch, on the host, in the layout of the (wrapped) module."""
     one_row = unwrap(module).padding_free
+    how: dict[str, Any] = {"padding_free": one_row, "split": split, "pad_id": pad_id, "prompts": prompts}
     batches = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
         units_of_rank, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
         if not isinstance(module, FSDPModule):  # only FSDP needs as many on each rank: it gathers per segment
             n_segments = min(n_segments, sum(map(len, units_of_rank)))
-        batches.append(
-            collate(units_of_rank, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id)
-        )
+        batches.append(collate(units_of_rank, data, n_segments=n_segments, **how))
     return batches
 
 
@@ -301,15 +309,24 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
     pair_factor = world_size / pair_count if pair_count else 0.0
-    return replace(plan, row_weight=plan.row_weight.double() * row_factor, pair_weight=plan.pair_weight * pair_factor)
+    asked = plan.prompt_weight
+    return replace(
+        plan,
+        row_weight=plan.row_weight.double() * row_factor,
+        pair_weight=plan.pair_weight * pair_factor,
+        prompt_weight=None if asked is None else asked.double() * row_factor,
+    )
 
 
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
-    """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
+    """Return f64[6] on the device: loss, NLL of trained tokens, weighted NLL, Mixup loss (without mu), both counts."""
     weight, aligned = plan.row_weight, out.mixup.new_full((), len(plan.pairs))
     mixed = (plan.pair_weight * out.mixup).sum() / (plan.mu or 1.0)
-    sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
-    return torch.stack([x.detach().double() for x in sums])
+    trained, weighted = (weight != 0).to(weight.dtype), (weight * out.nll).sum()
+    if plan.prompt_weight is not None and out.prompt is not None:
+        weighted = weighted + (plan.prompt_weight * out.prompt).sum()
+    nll_sum, tokens = (trained * out.nll).sum(), torch.count_nonzero(weight)
+    return torch.stack([x.detach().double() for x in (out.loss, nll_sum, weighted, mixed, tokens, aligned)])
 
 
 def refuse_unreached(module: nn.Module, objective: Objective) -> None:

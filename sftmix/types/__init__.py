@@ -7,12 +7,13 @@ Legend
     T  token rows of one loss call: the positions that predict a response token
     M  aligned pairs of token rows         D  hidden size
     V  vocabulary size                     C  checkpoints of the reference
+    Q  tokens of prompts in a micro-batch
 
 A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
 """
 
 from sftmix.types.arrays import Bool, Float32, Float64, Int64, Rows, Tensor, TorchOptimizer
-from sftmix.types.batch import Batch, BatchNLL, Plan, Segment
+from sftmix.types.batch import Batch, BatchNLL, Plan, PromptTokens, Segment
 from sftmix.types.rows import Encoded, Example, Message, RenderedTurn
 from sftmix.types.scores import (
     MOST_GROUPS,
@@ -43,6 +44,7 @@ __all__ = [
     "Int64",
     "Message",
     "Plan",
+    "PromptTokens",
     "RenderedTurn",
     "RowScorer",
     "RowScores",

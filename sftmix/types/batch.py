@@ -27,6 +27,19 @@ class BatchNLL:
 
 
 @dataclass(frozen=True)
+class PromptTokens:
+    """The Q tokens of a micro-batch's examples that are no response tokens and that some token precedes.
+
+    The hidden state one position earlier predicts `labels[q]`, as for response tokens. They are in no pair.
+    labels  i64[Q]
+    slot    i64[Q], the slot each belongs to
+    """
+
+    labels: Tensor
+    slot: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch on one rank, already aligned for the losses.
 
@@ -48,6 +61,7 @@ class Batch:
     batch_nll    the NLL of the global batch, for objectives that need it (Need.BATCH_NLL); else None
     weight       None (all 1), or f32[T], the rows' own weights of the response tokens
     examples     the B examples themselves
+    prompt       the tokens of the prompts, for objectives that need them (Need.PROMPTS); else None
     """
 
     ids: tuple[str, ...]
@@ -64,6 +78,7 @@ class Batch:
     batch_nll: BatchNLL | None = None
     weight: Tensor | None = None
     examples: tuple[Encoded, ...] = ()
+    prompt: PromptTokens | None = None
 
     @property
     def n_tokens(self) -> Tensor:
@@ -77,8 +92,8 @@ class Segment:
 
     slots        the batch's slot in each line (padding-free: the slots in the line); empty for an idle segment
     input_ids, attention_mask  i64[b, l]; an idle segment is one token that nobody reads
-    index        i64[t], flat positions in [b * l] whose hidden states predict a response token
-    order        i64[t], the token row (0..T-1 of the batch) of each of these positions
+    index        i64[t], flat positions in [b * l] whose hidden states predict a response token, or a prompt's
+    order        i64[t], the token row (0..T-1 of the batch, from T on its prompts' tokens) of each of these positions
     starts       i32[documents + 1], the flat positions where documents begin, and the end; a line's padding is one
     position_ids  None, or i64[b, l], counted from the start of each document if a line holds several: the model then
                  gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
@@ -101,7 +116,7 @@ class Segment:
 class Plan:
     """The weights that an objective gives one micro-batch, unnormalised.
 
-        loss = (sum_t row_weight_t nll_t) / ntp_count
+        loss = (sum_t row_weight_t nll_t + sum_q prompt_weight_q nll_q) / ntp_count
              + (sum_m pair_weight_m mixup_m) / mixup_count
 
     where the step replaces both counts by their sums over the whole global batch (all ranks, all accumulation steps).
@@ -116,6 +131,7 @@ class Plan:
     mu               the mu that pair_weight was multiplied with; the log divides by it, the loss does not use it
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
     alone            None, or i64, the token rows in no pair; the step finds them on the host, where it checks a plan
+    prompt_weight    None (0), or [Q], of the tokens in `batch.prompt`
     An objective whose `loss` needs more may return a subclass with more fields.
     """
 
@@ -128,6 +144,7 @@ class Plan:
     mu: float = 0.0
     mixup_mean: str = "own"
     alone: Tensor | None = None
+    prompt_weight: Tensor | None = None
 
     def without_pairs(self, row_weight: Tensor | None = None) -> Plan:
         """Return the plan of NTP alone, with its own row weights [T] or these."""

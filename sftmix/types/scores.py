@@ -55,6 +55,7 @@ class TrainingDynamics:
     token_entropy  None, or the entropy of the prediction of each token, nats, as token_nll
     token_margin   None, or by how much the likeliest logit there is above the second, as token_nll
     states     None, or f16[N, D], the mean input of the LM head over the response tokens, at the last checkpoint
+    texts      None, or what is asked and answered in each row; no file has them
     """
 
     ids: Sequence[str]
@@ -68,6 +69,7 @@ class TrainingDynamics:
     token_entropy: Sequence[Float32] | None = None
     token_margin: Sequence[Float32] | None = None
     states: npt.NDArray[np.float16] | None = None
+    texts: Sequence[tuple[str, str]] | None = None
 
     @property
     def scored(self) -> Bool:
@@ -98,6 +100,8 @@ class TrainingDynamics:
         for name in OF_TOKENS:
             if (tokens := getattr(self, name)) is not None:
                 columns[name] = [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows]
+        if self.texts is not None:
+            columns["texts"] = [self.texts[row] if row >= 0 else ("", "") for row in rows.tolist()]
         return replace(self, ids=list(ids), **columns)
 
 
@@ -113,7 +117,7 @@ class Scores:
     label        None, or N labels
     columns      any user column by name
     texts        None, or what is asked and answered in each row, read when it is asked for
-    states       None, or f16[N, D], those of the dynamics (reference.keep states)
+    states       None, or f16[N, D], those of the dynamics (Need.MEAN_STATES)
     """
 
     id: Sequence[str]
@@ -129,10 +133,39 @@ class Scores:
     def __len__(self) -> int:
         return len(self.row)
 
+    def take(self, rows: Rows) -> Scores:
+        """Return the table of some rows, in their order, whose own numbers are 0..K-1."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return replace(
+            self,
+            id=[self.id[row] for row in rows],
+            row=np.arange(len(rows), dtype=np.int64),
+            confidence=self.confidence[rows],
+            variability=self.variability[rows],
+            n_tokens=self.n_tokens[rows],
+            label=None if self.label is None else [self.label[row] for row in rows],
+            columns=columns,
+            texts=None if self.texts is None else _Taken(self.texts, rows),
+            states=None if self.states is None else self.states[rows],
+        )
+
     def ranked(self) -> list[int]:
         """Return the rows with a confidence, most confident first, equal ones by id."""
         scored = np.flatnonzero(~np.isnan(self.confidence)).tolist()
         return sorted(scored, key=lambda row: (-self.confidence[row], self.id[row]))
+
+
+class _Taken(Sequence[tuple[str, str]]):
+    """Some texts of a sequence, each read when it is asked for."""
+
+    def __init__(self, texts: Sequence[tuple[str, str]], rows: Rows) -> None:
+        self._texts, self._rows = texts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._texts[int(self._rows[row])]
 
 
 UNPAIRED = -1

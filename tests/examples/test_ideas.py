@@ -15,9 +15,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix import testing
-from sftmix.components import Objective, PairSampler, Selector, Splitter, catalogue
+from sftmix.components import Objective, Order, PairSampler, Selector, Splitter, catalogue
 from sftmix.disk.tables import write_dynamics
-from sftmix.testing import _DATA
+from sftmix.testing.objectives import _DATA
 from sftmix.types import TrainingDynamics
 from tests.tiny import ROOT, SHORT, in_this_process, make_tiny, metrics
 
@@ -26,6 +26,7 @@ IDEAS = ROOT / "docs" / "examples" / "ideas"
 FILES = sorted(IDEAS.glob("*.py"))
 CHECKS = {
     Objective: testing.check_objective,
+    Order: testing.check_order,
     PairSampler: testing.check_pair_sampler,
     Selector: testing.check_selector,
     Splitter: testing.check_splitter,
@@ -109,9 +110,7 @@ def for_checks(tmp_path_factory, tiny) -> dict[str, dict[str, str]]:
         GPT2LMHeadModel(config).double().save_pretrained(directory)
     dynamics = {"dynamics": str(directory / "dynamics.parquet")}
     return {
-        "proximal_sft": dynamics,
         "ss_token": dynamics,
-        "superfiltering": dynamics,
         "teacher_smoothing": {"teacher": str(directory)},
         "less_lite": {"model": str(tiny.model), "about": "Question 3"},
     }
@@ -146,11 +145,10 @@ def test_an_idea_trains_two_steps(file, tiny, reference, tmp_path):
         at = words.index("--reference.response_alone")
         del words[at : at + 2]
     given = {
-        "proximal_sft": ["--objective.dynamics", reference],
         "ss_token": ["--objective.dynamics", reference],
-        "superfiltering": ["--selector.dynamics", reference, "--selector.share", "0.5"],
+        "superfiltering": ["--selector.share", "0.5"],
         "teacher_smoothing": ["--objective.teacher", str(tiny.model)],
-        "cherry": ["--splitter.share", "0.5"],  # so that each step has a hard row
+        "cherry": ["--selector.share", "0.5"],
         "less_lite": ["--selector.model", str(tiny.model), "--selector.about", "a"],
     }
     stored = ["--reference", "FromFile", "--reference.path", reference]

@@ -340,3 +340,57 @@ def test_a_stopped_reference_is_continued_where_it_stopped(tiny, made):
         assert f"resuming after step {newest} of 12" in made.printed
         assert len(metrics(run, "reference")) == 3
         assert table(run / "confidence" / "dynamics.parquet") == first
+
+
+OWN = """
+import numpy as np
+from sftmix.components import ConfidenceEstimator, Need, RandomPairs
+
+
+class Own(ConfidenceEstimator):
+    needs = frozenset({Need.ENTROPY, Need.MARGIN, Need.TEXTS})
+
+    def estimate(self, dynamics):
+        sums = [e.sum() + m.sum() for e, m in zip(dynamics.token_entropy, dynamics.token_margin, strict=True)]
+        return np.array(sums, dtype=np.float64) + [len(asked) for asked, _ in dynamics.texts]
+
+
+class ByStates(RandomPairs):
+    needs = frozenset({Need.MEAN_STATES})
+
+    def pairs(self, split, scores, *, epoch, seed):
+        np.save("states.npy", scores.states)
+        return super().pairs(split, scores, epoch=epoch, seed=seed)
+"""
+
+
+def test_what_components_need_is_kept_without_an_option(tiny, made, refused, tmp_path, monkeypatch):
+    """By the untrained model's own logits and states, row by row."""
+    (tmp_path / "own_needs.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    scores = ("--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}]")
+    needy = ("--confidence", "own_needs.Own", "--pairing", "own_needs.ByStates")
+    run = made("run", *tiny.bare, *SHORT, *scores, *needy)
+    found = table(run / "confidence" / "confidence.parquet")["confidence"]
+    model, states = AutoModelForCausalLM.from_pretrained(tiny.model).eval(), np.load("states.npy")
+    data = rows_of_run(run)[1].data.train
+    for row in range(0, len(data), 7):
+        ids, target = (torch.from_numpy(np.asarray(x)) for x in (data[row].input_ids, data[row].target))
+        with torch.no_grad():
+            out = model(input_ids=ids[None], output_hidden_states=True)
+        before = torch.nonzero(target[1:])[:, 0]
+        log_p = out.logits[0, before].double().log_softmax(-1)
+        first, second = log_p.topk(2).values.unbind(-1)
+        (turn,) = [one for one in data.example(row).messages if one.role == "user"]
+        expected = float(-(log_p.exp() * log_p).sum() + (first - second).sum()) + len(turn.content)
+        assert found[row] == pytest.approx(expected, rel=1e-3)  # the file has float16
+        np.testing.assert_allclose(states[row], out.hidden_states[-1][0, before].mean(0), rtol=2e-3, atol=2e-3)
+    # finished without: refused before anything is computed; a file without says which field it lacks
+    made("confidence", *tiny.bare, *scores, out="plain")
+    said = refused("split", *tiny.bare, *scores, *needy, out="plain")
+    assert "did not keep the same" in said
+    assert "reference.keep" in said
+    file = ("--reference", "FromFile", "--reference.path", str(tmp_path / "plain" / "confidence" / "dynamics.parquet"))
+    said = refused("split", *tiny.bare, *file, *needy, out="file", code=3)
+    assert "confidence Own needs the entropy of the prediction of each token" in said
+    assert "token_entropy" in said

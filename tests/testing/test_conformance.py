@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sftmix import components, testing
-from sftmix.components import base
+from sftmix.components import Need, base
 from sftmix.components.contracts import OWN_OF_STEP
 from sftmix.components.listing import catalogue
 from sftmix.components.objectives import NTP, SFTMix
@@ -22,6 +22,7 @@ CHECKS = {
     "ConfidenceEstimator": testing.check_confidence_estimator,
     "Splitter": testing.check_splitter,
     "PairSampler": testing.check_pair_sampler,
+    "Order": testing.check_order,
     "Objective": testing.check_objective,
     "Selector": testing.check_selector,
     "Schedule": testing.check_schedule,
@@ -130,6 +131,24 @@ class SortsInPlace(components.Perplexity):
     def estimate(self, dynamics):
         dynamics.nll_sum.sort(axis=1)
         return super().estimate(dynamics)
+
+
+class Certain(components.Perplexity):
+    """Minus the mean entropy of the predictions."""
+
+    def estimate(self, dynamics):
+        means = [tokens.mean() if tokens.size else np.nan for tokens in dynamics.token_entropy]
+        return -np.array(means, dtype=np.float64)
+
+
+class Needy(Certain):
+    needs = frozenset({Need.ENTROPY})
+
+
+def test_a_need_is_met_and_one_that_is_not_declared_is_caught():
+    testing.check_confidence_estimator(Needy())
+    with pytest.raises(AssertionError, match=r"add to `needs`: .*Need\.ENTROPY for token_entropy"):
+        testing.check_confidence_estimator(Certain())
 
 
 class Ranks(components.Perplexity):

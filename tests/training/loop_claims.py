@@ -58,6 +58,7 @@ class Expected:
         return {
             "loss": self.loss,
             "ntp": self.ntp,
+            "ntp_loss": self.ntp,
             "mixup": (self.loss - self.ntp) / MU if self.mixup_tokens else 0,
             "mu_effective": MU * self.ntp_tokens / self.mixup_tokens if self.mixup_tokens else 0,
             "grad_norm": float(torch.stack([gradient.norm() for gradient in self.gradients.values()]).norm()),

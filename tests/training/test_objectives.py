@@ -176,7 +176,7 @@ def test_before_the_first_step_the_rounding_of_a_forward_chooses_no_examples(pat
 
 @pytest.mark.parametrize("cls", some_fast([PriFT, ASFT, Rho1, TailSFT], every=4))
 def test_they_keep_the_contract_of_an_objective(cls, tmp_path):
-    from sftmix.testing import _DATA
+    from sftmix.testing.objectives import _DATA
 
     write_dynamics(tmp_path / "dynamics.parquet", dynamics_of(_DATA))
     for mixup in (None, SFTMix(), EmbeddingMixup()):

@@ -278,6 +278,12 @@ def test_states_are_those_of_the_model(family):
         torch.testing.assert_close(view.states(padded, mask)[:, 3:], expected, rtol=0, atol=limit)
         same = view.states(padded, mask, change=lambda e: e.clone())[:, 3:]
         torch.testing.assert_close(same, expected, rtol=0, atol=limit)
+        if family == "LlamaConfig":
+            assert view.layers == 2
+            every = model(input_ids=ids, output_hidden_states=True).hidden_states
+            for layer in (0, 1):
+                found = view.states(padded, mask, layer=layer)[:, 3:]
+                torch.testing.assert_close(found, every[layer], rtol=0, atol=limit)
         for layer in (0, 1):
             refusal = (
                 rf"{type(model).__name__} keeps several states of each token .*\({SEVERAL.get(family)} after layer 1"

@@ -24,6 +24,8 @@ from sftmix.components import (
 )
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
+from sftmix.components.plans import with_prompts
+from sftmix.components.view import Taught
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.testing.strategies import RowsInMemory
@@ -68,7 +70,8 @@ class Exact(Objective):
             c, u = batch.slot_pairs[pair].tolist()
             self.seen.setdefault((batch.ids[c], batch.ids[u]), []).append(float(plan.lam[m]))
         row, pair, lam = (x.double() for x in (plan.row_weight, plan.pair_weight, plan.lam))
-        return replace(plan, row_weight=row, pair_weight=pair, lam=lam)
+        asked = None if plan.prompt_weight is None else plan.prompt_weight.double()
+        return replace(plan, row_weight=row, pair_weight=pair, lam=lam, prompt_weight=asked)
 
     def loss(self, view, batch, plan):
         return self.objective.loss(view, batch, plan)
@@ -91,13 +94,16 @@ def ours(
     tokens: int | None = None,
     padding_free: bool = False,
     data: ToyRows = DATA,
+    teacher=None,
 ):
     """Loss and gradients, by the parts that the loop calls; ranks one after the other, averaged as by DDP."""
     module = TrainingModule(model)
     options = {"micro_batch_size": micro, "micro_batch_tokens": tokens, "length_groups": segments}
     steps = dealt(units, data.lengths, ranks=world, padding_free=padding_free, **options)
     batches = [
-        collate(rank, data, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
+        collate(rank, data, n_segments=s.n_segments, padding_free=padding_free, prompts=Need.PROMPTS in objective.needs)
+        for s in steps
+        for rank in s.ranks
     ]
     if Need.BATCH_NLL in objective.needs:
         batches = with_batch_nll(batches, data.ids, module, World(), "fp32")
@@ -106,7 +112,9 @@ def ours(
     total = 0.0
     for batch, plan in zip(batches, plans, strict=True):
         scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world)
-        out = module(batch, scaled, loss=objective.loss)
+        second = teacher and TrainingModule(teacher)
+        taught = second and Taught(second.hidden_states(batch).detach(), **second.head.copied())
+        out = module(batch, scaled, loss=objective.loss, teacher=taught)
         check_loss(objective, out, scaled)
         (out.loss / world).backward()
         total += float(out.loss.detach()) / world
@@ -220,13 +228,15 @@ def test_ranks_without_work_get_a_filler_without_weight(model):
     assert any(g.abs().max() > 1e-3 for g in found[1].values())
 
 
-def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] = UNITS, optimizer=None) -> StepResult:
+def one_step(
+    model, objective: Objective, *, rate: float, units: Sequence[Unit] = UNITS, optimizer=None, data=DATA
+) -> StepResult:
     """The whole of a step as the loop calls it: SGD, two micro-batches and more."""
     options = TrainingOptions(
         learning_rate=rate, warmup_ratio=0.0, schedule="constant", max_grad_norm=0.0, micro_batch_size=4
     )
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=123.0)
-    setup = toy_setup(TrainingModule(model), optimizer=optimizer, data=DATA, objective=objective, options=options)
+    setup = toy_setup(TrainingModule(model), optimizer=optimizer, data=data, objective=objective, options=options)
     return train_step(setup, prepare_step(setup, STEP, units, None))
 
 
@@ -249,11 +259,78 @@ def test_a_step_moves_the_weights_against_the_gradient_at_the_rate_of_the_schedu
     ids=lambda one: type(one).__name__,
 )
 def test_the_losses_of_the_log_add_up_to_the_loss(model, objective):
-    """loss = NTP + mu Mixup, or mu times N_mix / N_ntp of it, as the log tells them apart."""
+    """loss = NTP term + mu Mixup, or mu times N_mix / N_ntp of it, as the log tells them apart."""
     done = one_step(model, objective, rate=0.125)
     share = done.mixup_count / done.ntp_count if objective.mixup_mean == "ntp" else 1
-    assert done.loss == pytest.approx(done.ntp + 0.75 * done.mixup * share, rel=1e-6)
+    assert done.loss == pytest.approx(done.ntp_loss + 0.75 * done.mixup * share, rel=1e-6)
     assert done.mixup > 1e-3
+
+
+@pytest.mark.parametrize("objective", [NTP(), SFTMix(mu=0.75, mean="sequence")])
+def test_ntp_of_the_log_is_the_mean_nll_whatever_the_weights(model, objective):
+    """Once with the weights of rows, once with means of responses; the weighted term is a column of its own."""
+    head, found = model.get_output_embeddings().weight, []
+    with torch.no_grad():
+        for z, y, w in (response(model, row) for row in WEIGHTED):
+            found.append((nll(z @ head.T, y), w))
+    rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]
+    mean = float(torch.cat([found[row][0][found[row][1] > 0] for row in rows]).mean())
+    weights = [found[row][1] / (1 if isinstance(objective, NTP) else len(found[row][1])) for row in rows]
+    count = sum(float(w.sum()) for w in weights)
+    weighted = sum(float((w * found[row][0]).sum()) for row, w in zip(rows, weights, strict=True)) / count
+    done = one_step(model, objective, rate=0.0, data=WEIGHTED)
+    assert (done.ntp, done.ntp_loss) == pytest.approx((mean, weighted), rel=1e-6)
+    assert abs(mean - weighted) > 1e-3
+
+
+class Asked(SFTMix):
+    """SFTMix whose prompts weigh 0.25."""
+
+    needs = frozenset({Need.PAIRS, Need.PROMPTS})
+
+    def __init__(self, *, divided_by: str) -> None:
+        super().__init__(mu=0.75)
+        self.divided_by = divided_by
+
+    def plan(self, batch, **at) -> Plan:
+        return with_prompts(super().plan(batch, **at), batch, 0.25, divided_by=self.divided_by)
+
+
+@pytest.mark.parametrize("cut", [{}, {"world": 3, "micro": 2}, {"micro": 12, "padding_free": True}], ids=str)
+@pytest.mark.parametrize(("divided_by", "share"), [("tokens", 1.0), ("weights", 0.25), ("response", 0.0)])
+def test_weights_of_prompts_join_those_of_rows(model, cut, divided_by, share):
+    """Beside the formula of the responses, a term of each example's other tokens, by the model's own logits."""
+    rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]
+    plain, total, asked = sum(int(DATA[row].target[1:].sum()) for row in rows), torch.zeros(()), 0
+    for row in rows:
+        ids, target = torch.from_numpy(DATA[row].input_ids), torch.from_numpy(DATA[row].target[1:])
+        total = total + nll(model(input_ids=ids[None]).logits[0, :-1], ids[1:])[~target].sum()
+        asked += int((~target).sum())
+    seen: dict = {}
+    loss, found = ours(model, Exact(objective=Asked(divided_by=divided_by), seen=seen), UNITS, **cut)
+    mixed, of_mixed = naive(model, DATA, UNITS, seen, mu=0.75, mixup_mean="own")
+    ntp, of_ntp = naive(model, DATA, UNITS, {}, mu=0.0, mixup_mean="own")
+    count = plain + share * asked
+    expected = mixed - ntp + (ntp * plain + 0.25 * float(total.detach())) / count
+    total.backward()
+    of_asked = gradients(model)
+    slopes = {k: of_mixed[k] - of_ntp[k] + (of_ntp[k] * plain + 0.25 * of_asked[k]) / count for k in of_ntp}
+    assert_same((loss, found), (expected, slopes))
+
+
+def test_prompts_are_in_the_weighted_term_of_the_log_alone(model):
+    done, plain = (one_step(model, one, rate=0.0) for one in (Asked(divided_by="tokens"), SFTMix(mu=0.75)))
+    assert done.loss == pytest.approx(done.ntp_loss + 0.75 * done.mixup, rel=1e-6)
+    assert (done.ntp, done.ntp_tokens, done.mixup) == (plain.ntp, plain.ntp_tokens, plain.mixup)
+    assert done.ntp_count > plain.ntp_count
+
+
+def test_the_first_token_of_a_document_is_predicted_by_nothing():
+    packed = replace(DATA[2], starts=np.array([0, 4]))
+    prompt = collate([(Slot(0),)], RowsInMemory([packed]), prompts=True).prompt
+    places = [t for t in range(len(packed.input_ids)) if t not in (0, 4) and not packed.target[t]]
+    assert prompt.labels.tolist() == packed.input_ids[places].tolist()
+    assert prompt.slot.tolist() == [0] * len(places)
 
 
 def test_mu_effective_where_mixup_is_divided_by_the_ntp_tokens(model):

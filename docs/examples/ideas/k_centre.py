@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sftmix.components import Selector
+from sftmix.components import Need, Selector
 from sftmix.components.component import require
 from sftmix.types import Rows, Scores
 
@@ -10,6 +10,8 @@ from sftmix.types import Rows, Scores
 class KCentre(Selector):
     """Each row that is chosen is the one farthest from all that were chosen before it, by the words of question and
     answer; left out: distances between states of the model, and the paper's search that tolerates outliers."""
+
+    needs = frozenset({Need.TEXTS})
 
     def __init__(self, *, share: float = 0.5):
         """share: of the rows that are kept, above 0 and at most 1."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.components import Selector
+from sftmix.components import Need, Selector
 from sftmix.components.component import require
 from sftmix.types import Float32, Rows, Scores
 
@@ -15,6 +15,8 @@ from sftmix.types import Float32, Rows, Scores
 class LESSLite(Selector):
     """The rows whose gradient points most where that of the rows about a topic points, by the cosine with their mean;
     left out: adapters, Adam's moments, several checkpoints, and a target set of its own."""
+
+    needs = frozenset({Need.TEXTS})
 
     def __init__(self, *, model: str, about: str, share: float = 0.5):
         """

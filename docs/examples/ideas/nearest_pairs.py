@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sftmix.components import PairSampler
+from sftmix.components import Need, PairSampler
 from sftmix.ranks.rng import generator
 from sftmix.types import Rows, Scores, Split
 
@@ -10,6 +10,8 @@ from sftmix.types import Rows, Scores, Split
 class NearestPairs(PairSampler):
     """Each row of one half with one of the other, so that the answers are as near in all as they can be by the words
     they share, or as far; left out: the paper's draws by a kernel. N rows take N² / 4 numbers."""
+
+    needs = frozenset({Need.TEXTS})
 
     def __init__(self, *, farthest: bool = False):
         """farthest: pair the rows whose answers share the fewest words."""

@@ -37,7 +37,7 @@ class RDrop(NTP):
         return Dropped(**vars(plan), kept=torch.from_numpy(np.concatenate(drawn)) >= self.share)
 
     def loss(self, view: LossView, batch: Batch, plan: Dropped) -> SFTLoss:
-        ids, mask, column = (part.to(batch.labels.device) for part in aligned(batch))
+        ids, mask, column = aligned(batch)
         kept = mask.clone()
         kept[mask] = plan.kept
         again = view.states(ids, mask, change=lambda e: e * kept[:, :, None])[batch.slot, column]

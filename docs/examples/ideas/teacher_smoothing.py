@@ -28,7 +28,7 @@ class TeacherSmoothing(NTP):
         return AutoModelForCausalLM.from_pretrained(self.teacher).eval().requires_grad_(False)
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        ids, mask, column = (part.to(batch.labels.device) for part in aligned(batch))
+        ids, mask, column = aligned(batch)
         inputs = {"input_ids": ids, "attention_mask": mask.long(), "position_ids": mask.cumsum(1).sub(1).clamp(min=0)}
         with torch.no_grad():
             logits = self.model.to(ids.device)(**inputs).logits[batch.slot, column]

@@ -67,6 +67,7 @@ def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: P
     """
     import torch
 
+    plan = replace(plan, prompt_weight=None)  # Mixup never reaches the prompts' tokens
     ntp, _ = _gradient(objective, hidden, head, batch, plan.without_pairs())
     mix, losses = _gradient(objective, hidden, head, batch, replace(plan, row_weight=torch.zeros_like(plan.row_weight)))
     once = batch.ntp_weight[batch.slot] > 0  # repeats of an example, and fillers of idle ranks, count nowhere

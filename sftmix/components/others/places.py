@@ -19,6 +19,7 @@ from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.ranks.rng import generator
+from sftmix.ranks.transfer import send
 from sftmix.types import Batch, Plan, Tensor
 from sftmix.words.errors import ConfigError
 from sftmix.words.plain import as_list
@@ -52,8 +53,8 @@ class LinesPlan(Plan):
 def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Return input_ids i64[B, L] and mask bool[B, L], padded so that all first responses begin in one column.
 
-    Return also column i64[T], the one whose state predicts the token of each token row. Raises ConfigError for examples
-    of several documents, which a line cannot keep apart.
+    Return also column i64[T], the one whose state predicts the token of each token row. All are on the device of the
+    batch. Raises ConfigError for examples of several documents, which a line cannot keep apart.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -68,7 +69,8 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         ids.append(torch.from_numpy(np.pad(example.input_ids, (padding, 0), constant_values=-1)))
         column.append(padding + np.flatnonzero(example.target[1:]))
     padded = pad_sequence(ids, batch_first=True, padding_value=-1)
-    return padded.clamp(min=0), padded >= 0, torch.from_numpy(np.concatenate(column))
+    columns, device = torch.from_numpy(np.concatenate(column)), batch.labels.device
+    return send(padded.clamp(min=0), device), send(padded >= 0, device), send(columns, device)
 
 
 class ManifoldMixup(SFTMix):

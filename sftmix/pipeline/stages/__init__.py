@@ -7,10 +7,10 @@ from sftmix.pipeline.stages.arms import BASELINE, TRAIN
 from sftmix.pipeline.stages.base import BASE
 from sftmix.pipeline.stages.confidence import CONFIDENCE
 from sftmix.pipeline.stages.reference import REFERENCE
-from sftmix.pipeline.stages.selection import SELECTION
+from sftmix.pipeline.stages.selection import CHOICE, SELECTION
 from sftmix.pipeline.stages.split import LAST_SPLIT, SPLIT
 
-STAGES = (SELECTION, REFERENCE, CONFIDENCE, SPLIT, TRAIN, LAST_SPLIT, BASELINE, BASE)
+STAGES = (SELECTION, REFERENCE, CONFIDENCE, CHOICE, SPLIT, TRAIN, LAST_SPLIT, BASELINE, BASE)
 
 
 def by_name(stages: Sequence[StageSpec] = STAGES) -> dict[str, StageSpec]:

@@ -5,6 +5,7 @@ from functools import partial
 
 from sftmix.components.component import plain
 from sftmix.config import RunConfig
+from sftmix.config.wants import reads_scores
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import (
     Known,
@@ -15,6 +16,7 @@ from sftmix.pipeline.inputs import (
     hash_of,
     rows_and_model,
 )
+from sftmix.pipeline.stages.selection import CHOSEN
 from sftmix.pipeline.validity import Inputs
 
 
@@ -23,7 +25,10 @@ def inputs(name: str, known: Known) -> Inputs:
     config, lora = config_of_arm(known.config, name), known.config.model.lora
     pairing, wants = known.config.resolved_pairing(), known.wants  # both arms have one order
     deciding, paired = deciding_callbacks(config.callbacks), wants.pairs and not wants.single_run
-    scored = paired and wants.by_confidence  # pair samplers see the confidence as well
+    # Pair samplers and orders see the confidence as well.
+    scored = (paired and wants.by_confidence) or reads_scores(config.order)
+    order = {"order": plain(config.order)} if config.order else {}
+    choice = {"choice": hash_of(known, CHOSEN)} if wants.choice else {}
     found = {
         **rows_and_model(known),
         "eval": known.rows.eval_fingerprint,  # decides figures, and where EarlyStopping stops
@@ -32,12 +37,16 @@ def inputs(name: str, known: Known) -> Inputs:
         "lora": plain(lora) if lora.r else None,
         "split": hash_of(known, "split/split.parquet", paired),  # the groups themselves, whichever splitter made them
         "confidence": hash_of(known, "confidence/confidence.parquet", scored),
+        **choice,
+        **order,
         "pairing": plain(pairing),
         "objective": config.objective.spec(),
         "optimizer": config.optimizer.spec(),
         "perturbation": plain(config.perturbation),
         "seed": config.seed,
-        "files": files_read(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),
+        "files": files_read(
+            known, pairing, config.order, config.objective, config.optimizer, config.perturbation, *deciding
+        ),
         "training": deciding_options(known, config.training),
         "callbacks": plain(deciding),
     }
@@ -59,7 +68,7 @@ def make(name: str, run: RunContext, values: Values) -> Made:
     """Train an arm, and measure and export its model; a single run takes no split, but makes one for each epoch."""
     from sftmix.pipeline.arm import make_arm
 
-    return make_arm(run, name, values["confidence"], values.get("split"))
+    return make_arm(run, name, values["confidence"], values.get("split"), values.get("choice"))
 
 
 TRAIN = StageSpec(

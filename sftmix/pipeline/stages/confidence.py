@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, read_only
+from sftmix.components.contracts import confidence_of
 from sftmix.disk.tables import write_table
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
@@ -27,8 +27,10 @@ def inputs(known: Known) -> Inputs:
 
 
 def make(run: RunContext, values: Values) -> Made:
-    estimator, given = run.config.confidence, _dynamics(run, values)
-    confidence = check_confidence(estimator, estimator.estimate(read_only(given)), given)
+    from sftmix.pipeline.rows import table_of
+
+    given = _dynamics(run, values)
+    confidence = confidence_of(run.config.confidence, given, table_of(run.rows.data.train).texts)
     write_table(run.path / FILE, given.ids, confidence=confidence, variability=variability(given))
     return Made(["confidence.parquet"])
 

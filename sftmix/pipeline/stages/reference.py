@@ -3,10 +3,11 @@
 import numpy as np
 
 from sftmix.components.component import Need, plain
-from sftmix.components.contracts import check_dynamics
+from sftmix.components.contracts import check_dynamics, check_given
 from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import (
+    HASHES,
     Known,
     config_of_reference,
     deciding_callbacks,
@@ -22,6 +23,11 @@ FILE = "confidence/dynamics.parquet"
 """Beside what is made of it; reference/ has the checkpoints."""
 KEPT = ("metrics.jsonl", "online", "scores*")
 """Beside the dynamics, what the stage keeps of the way to them, as patterns."""
+OTHER_KEPT = (
+    "the reference did not keep the same of each response as is asked for now (reference.keep, and what confidence, "
+    "splitter and pairing need)"
+)
+"""What a refusal says of it, in place of two lists."""
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
@@ -35,12 +41,15 @@ def inputs(known: Known) -> Inputs:
     spec = reference.spec()
     for name in (*reference.layout, *(["training"] if trains else [])):  # no result, or an entry of its own, below
         spec["init_args"].pop(name, None)
+    kept = sorted({*(spec["init_args"].pop("keep", None) or ()), *known.wants.kept})
     found = {
         **rows_and_model(known),
         "reference": spec,
         # Contents of files of scores, and the code of classes of one's own.
         "reference_files": files_read(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
+    if Need.SCORING in reference.needs and kept:
+        found["kept"] = kept
     if trains:
         found |= {
             "optimizer": config.optimizer.spec(),
@@ -77,8 +86,11 @@ def make(run: RunContext, values: Values) -> Made:
 
 
 def read(run: RunContext, values: Values) -> TrainingDynamics:
-    """Return the dynamics, one row per training example."""
-    return read_dynamics(run.path / FILE).of(run.rows.data.train.ids)
+    """Return the dynamics, one row per training example; DataError if they lack what a component needs."""
+    dynamics, config = read_dynamics(run.path / FILE).of(run.rows.data.train.ids), run.config
+    for component in (config.confidence, config.splitter, config.resolved_pairing(), config.order, config.selector):
+        check_given(component, dynamics, str(config.reference))
+    return dynamics
 
 
 REFERENCE = StageSpec(
@@ -87,6 +99,7 @@ REFERENCE = StageSpec(
     inputs=inputs,
     make=make,
     read=read,
+    words=HASHES | {"kept": OTHER_KEPT},
     result=FILE,
     by_ranks=True,
     has_steps=True,

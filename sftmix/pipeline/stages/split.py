@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sftmix.components.contracts import check_split, read_only
 from sftmix.disk.tables import read_split, write_dynamics, write_split
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
 from sftmix.pipeline.stages.confidence import CONFIDENCE
+from sftmix.pipeline.stages.selection import CHOSEN
 from sftmix.pipeline.validity import Inputs
-from sftmix.types import Split
+from sftmix.types import UNPAIRED, Split
 
 FILE = "split/split.parquet"
 
@@ -19,6 +22,7 @@ def inputs(known: Known) -> Inputs:
     return {
         **row_inputs(known),
         "confidence": hash_of(known, "confidence/confidence.parquet", known.wants.by_confidence),
+        **({"choice": hash_of(known, CHOSEN)} if known.wants.choice else {}),
         "splitter": splitter.spec(),
         "seed": known.config.seed,
         "splitter_files": files_read(known, splitter),
@@ -29,7 +33,12 @@ def make(run: RunContext, values: Values) -> Made:
     from sftmix.measure.split import describe_split
 
     scores, splitter = values["confidence"], run.config.splitter
-    split = check_split(splitter, splitter.split(read_only(scores), seed=run.config.seed), scores)
+    rows = values.get("choice", scores.row)
+    table = scores.take(rows) if "choice" in values else scores
+    found = check_split(splitter, splitter.split(read_only(table), seed=run.config.seed), table)
+    group = np.full(len(scores), UNPAIRED, dtype=np.int8)
+    group[rows] = found.group
+    split = replace(found, group=group)
     write_split(run.path / FILE, scores.id, split)
     return Made(["split.parquet", "confounds.json"], describe_split(run.path, scores, split))  # which writes the second
 

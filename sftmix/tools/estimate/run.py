@@ -93,7 +93,7 @@ def parts_of(work: Work) -> dict[str, int]:
         gathered = 2 * numbers.layers.all / numbers.n_layers + numbers.outside.all
         held = Parts(0.0, 0.0, size * gathered * (model.shards > 1))
     else:
-        optimizer = memory.optimizer
+        optimizer = memory.optimizer + memory.teacher
         options = work.options
         recompute, reshard = options.activation_checkpointing is True, options.reshard_after_forward is not False
         layout = StepLayout(work.micro_batches > 1, recompute, reshard, options.reduce_each_micro_batch is True)

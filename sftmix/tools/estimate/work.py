@@ -236,7 +236,10 @@ def _planned(
         ) from error
     one_row = shares_rows(options, config.model.attention, machine.device)
     padded = not one_row and len({*data.lengths.tolist()}) > 1
-    free = {name: (machine.memory or math.inf) - model.stored_bytes / one.shards for name, one in memories.items()}
+    free = {
+        name: (machine.memory or math.inf) - model.stored_bytes / one.shards - one.teacher
+        for name, one in memories.items()
+    }
     found = plans(memories, given, free, padded=padded, gpu=machine.figures(model.precision))
     best = by_cost(found)[0]
     model.shards = memories[best.parallel].shards
