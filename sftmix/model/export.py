@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
-from sftmix.model.admitted import directory_of
+from sftmix.model.admitted import CONFIG, directory_of
 from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
 from sftmix.model.load import model_config
@@ -24,6 +24,8 @@ from sftmix.words.progress import without_bars_of_transformers
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 """Files beside a model that also takes images, without which no server loads it."""
+SENTENCEPIECE = "tokenizer.model"
+"""The vocabulary of some tokenizers as sentencepiece has it: llama.cpp converts Gemma 1 and 2 by it."""
 
 
 def export_model(
@@ -62,6 +64,9 @@ def export_model(
                     for name in PROCESSOR_FILES:
                         if (file := directory_of(base, PROCESSOR_FILES) / name).is_file():
                             shutil.copy(file, temporary)
+                # tiktoken's file has the same name, and begins as "IQ== 0"
+                if base and (file := directory_of(base) / SENTENCEPIECE).is_file() and file.read_bytes()[:1] == b"\n":
+                    shutil.copy(file, temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
             for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):
                 say_once(f"{path}: {problem}")
@@ -112,6 +117,9 @@ def _write_model(
             if "gpt_neox" in config.model_type:  # also gpt_neox_japanese
                 vars(config).update(rotary_emb_base=base, rotary_pct=part)
     saved.config.save_pretrained(path)
+    file = path / CONFIG  # {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16", ...}, ...}
+    # transformers before 4.56 knows the old name alone, as servers of its time, which then take float32
+    write_text(file, re.sub(r'( *)"dtype": ("\w+")', r'\1"dtype": \2,\n\1"torch_dtype": \2', read_text(file)))
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, chat_template: str | None) -> None:

@@ -212,3 +212,32 @@ def test_transformers_4_finds_rope_under_the_names_of_the_type(tokenizer, tmp_pa
     with torch.no_grad():
         assert torch.equal(load_model(out)(ids).logits, model(ids).logits)
     assert not capsys.readouterr().err
+
+
+def test_the_dtype_is_there_under_both_of_its_names(composite, tokenizer, tmp_path):
+    """transformers 4.53.3 reads `torch_dtype` alone, in each part."""
+    out = export_model(
+        transformers.Qwen3_5ForConditionalGeneration.from_pretrained(composite),
+        tokenizer,
+        tmp_path / "out",
+        dtype=torch.bfloat16,
+    )
+    written = json.loads((out / "config.json").read_text())
+    for part in (written, written["text_config"], written["vision_config"]):
+        assert part["torch_dtype"] == part["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02", True),  # sentencepiece's first piece: a protocol buffer
+        (b"IQ== 0\nIg== 1\n", False),  # tiktoken's file has the same name, and no converter reads it
+    ],
+)
+def test_the_vocabulary_of_sentencepiece_goes_along(content, kept, tokenizer, tmp_path):
+    base, model = tmp_path / "base", random_model(AutoConfig.for_model("gemma2", **TINY))
+    export_model(model, tokenizer, base, dtype=torch.float32)
+    (base / "tokenizer.model").write_bytes(content)
+    out = export_model(load_model(base), load_tokenizer(base), tmp_path / "out", dtype=torch.float32, base=str(base))
+    assert [file.read_bytes() for file in out.glob("tokenizer.model")] == [content] * kept
+    assert AutoTokenizer.from_pretrained(out)(TEXTS[0]).input_ids == tokenizer(TEXTS[0]).input_ids
