@@ -119,8 +119,7 @@ class TrainingOrder:
         singles_of: Callable[[int], Rows | None] = lambda epoch: None,
         rows: Rows | None = None,
     ) -> None:
-        self._n_rows, self._singles_of = n_rows, singles_of
-        self.rows, self._some = (np.arange(n_rows), False) if rows is None else (rows, True)
+        self._n_rows, self._singles_of, self._rows = n_rows, singles_of, rows
         self._pairs_of = pairs_of
         self._size = options.global_batch_size
         self._seed = seed
@@ -140,6 +139,11 @@ class TrainingOrder:
             self.ends.append(self.total_steps)
 
     @property
+    def rows(self) -> Rows:
+        """i64[n_rows], rows of the data set that are trained on."""
+        return np.arange(self._n_rows) if self._rows is None else self._rows
+
+    @property
     def _expected(self) -> int:
         """Global batches of an epoch in which every example has one slot."""
         return math.ceil(self._n_rows / self._size)
@@ -155,8 +159,8 @@ class TrainingOrder:
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
         pairs = self._pairs_of(epoch)
         units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=self._singles_of(epoch))
-        if self._some:
-            units = units.changed(lambda unit: tuple(replace(slot, row=int(self.rows[slot.row])) for slot in unit))
+        if (rows := self._rows) is not None:
+            units = units.changed(lambda unit: tuple(replace(slot, row=int(rows[slot.row])) for slot in unit))
         batches = global_batches(units, self._size)
         if not self._pairs_known and len(batches) != self._expected:
             raise ConfigError(

@@ -238,27 +238,29 @@ def verify_directory(
     if strange := sorted({file.name for file in path.glob("*.safetensors")} - manifest["files"].keys()):
         return f"{strange[0]} is not a file of it"
 
-    def problem(name: str) -> str | None:
-        file, entry = path / name, manifest["files"][name]
-        if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(within or path)):
-            return f"{name} is elsewhere"
-        if not refuse_link(file).is_file():
-            return f"{name} is missing"
-        # ../../metrics.jsonl has grown: its first bytes must be the ones of then
-        log, size = name.startswith("../") and name.endswith(".jsonl"), file.stat().st_size
-        whole = size >= entry["bytes"] if log else size == entry["bytes"]
-        try:
-            same = whole and (not hashes or sha256_file(file, entry["bytes"] if log else None) == entry["sha256"])
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if not same:
-            return f"{name} does not have the hash it was written with"
-        return None
-
     names = [name for name in manifest["files"] if name.partition("/")[0] != without]
     dealt = sorted(names, key=lambda name: (-manifest["files"][name]["bytes"], name)) if part[1] > 1 else names
+
+    def problem(name: str) -> str | None:
+        inside = Path(os.path.abspath(path / name)).is_relative_to(os.path.abspath(within or path))
+        return _problem(path / name, name, manifest["files"][name], hashes) if inside else f"{name} is elsewhere"
+
     with ThreadPoolExecutor() as threads:
         return next(filter(None, threads.map(problem, dealt[part[0] :: part[1]])), None)
+
+
+def _problem(file: Path, name: str, entry: Mapping[str, Any], hashes: bool) -> str | None:
+    """Return what is wrong with a file by its entry in a manifest; None if nothing is."""
+    if not refuse_link(file).is_file():
+        return f"{name} is missing"
+    # ../../metrics.jsonl has grown: its first bytes must be the ones of then
+    log, size = name.startswith("../") and name.endswith(".jsonl"), file.stat().st_size
+    whole = size >= entry["bytes"] if log else size == entry["bytes"]
+    try:
+        same = whole and (not hashes or sha256_file(file, entry["bytes"] if log else None) == entry["sha256"])
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return None if same else f"{name} does not have the hash it was written with"
 
 
 def sync_path(path: Path) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from sftmix.disk.files import (
 )
 from sftmix.model.head import adapter_config
 from sftmix.ranks.world import World
-from sftmix.training.optimizer_state import comes_back, empty, kept_values, put_state, sharing, state_of
+from sftmix.training.optimizer_state import empty, put_state, state_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
 from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, SFTMixError
@@ -114,7 +113,7 @@ class CheckpointStore:
         self.finish()
         started, module, path = time.perf_counter(), unwrap(wrapped), self.path(step)
         self._refuse_not_finite(module, step)  # before a good checkpoint could be pruned for it
-        tensors, others = _tensors(module, optimizer, self.second)
+        tensors, others = tensors_of(module, optimizer, self.second)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
         staging, beside = self.world.from_main(lambda: self._begin(step, needed))  # hashes of the log now: it grows
@@ -182,7 +181,7 @@ class CheckpointStore:
 
     def _refuse_not_finite(self, module: nn.Module, step: int) -> None:
         """Raise NonFiniteError on every rank if a trained weight of any is not finite."""
-        shards = [p.to_local() if hasattr(p, "to_local") else p for p in _trained(module).values()]
+        shards = [p.to_local() if hasattr(p, "to_local") else p for p in trained_of(module).values()]
         if self.world.max(any(not torch.isfinite(p).all() for p in shards)):
             raise NonFiniteError(
                 f"weights are not finite after step {step}, so {self.path(step)} is not written; lower "
@@ -218,7 +217,7 @@ class CheckpointStore:
         state_bytes  bytes of the optimizer's state per trained number
         saves        number of checkpoints still to be saved, at least 1
         """
-        each = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(module).values())
+        each = sum(p.numel() * (p.element_size() + state_bytes) for p in trained_of(module).values())
         each += sum(weight.nbytes for weight in self.second.values())
         return int(_MARGIN * each) * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
@@ -267,11 +266,11 @@ class CheckpointStore:
         stage, known = path.parents[1], step == self._verified
         if problem := self.world.from_main(lambda: verify_directory(path, hashes=not known, within=stage)):
             raise CheckpointError(f"{path}: {problem}")
-        (tensors, _), reader = _tensors(module, None, self.second), dcp.HuggingFaceStorageReader(str(path))
+        (tensors, _), reader = tensors_of(module, None, self.second), dcp.HuggingFaceStorageReader(str(path))
         stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")
         try:
             if optimizer is not None:
-                trained = _trained(module)
+                trained = trained_of(module)
                 state = {name: empty(trained, name, x.size, x.properties.dtype) for name, x in stored.items()}
                 put_state(trained, optimizer, state, json.loads((path / _NUMBERS).read_bytes()))
                 tensors |= {f"optimizer/{name}": x for name, x in state.items()}
@@ -286,33 +285,6 @@ class CheckpointStore:
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
 
 
-def kept(wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return by name what a resume asks for, shapes and dtypes of weights, and all that the optimizer keeps."""
-    module = unwrap(wrapped)
-    found = {name: (x.shape, x.dtype) for name, x in _tensors(module, None)[0].items()}
-    return kept_values(_trained(module), optimizer) | found
-
-
-def rehearse(wrapped: nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, Any], world: World) -> list[str]:
-    """Compare what a resume would ask for and bring back with what is there now; the optimizer is not written.
-
-    before  what was `kept` before the first update, and will be at a resume
-    Returns the trained parameters of which the optimizer keeps nothing. Raises ConfigError on every rank for the first
-    thing that would not come back on any.
-    """
-    trained, now = _trained(unwrap(wrapped)), kept(wrapped, optimizer)
-    lost = [f"state[{owner!r}]" for owner in optimizer.state.keys() - {*trained.values()}]
-    lost += [name for name in before | now if not comes_back(trained, name, now.get(name), before.get(name))]
-    lost = lost or sharing({name: x for name, x in now.items() if isinstance(x, torch.Tensor)})
-    if name := next(chain.from_iterable(world.gather(lost[:1])), None):
-        raise ConfigError(
-            f"no checkpoint would bring back {name}, so a resumed run would be another one. An optimizer may keep "
-            "tensors and numbers of a parameter or a group; if ranks share the weights, tensors that are divided like "
-            "their parameter, or on every rank in whole. A model makes its buffers as it is built"
-        )
-    return [name for name, parameter in trained.items() if optimizer.state and parameter not in optimizer.state]
-
-
 def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torch.Tensor]:
     """Gather the weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
 
@@ -324,25 +296,26 @@ def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torc
     adapted = adapter_config(module.model) is not None
     options = StateDictOptions(full_state_dict=gathered, cpu_offload=gathered, ignore_frozen_params=adapted)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
-    names = _trained(module) if adapted else state.keys()
+    names = trained_of(module) if adapted else state.keys()
     return {name.removeprefix("model."): state[name] for name in names if name in state}
 
 
-def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+def trained_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained weights of a module by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _tensors(module: nn.Module, optimizer: Any, second: Mapping[str, Any] = {}) -> tuple[dict[str, Any], Any]:
+def tensors_of(module: nn.Module, optimizer: Any, second: Mapping[str, Any] = {}) -> tuple[dict[str, Any], Any]:
     """Return model and optimizer tensors by name, each storage once (a tied head is the embedding).
 
     The second part of the result is what JSON holds of the optimizer.
     """
-    unique = set(_trained(module))
+    unique = set(trained_of(module))
     if all(p.requires_grad for p in module.parameters()):  # of a frozen base the buffers are its own
         unique |= {name for name, _ in module.named_buffers()}
     # First the weights: torch reshards what a forward has left gathered, which the optimizer does not know.
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
-    state, others = ({}, {}) if optimizer is None else state_of(_trained(module), optimizer)
+    state, others = ({}, {}) if optimizer is None else state_of(trained_of(module), optimizer)
     return {**tensors, **second} | {f"optimizer/{name}": x for name, x in state.items()}, others
 
 

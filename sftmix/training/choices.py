@@ -11,10 +11,11 @@ from torch import nn
 
 from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.world import World
-from sftmix.training.footprint import Count, Footprint, Workload, kept_by_forward, layers_of, workload_of
+from sftmix.training.footprint import Footprint, Workload, kept_by_forward, workload_of
 from sftmix.training.gpus import GPUS, gpu_named
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import free_memory, room
+from sftmix.training.numbers import Count, layers_of
 from sftmix.training.parallel import check_compiler, pads, prepare_layers, resolve_parallel, unwrap
 from sftmix.training.plan import by_cost, imitated, parallels_of, plans, said, shares_rows
 from sftmix.training.step import Stage, StepSetup

@@ -8,7 +8,7 @@ and no storage.
 import bisect
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,15 +29,13 @@ from sftmix.components.component import Need
 from sftmix.components.plans import ntp_plan
 from sftmix.components.view import Taught
 from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
-from sftmix.model.head import adapter_config
-from sftmix.model.layers import decoder_layers
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
+from sftmix.training.numbers import Numbers, layers_of, teacher_bytes
 from sftmix.training.parallel import reshard, shards_of, unwrap
 from sftmix.training.scoring import eval_mode
 from sftmix.training.step import StepSetup
-from sftmix.words.errors import ConfigError
 
 MEASURED = 128
 """Most tokens of each of the rows that a run measures on a CPU; what is kept grows with the tokens."""
@@ -170,58 +168,6 @@ def slots_of(work: Workload, rows: int) -> int:
     units, unit = work.order.batch(0), unit_of(work)
     of_rank = unit * math.ceil(len(units) / work.world.size)
     return min(max(rows, unit), of_rank) * int(work.data.lengths.max())  # 8 pairs on 2 ranks: from 2 to 8 rows
-
-
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the decoder layers; none of a model that names none, which then cannot compute them again."""
-    try:
-        return decoder_layers(model)
-    except ConfigError:
-        return []
-
-
-class Count:
-    """How many numbers some parameters have: all of them, and those that are trained."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.all = self.trained = 0
-        for parameter in parameters:
-            self.all += parameter.numel()
-            self.trained += parameter.numel() * parameter.requires_grad
-
-
-class Numbers:
-    """The numbers of a model, whose parameters may be DTensors, or have no values; a tied weight's count once.
-
-    whole    all of them
-    layers   those of the `n_layers` decoder layers
-    outside  those of embeddings, last norm and head; what text never goes through is in neither
-    head     the weight of the LM head, [V, D]
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        layers, head = layers_of(model), model.get_output_embeddings()
-        inside = {one for layer in layers for one in layer.parameters()}
-        self.whole, self.layers = Count(model.parameters()), Count(inside)
-        self.outside = Count({*model.get_decoder().parameters(), *head.parameters()} - inside)
-        self.n_layers = max(len(layers), 1)
-        self.head = head.weight
-        self.head_trains = any(one.requires_grad for one in head.parameters())
-        self.tied = self.head is model.get_input_embeddings().weight
-
-
-SECOND = 4
-"""Bytes of a teacher's weights per trained number: float32, as the trained ones, which they are exchanged with."""
-
-
-def is_base(objective: Objective, model: nn.Module) -> bool:
-    """Return True if a teacher is the model without its adapters, of which there is no second copy."""
-    return objective.teacher_decay is None and adapter_config(model) is not None
-
-
-def teacher_bytes(objective: Objective, model: nn.Module) -> float:
-    """Return the bytes of an objective's teacher per trained number of the model."""
-    return SECOND if Need.TEACHER in objective.needs and not is_base(objective, model) else 0
 
 
 class Parts(NamedTuple):

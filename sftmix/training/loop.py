@@ -5,22 +5,23 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from sftmix.batches.order import ResponsesAlone, RowSubset, digest
+from sftmix.batches.order import digest
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.disk.files import CHECKPOINTS, check_room
 from sftmix.ranks.world import World
+from sftmix.training.asked import evaluate, read_step, score_rows
 from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
-from sftmix.training.checkpoint import CheckpointStore, kept, rehearse
+from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.choices import compiled, decide, plan_wrapping
 from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
@@ -28,12 +29,11 @@ from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.pace import Pace
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
-from sftmix.training.scoring import eval_mode, held_out_metrics
+from sftmix.training.rehearsal import kept, rehearse
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
 from sftmix.training.teacher import give_teacher
-from sftmix.types import Rows, RowScores
 from sftmix.words.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.words.progress import progress_bar
 
@@ -131,7 +131,7 @@ class TrainingLoop:
                 # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
                 self._save_or_stop(signal, full_disk)
             if self.best and self.best.evaluated != self.step:  # the last step may be the best one
-                self.best.offer(self.step, self.module, self._evaluate())
+                self.best.offer(self.step, self.module, evaluate(stage, self.module))
             last = self._call("on_stage_end", metrics)
             self._save_or_stop(signal)
         figures = {
@@ -309,9 +309,9 @@ class TrainingLoop:
                 total_steps=self.total,
                 epoch=stage.order.epoch_of(step),
                 metrics={**metrics, **added},
-                score=self._score,
-                evaluate=None if stage.eval_data is None else self._evaluate,
-                read=None if self.done is None else self._read,
+                score=partial(score_rows, stage, self.module),
+                evaluate=None if stage.eval_data is None else partial(evaluate, stage, self.module),
+                read=None if self.done is None else partial(read_step, self.setup, self.done),
                 objective=stage.objective,
                 evaluations=tuple(self.evaluations.items()),
                 directory=stage.directory,
@@ -329,25 +329,3 @@ class TrainingLoop:
         if self.best:
             self.best.offer(step, self.module, added)
         return added
-
-    def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
-        data = self.stage.data
-        chosen = np.arange(len(data))[slice(None) if rows is None else list(rows)]  # numbers, or a mask
-        kind = ResponsesAlone if alone else RowSubset
-        return self.stage.scorer(self.module, kind(data, chosen))
-
-    def _evaluate(self) -> Mapping[str, float]:
-        assert self.stage.eval_data is not None
-        return held_out_metrics(self.stage.scorer(self.module, self.stage.eval_data))
-
-    def _read(self, function: Callable[..., Any]) -> list[Any]:
-        """Return function(hidden, head, batch, plan) of the last step's micro-batches, in eval mode, of all ranks."""
-        done = self.done
-        assert done is not None
-        with eval_mode(self.module, self.world, self.setup.precision) as target:
-
-            def read(batch, plan):
-                return target.read(lambda it: function(it.hidden_states(batch), it.head, batch, plan))
-
-            results = list(map(read, done.batches, done.plans))
-        return [result for of_rank in self.world.gather(results) for result in of_rank]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from sftmix.training.footprint import Count, teacher_bytes
+from sftmix.training.numbers import Count, teacher_bytes
 from sftmix.training.parallel import shards_of, unwrap
 from sftmix.training.step import StepSetup
 from sftmix.words.errors import ConfigError

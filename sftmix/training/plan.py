@@ -19,8 +19,9 @@ from sftmix.components.component import Need
 from sftmix.model.packing import is_skipping
 from sftmix.options.training import DEFAULT_MICRO_BATCH, SHARDED, TrainingOptions
 from sftmix.ranks.world import World
-from sftmix.training.footprint import Count, Footprint, StepLayout, Workload, kept_of, slots_of, without_values
+from sftmix.training.footprint import Footprint, StepLayout, Workload, kept_of, slots_of, without_values
 from sftmix.training.gpus import NETWORK, Gpu
+from sftmix.training.numbers import Count
 from sftmix.training.parallel import PADDED_TOKENS, resolve_parallel
 
 USABLE = 0.9

@@ -17,9 +17,9 @@ from sftmix.components.base import Objective
 from sftmix.components.component import Need
 from sftmix.components.view import Taught
 from sftmix.ranks.world import World
-from sftmix.training.footprint import is_base
 from sftmix.training.memory import check_memory
 from sftmix.training.module import TrainingModule
+from sftmix.training.numbers import is_base
 from sftmix.training.parallel import reshard, unwrap
 from sftmix.training.scoring import eval_mode
 from sftmix.training.step import StepSetup

@@ -26,7 +26,7 @@ from sftmix.model.mapped import empty_model
 from sftmix.model.meta import carry
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
-from sftmix.training.checkpoint import _tensors
+from sftmix.training.checkpoint import tensors_of
 from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
 from tests.tools.estimate.configs import micro_batch
@@ -143,7 +143,7 @@ def test_a_step_trains_every_part_and_plans_to_save_it(built, objective):
         assert (p.dtype, state.dtype) == (torch.float32, torch.float32)
 
     planner = DefaultSavePlanner()
-    planner.set_up_planner(_tensors(module, optimizer)[0], is_coordinator=True)
+    planner.set_up_planner(tensors_of(module, optimizer)[0], is_coordinator=True)
     (plan,), metadata = planner.create_global_plan([planner.create_local_plan()])
     own = {item.index.fqn: tuple(item.tensor_data.chunk.sizes) for item in plan.items if item.tensor_data}
     for name, p in trained.items():
@@ -166,7 +166,7 @@ def loaded(given: tuple[int, int, Any, bool]) -> tuple[dict[str, np.ndarray], li
         carry(model, world, from_main=False, check=head_of)
         module = training_module(model, options, precision="fp32", world=world, trains=True)
         planner = DefaultSavePlanner()
-        planner.set_up_planner(_tensors(module, None)[0], is_coordinator=True)
+        planner.set_up_planner(tensors_of(module, None)[0], is_coordinator=True)
         chunks = [(item.index.fqn, item.tensor_data.chunk) for item in planner.create_local_plan().items]
         saved = [(name, tuple(chunk.offsets), tuple(chunk.sizes)) for name, chunk in chunks]
         return {name: p.to_local().detach().numpy() for name, p in module.model.named_parameters()}, saved

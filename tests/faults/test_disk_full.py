@@ -145,7 +145,7 @@ def test_a_disk_that_fills_up(small, whole, request, disk, leave, ranks):
     assert it.codes == [7] * ranks, it.printed
     names_the_bytes(it, run)
     assert checkpoints(run) == ["step-00000003", "step-00000006"]
-    assert verify_directory(run / "train" / "checkpoints" / "step-00000006") is None
+    assert verify_directory(run / "train" / "checkpoints" / "step-00000006", within=run / "train") is None
     if leave:
         assert status(run)["exit_code"] == 7
         assert " bytes are needed, " in it.printed

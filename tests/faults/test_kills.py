@@ -215,7 +215,7 @@ def two(small, whole_of_two, tmp_path_factory) -> Start:
 def assert_whole_checkpoints(run: Path, *, more: int = 1) -> None:
     """Whatever a kill left: a valid checkpoint of an earlier save is there, and not more than so many beyond `keep`."""
     named = [name for name in checkpoints(run) if name.startswith("step-")]
-    valid = [name for name in named if verify_directory(run / SAVES / name) is None]
+    valid = [name for name in named if verify_directory(run / SAVES / name, within=(run / SAVES).parent) is None]
     assert valid, checkpoints(run)
     assert len(checkpoints(run)) <= KEEP + more
 

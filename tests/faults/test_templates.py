@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from sftmix.data.report import DataReport
-from sftmix.data.tokenise import encode_windows
+from sftmix.data.tokenise import tokenise
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text.encoder import encoder_for, make_encoder, text_encoder
+from sftmix.text.encoder import encoder_for, make_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.text.templates import CHATML, seconds_for
 from sftmix.text.thoughts import INLINE
@@ -176,8 +176,9 @@ def test_an_expression_that_runs_away_ends_with_the_name_of_the_row():
 
 def test_an_expression_that_runs_away_ends_with_the_place_of_the_document():
     document = Example("", (Message(TEXT, "x" * 60, True),), "book.txt")
-    with pytest.raises(DataError, match=r"^book\.txt: model\.path: its tokenizer cannot read this text"):
-        list(encode_windows([document], text_encoder(runaway_tokenizer()), 10, DataReport(), packed=True))
+    renderer = encoder_for(runaway_tokenizer(), DataOptions(format=TEXT)).renderer
+    with pytest.raises(DataError, match=r"\(book\.txt\): model\.path: its tokenizer cannot read this text"):
+        list(tokenise([document], renderer, 10, DataReport(), splits=False))
 
 
 def test_the_trial_has_the_thought_in_tags_that_rows_have():

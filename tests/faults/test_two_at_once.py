@@ -52,7 +52,7 @@ def test_a_reader_sees_whole_checkpoints(small, whole, tmp_path):
         for stage in ("reference", "train"):
             directory = tmp_path / "run" / stage / "checkpoints"
             for step in steps_in(directory)[:1]:  # the newest, which is not about to be removed
-                problem = verify_directory(step_path(directory, step))
+                problem = verify_directory(step_path(directory, step), within=directory.parent)
                 assert problem is None or steps_in(directory)[0] != step, problem
                 looked += 1
         time.sleep(0.002)

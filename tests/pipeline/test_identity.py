@@ -223,7 +223,7 @@ def changed_in(then: Known, now: Known) -> set[str]:
 
 
 ARMS = {"train", "baseline"}
-EVERY = {"reference", "split", "base", *ARMS}
+EVERY = {"reference", "split", "base", "choice", *ARMS}
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny,
         ({"pairing": AnyPairs()}, ARMS),
         ({"splitter": Quantile(levels=3)}, {"split"}),  # the arms have its file among theirs
         ({"confidence": LogPerplexity()}, {"confidence"}),
-        ({"selector": Longest(k=5)}, {"selection"}),
-        ({"seed": 7}, {"selection", "reference", "split", *ARMS}),
+        ({"selector": Longest(k=5)}, {"selection", "choice"}),
+        ({"seed": 7}, {"selection", "choice", "reference", "split", *ARMS}),
         ({"row_format": Messages(field="turns")}, EVERY),
         ({"renderer": ChatTemplate(thoughts="drop")}, EVERY),
     ],

@@ -12,8 +12,9 @@ from sftmix.batches.order import Slot
 from sftmix.components import AdamW, AdamW8bit, Optimizer
 from sftmix.options import CheckpointOptions
 from sftmix.ranks.world import World
-from sftmix.training.checkpoint import CheckpointStore, full_weights, kept, rehearse
+from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
+from sftmix.training.rehearsal import kept, rehearse
 from sftmix.words.errors import ConfigError, Stopped
 from tests.forked import on_ranks
 from tests.toy import Interrupt, toy_model, toy_stage

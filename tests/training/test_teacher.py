@@ -12,9 +12,9 @@ from sftmix.model.adapters import add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.footprint import teacher_bytes
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
+from sftmix.training.numbers import teacher_bytes
 from sftmix.training.teacher import give_teacher
 from sftmix.words.errors import ConfigError, Stopped
 from tests.forked import on_ranks

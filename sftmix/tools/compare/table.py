@@ -18,7 +18,6 @@ import yaml
 from sftmix.cli.say import say
 from sftmix.config.read import STARTED, TABLE, from_plain
 from sftmix.disk.files import read_json, write_json, write_text
-from sftmix.disk.tables import read_dynamics
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.start import is_ours
 from sftmix.pipeline.validity import origin
@@ -184,6 +183,8 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
 
 def _fit(run: Path) -> Iterator[tuple[str, float]]:
     """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end."""
+    from sftmix.disk.tables import read_dynamics  # not for --help
+
     if (file := run / "train" / "sample.parquet").exists():
         sample = read_dynamics(file)
         yield "fit", float(sample.nll_sum[:, -1].sum() / sample.n_tokens.sum())

@@ -12,7 +12,7 @@ from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import stored_dtype
 from sftmix.model.mapped import empty_model
 from sftmix.options.model import LoraOptions
-from sftmix.training.footprint import Count, Numbers
+from sftmix.training.numbers import Count, Numbers
 from sftmix.types import Float64
 from sftmix.words.errors import ConfigError
 

@@ -10,7 +10,7 @@ from sftmix.config.checks import confidence_problems
 from sftmix.config.wants import Wants
 from sftmix.data.sources import check_names
 from sftmix.disk.files import MANIFEST
-from sftmix.disk.places import PathLike
+from sftmix.disk.places import PathLike, is_there
 from sftmix.model.paths import named, refuse_files
 from sftmix.options.training import SHARDED
 from sftmix.pipeline.inputs import Known, config_of_reference
@@ -31,7 +31,7 @@ def check_start(config: RunConfig, until: str) -> None:
     has a STATUS.json with the error.
     """
     check_directory(config)
-    if not Path(config.out or "").exists():
+    if not is_there(config.out or "."):
         with reported_once():
             check_names_given(config)
     with holding(config.out or ""):

@@ -183,7 +183,7 @@ class OtherLanguage(Signal):
     def score(self, rows: SuspectRows) -> Float64:
         asked, said = ([language_of(text) for text in texts] for texts in (rows.prompts, rows.responses))
         known = [*filter(None, said)]
-        usual = max({*known}, key=known.count, default="")
+        usual = max(dict.fromkeys(known), key=known.count, default="")  # of equal ones the first
         other = [one not in ("", usual, ask) for one, ask in zip(said, asked, strict=True)]
         named = [NAMED.search(prompt) is not None for prompt in rows.prompts]
         return np.array(other, float) * ~np.array(named, bool)

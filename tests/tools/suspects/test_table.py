@@ -48,7 +48,7 @@ def test_the_first_rows_or_those_above_a_score_are_to_drop_and_decisions_stay(su
     assert {place for place, line in table.items() if line["decision"] == "drop"} == dropped
     assert {line["rank"] for place, line in table.items() if place in dropped} == {"1", "2"}
     path = tmp_path / "out" / "suspects.csv"
-    path.write_text(path.read_text().replace("1,drop,", "1,keep,", 1))
+    path.write_text(path.read_text().replace('1,"drop",', '1,"keep",', 1))
     table = suspects("--drop_all_above", "0")
     words = sorted(line["decision"] for line in table.values())
     assert words == ["drop"] * 7 + ["keep"], "the score of all is above 0, and what was decided stays"
@@ -81,7 +81,7 @@ def test_a_table_without_a_row_to_drop_is_said_and_another_word_is_refused(suspe
     suspects()
     path = tmp_path / "out" / "suspects.csv"
     assert excluded(sftmix, tiny, rows, path)[:2] == (0, [f"data.exclude: {path} leaves out no row"])
-    path.write_text(path.read_text().replace("\n1,,", "\n1,delete,"))
+    path.write_text(path.read_text().replace('\n1,"",', '\n1,"delete",'))
     code, _, error = excluded(sftmix, tiny, rows, path)
     assert (code, "'delete'" in error, "keep" in error) == (2, True, True), error
 
