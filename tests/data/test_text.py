@@ -1,11 +1,12 @@
 """Plain text: how documents are held out, tokenised and cut into windows."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from sftmix.text.encoder import encoder_for
 from sftmix.text.windows import cut_into_windows
@@ -104,7 +105,7 @@ def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, load):
 
 
 def test_a_tokenizer_without_eos_is_refused(small):
-    without_eos = load_tokenizer(small.model)
+    without_eos = copy.deepcopy(small["chatml"])
     without_eos.eos_token = None
     with pytest.raises(ConfigError, match="no eos token"):
         encoder_for(without_eos, DataOptions(format="text"))

@@ -22,6 +22,7 @@ RUNS = {
 
 def tensors() -> dict[int, torch.Size]:
     """Those of more than one number: libraries keep some constants."""
+    gc.unfreeze()  # what other tests may have frozen
     gc.collect()
     # by type: an object of torch.distributed warns if it is asked for its class
     found = (one for one in gc.get_objects() if issubclass(type(one), torch.Tensor))

@@ -16,7 +16,6 @@ from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.shown import rendered
-from sftmix.tools.runs.start import doubted
 from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError
 from sftmix.words.shown import counted
@@ -46,6 +45,8 @@ def main(name: str, argv: Sequence[str]) -> None:
         return
     # --list, --list true and --list yes are one value; any other word, as in `--list runs/role`, is refused.
     only_list = merge({}, {"list": arguments.options.pop("list", False)}, options_of(CompareOptions))["list"]
+    from sftmix.tools.runs.start import doubted  # not for --help
+
     comparison = comparison_of(arguments)
     comparison.validate()
     for variant, config in comparison.variants.items():

@@ -101,10 +101,12 @@ def compare_logs(
     of_callbacks = then.columns.difference([*OF_EXAMPLES, *OF_LOSSES])
     # eval_nll of steps 2 and 4 there, and of 4 alone here: it is not claimed.
     omitted = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
+    unknown = [name for name in OF_LOSSES if name in now and name not in logs[0]]
     examples = [name for name in then if name in OF_EXAMPLES]
-    numbers = then.columns.drop([*examples, *omitted])
+    numbers = then.columns.drop([*examples, *omitted, *unknown])
     return [
         *(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in omitted),
+        *(Finding("losses", None, f"{name}: the version that made the run did not log it") for name in unknown),
         *findings_of("examples", "metrics.jsonl", then[examples], now[examples]),
         *findings_of("losses", "metrics.jsonl", then[numbers], now[numbers], relative),
     ]
