@@ -24,7 +24,7 @@ REASONS = {
     "empty_response": "empty response{s} dropped",
     "unanswered": "last turn{s} without an answer, dropped",
     "empty_document": "empty document{s} dropped",
-    "no_target": "window{s} dropped: no token there that one before it predicts",
+    "no_target": "window{s} dropped: a single token is in it, which nothing predicts",
     "no_response_token": "example{s} dropped: no trained token of a response within data.max_length = {length}",
     "template_refused": "example{s} dropped: the chat template refuses the conversation",
     "tools_lost": "example{s} dropped: the chat template does not write the functions, or a function's result",

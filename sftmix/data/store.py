@@ -1,4 +1,4 @@
-"""Storage of rows: Arrow files in a directory of the cache, and one side of a data set, which is some of them."""
+"""Storage of rows: Arrow files in a directory of the cache, and a side of a data set (training or held-out rows), a part of them."""
 
 import copy
 import hashlib

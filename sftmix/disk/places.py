@@ -127,6 +127,6 @@ def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
 
 
 def commit_of(name: str) -> str | None:
-    """Return the commit that a hub id means; None: the newest one."""
+    """Return the commit that was recorded for a hub id; None: the newest commit."""
     recorded, _, commit = started.get().model.rpartition("@")
     return commit if recorded == name else None

@@ -39,7 +39,7 @@ TEXTS = (
 
 def probe_logits(model: Any) -> Tensor:
     """Return the logits [2, 16, V] of a probe, in eval mode and without gradients; ConfigError if the model fails."""
-    eager = torch.compiler.set_stance("force_eager")  # and the attention that every model has
+    eager = torch.compiler.set_stance("force_eager")  # and below the attention that every model has
     with probing(model, f"{type(model).__name__} does not run"), attending(model, "eager"), eager:
         return model(input_ids=probe_ids(model, 2, 16), use_cache=False).logits
 

@@ -21,8 +21,8 @@ from sftmix.words.errors import ConfigError, DifferenceError, InUseError, NoSpac
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is noted in STATUS.json.
 
-    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
-    back an unfinished run to its end.
+    The STATUS.json of an earlier command is kept until this command begins to make a stage, or has read all stages
+    back.
 
     Under torchrun, the first process does all this.
     """

@@ -20,7 +20,7 @@ Inputs = Mapping[str, Any]
 
 
 class _Unknown:
-    """What is not known yet: whatever is asked of it is not known either, and it differs from nothing."""
+    """A value that is not known yet: each attribute and call gives UNKNOWN again, and it equals anything."""
 
     def __getattr__(self, name: str) -> "_Unknown":
         return self

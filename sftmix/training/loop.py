@@ -43,7 +43,7 @@ MAX_SKIPPED = 9
 """Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
 MAX_SHARE = 0.01
 KEPT = ("metrics.jsonl", "scores/*.parquet", "online/*.parquet")
-"""What a resumed stage believes of its directory; what was written after the checkpoint is made again."""
+"""Files of the stage that a resume relies on; what was written after the checkpoint is made again."""
 SAVED = ("machines", "stopped_by", "skipped_in_a_row")
 """What a checkpoint holds of the loop as it is, beside its totals and evaluations."""
 

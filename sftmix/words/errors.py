@@ -79,7 +79,7 @@ BROKEN = "the model is broken, or its training diverged: a lower training.learni
 
 
 class LossLeapError(NonFiniteError):
-    """The loss leapt, and the run was asked to end then: for a callback such as docs/examples/loss_spikes.py."""
+    """Raised by a callback that ends a run when the loss leaps, such as docs/examples/loss_spikes.py."""
 
 
 class NoSpaceError(SFTMixError):

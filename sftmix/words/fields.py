@@ -71,7 +71,7 @@ def column_problems(form: Any, columns: Mapping[str, str | None]) -> Iterator[st
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in formats.items())
         yield (
             f"data.columns: no format that row_format or data.format chooses has {' and '.join(columns)}; on the left "
-            f"stand our names ({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
+            f"are our names ({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
         )
 
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 PAUSE, SHARE, INNER_SHARE = 10.0, 0.01, 0.25
 """Seconds and share of the work after which a log file gets another line, so about a hundred of a run of any length;
-work inside other work gets at most four."""
+work inside other work prints at most four lines."""
 
 
 class LogLines(tqdm):
