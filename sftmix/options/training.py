@@ -106,7 +106,8 @@ class StageTraining(PlainFields):
     padding_free: bool | Literal["auto"] = "auto"
     """true: the examples of a micro-batch share one row without padding, kept apart by their positions; a model that
     mixes them is refused. auto: true on a GPU with model.attention flash_attention_2 or flash_attention_3, and on CUDA
-    with varlen, which a model that it fits gets there if model.attention is null; these kernels compute no attention across examples."""
+    with varlen, which a model that it fits gets there if model.attention is null; these kernels compute no attention
+    across examples."""
 
 
 @dataclass(kw_only=True)
@@ -133,7 +134,8 @@ class TrainingOptions(StageTraining):
 class CheckpointOptions(PlainFields):
     every: int | None = None
     """Optimizer steps between checkpoints; 0: none. null: by the clock, so that they take 2% of the time, but at least
-    two minutes apart; plus one after each quarter of the stage, at least 20 steps apart. A signal and the end also save one."""
+    two minutes apart; plus one after each quarter of the stage, at least 20 steps apart. A signal and the end also save
+    one."""
     every_seconds: float | None = None
     """Seconds between checkpoints. Excludes checkpoint.every."""
     keep: int = 2

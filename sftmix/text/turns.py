@@ -186,7 +186,7 @@ MOST_WEIGHT = 1e6
 def weight_of(row: Fields, where: str = "") -> float:
     """Return the weight of a row, a turn or a part; 1 if it has none."""
     value = row.get("weight", row.get("loss_weight", 1))  # OpenAI: "weight": 0, or 1
-    if value not in (row.get("loss_weight", value),):  # `in` compares identities first, so NaN equals itself and is refused below
+    if value not in (row.get("loss_weight", value),):  # by identity first: NaN, which is refused below
         raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
