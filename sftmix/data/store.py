@@ -1,5 +1,4 @@
-"""Storage of rows: Arrow files in a directory of the cache, and a side of a data set, a part of them: training rows or
-held-out rows."""
+"""Storage of rows: Arrow files in a directory of the cache, and a side of a data set (training or held-out rows)."""
 
 import copy
 import hashlib
