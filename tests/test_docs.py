@@ -229,7 +229,7 @@ from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 tools.runs.start.check_start = tools.runs.start.check_names_given = lambda *args, **more: None
-pipeline.recipe.run = lambda config, until, validated: {}
+pipeline.recipe.run = lambda config, **options: {}
 tools.preview.command.preview = tools.status.command.report = lambda *args, **options: ""
 tools.runs.export.export_run = lambda *args, **options: None
 tools.runs.models.finished_models = tools.runs.read.refuse_no_run = lambda *args, **more: []

@@ -83,7 +83,8 @@ def check_selector(selector: base.Selector, *, scores: Tables | None = None) -> 
 
     scores  the tables to try; by default with confidence exactly if the selector needs it
     """
-    scores = scores or (_SCORED if Need.CONFIDENCE in selector.needs else _UNSCORED)
+    if scores is None:
+        scores = _SCORED if Need.CONFIDENCE in selector.needs else _UNSCORED
 
     def ask(component, table):
         return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))

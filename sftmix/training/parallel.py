@@ -232,8 +232,8 @@ def wrap(
     group per decoder layer, one for the input embeddings and one for the rest (norm, head, and embeddings tied to it).
     The last two are gathered once per forward and kept until the backward is done; `reshard_after_forward` False keeps
     the layers so as well. Modules that no forward runs have groups of their own, which stay sharded. Each group moves
-    to the device when it is sharded. The values that a model on the meta device carries go into the shards: no rank holds
-    the whole model. Without shards each rank takes them whole.
+    to the device when it is sharded. The values that a model on the meta device carries go into the shards: no rank
+    holds the whole model. Without shards each rank takes them whole.
     """
     if parallel not in SHARDED:
         check = fill(module.model)

@@ -83,7 +83,7 @@ def first_step(world: World, directory: Path, way: str) -> dict[str, torch.Tenso
     assert len(loop.optimizer.state) == len(whole) == len(trained)
     assert {tensor.dtype for tensor in stored} == {torch.float32}
     check_collectives(collectives, WAYS[way]["parallel"])
-    return whole | {name: torch.tensor(metrics[name], dtype=torch.float64) for name in ("loss", "ntp", "mixup")}
+    return whole | {name: torch.tensor(metrics[name], dtype=torch.float64) for name in ("loss", "ntp_loss", "mixup")}
 
 
 def whole_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ def test_a_step_in_bf16_is_that_of_a_plain_model(steps, way):
     planned, or it would be off by one of 2^-9; and the loss that is logged is made of both terms that are logged."""
     found = steps(way)
     expected = by_hand(way, compute="bf16" if WAYS[way]["parallel"] in ("fsdp", "hsdp") else "autocast")
-    ntp, mixup = float(found.pop("ntp")), float(found.pop("mixup"))
+    ntp, mixup = float(found.pop("ntp_loss")), float(found.pop("mixup"))
     assert found.keys() == expected.keys()
     for name, right in expected.items():
         assert float((found[name] - right).norm()) <= 1e-6 * float(right.norm()), name

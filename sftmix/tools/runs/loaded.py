@@ -1,6 +1,5 @@
 """Finished models in memory, which answer; and whether the base model of a run is still the one it was made from."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.data import prepare
 from sftmix.disk.hashes import sha256_json
-from sftmix.disk.places import is_outside, place_of
+from sftmix.disk.places import is_outside
 from sftmix.model.adapters import quantization_config
 from sftmix.model.compared import apart, probe_ids, probing, say_once
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
@@ -25,7 +24,8 @@ from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.tools.runs.adapters import load_adapters, stored_config
 from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
-from sftmix.words.errors import ConfigError, NonFiniteError
+from sftmix.tools.runs.rows import another_model, refuse_gone
+from sftmix.words.errors import NonFiniteError
 from sftmix.words.plain import as_list
 
 
@@ -125,7 +125,9 @@ def encoder_of(finished: FinishedModel) -> Encoder:
             exported = run / "train/model"
             # A stranger's base is elsewhere; what needs it will not load it, and whole weights need none.
             if then and not (exported.is_dir() and is_outside(path)):
-                _refuse_other(run, path, then)
+                refuse_gone(run, path, then)
+                if fingerprint(path) != then:
+                    raise another_model(run, path)
             renderer = config.renderer
             options = replace(config.data, format="auto")  # `text` renders no turns, and nothing could be asked
             if exported.is_dir():  # its template has the generation prompt of the rows
@@ -134,20 +136,6 @@ def encoder_of(finished: FinishedModel) -> Encoder:
             else:
                 thinks = prepare(config.data, config.seed, config.row_format, progress=False).thinks
         return encoder_for(load_tokenizer(path), options, renderer, thinks=thinks)
-
-
-def _refuse_other(run: Path, path: str, then: str) -> None:
-    """Raise ConfigError for a base model that is not the recorded one.
-
-    then  a hash of files, as 3c156600..., or name and commit of the hub, as gpt2@607a30d7...
-    """
-    place = place_of(path)
-    there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
-    if not (there and fingerprint(path) == then):
-        raise ConfigError(
-            f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are others, "
-            "or gone. Bring them back; or if that model is elsewhere now, name its place: --model.path PLACE"
-        )
 
 
 def longest_together(model: Any, name: str) -> int:
