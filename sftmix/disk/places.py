@@ -120,7 +120,7 @@ def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
     path = Path(place)
     existing = next(part for part in (path, *path.parents) if os.path.exists(part))
     # a_file/x is below a file; a_file itself may be replaced
-    fits = existing.is_dir() or (existing == path and not folder)
+    fits = existing.is_dir() or (existing == path and existing.is_file() and not folder)  # /dev/null would be replaced
     if fits and os.access(existing, os.W_OK):
         return None
     return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"

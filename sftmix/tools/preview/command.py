@@ -10,9 +10,7 @@ from pathlib import Path
 from sftmix.cli.parsing import configuration
 from sftmix.cli.say import say
 from sftmix.config import RunConfig
-from sftmix.data.report import every_case
 from sftmix.disk.places import unwritable
-from sftmix.tools.preview.cases import write_cases
 from sftmix.words.errors import ConfigError
 from sftmix.words.shown import counted
 
@@ -48,6 +46,9 @@ def main(name: str, argv: Sequence[str]) -> None:
         return
     if problem := unwritable(values.bad):
         raise ConfigError(f"--bad: {values.bad} {problem}")
+    from sftmix.data.report import every_case
+    from sftmix.tools.preview.cases import write_cases
+
     with every_case() as cases, tempfile.TemporaryDirectory() as cache:  # all rows are read, and none from a cache
         data = replace(config.data, skip_bad=True, cache_dir=cache)
         try:

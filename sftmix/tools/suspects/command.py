@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.cli.say import say
-from sftmix.data.decisions import DROP
+from sftmix.disk.decisions import DROP
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
 from sftmix.tools.runs.read import Reading, check_finished, is_run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.config.schema import find_component
-from sftmix.data.decisions import DROP, read_decisions
+from sftmix.disk.decisions import DROP, read_decisions
 from sftmix.disk.files import placing, write_manifest
 from sftmix.disk.texts import decoded
 from sftmix.tools.suspects import repeats, signals, texts

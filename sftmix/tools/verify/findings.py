@@ -101,7 +101,7 @@ def compare_logs(
     of_callbacks = then.columns.difference([*OF_EXAMPLES, *OF_LOSSES])
     # eval_nll of steps 2 and 4 there, and of 4 alone here: it is not claimed.
     omitted = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
-    unknown = [name for name in OF_LOSSES if name in now and name not in logs[0]]
+    unknown = [name for name in OF_LOSSES if name in now and not any(name in line for line in run)]
     examples = [name for name in then if name in OF_EXAMPLES]
     numbers = then.columns.drop([*examples, *omitted, *unknown])
     return [
