@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import nn
 from sftmix.components.base import Callback, Delivered, StageState
 from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, broken
 from sftmix.disk.files import write_json
-from sftmix.training.scoring import held_out_metrics, split_by_slot, sum_by_slot
+from sftmix.training.asked import evaluate
+from sftmix.training.scoring import split_by_slot, sum_by_slot
 from sftmix.training.step import Stage
 from sftmix.types import Batch
 
@@ -47,7 +49,7 @@ def deliver(stage: Stage, module: nn.Module, *, figures: Mapping[str, Any], last
         total_steps=stage.order.total_steps,
         epoch=stage.order.epoch_of(step),
         metrics=last,
-        evaluate=None if data is None else (lambda: held_out_metrics(scorer(module, data))),
+        evaluate=None if data is None else partial(evaluate, stage, module),
         objective=stage.objective,
         directory=stage.directory,
         is_main=scorer.world.is_main,

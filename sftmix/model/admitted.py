@@ -115,9 +115,8 @@ def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> 
                 f"model.path: the weights of {path} are quantised by {method!r:.80}, which is not read; what is read: "
                 f"{', '.join(QUANTIZED)}. Name the model it was made from"
             )
-    _link({file.name: file for file in weight_files(path, config, fetch=True) if file.is_file()}, private)
-    if (index := directory_of(path) / INDEX).is_file():
-        _link({INDEX: index}, private)
+    files = [*weight_files(path, config, fetch=True), directory_of(path) / INDEX]
+    _link({file.name: file for file in files if file.is_file()}, private)
 
 
 def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = False) -> list[Path]:
@@ -127,7 +126,7 @@ def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = Fa
     fetch   those of a hub id, with a bar
     Raises ConfigError as `admit_weights`.
     """
-    directory = directory_of(path)
+    directory, (repository, local) = directory_of(path), model_place(path)
     names, by = [str(getattr(config, "transformers_weights", None) or WEIGHTS)], CONFIG
     if names == [WEIGHTS] and not (directory / WEIGHTS).exists() and (directory / INDEX).is_file():
         try:
@@ -141,8 +140,8 @@ def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = Fa
                 f"model.path: {path} names {name} as a file of its weights (in {by}); only safetensors files in the "
                 "directory itself are read, as others can run a program or change unseen"
             )
-    if fetch and not model_place(path)[1]:
-        _fetched(model_place(path)[0], tuple(names), directory.name)
+    if fetch and not local:
+        _fetched(repository, tuple(names), directory.name)
     return [directory / name for name in names]
 
 

@@ -16,8 +16,8 @@ from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_arm
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.pipeline.order import losses_of, order_of_arm
+from sftmix.training.asked import evaluate
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.scoring import held_out_metrics
 from sftmix.training.step import Stage
 from sftmix.types import Rows, Scores, Split
 
@@ -77,4 +77,4 @@ def _nll_as_trained(stage: Stage, module: nn.Module, lines: Sequence[Any]) -> fl
     if stage.eval_data is None:
         return None
     logged = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
-    return held_out_metrics(stage.scorer(module, stage.eval_data))["eval_nll"] if logged is None else logged
+    return evaluate(stage, module)["eval_nll"] if logged is None else logged

@@ -28,7 +28,7 @@ DECIDED = ("activation_checkpointing", "compile", "micro_batch_tokens", "reduce_
 """Options of LAYOUT that may be auto until `choices.decide`; a record has what was decided."""
 
 WRAPPED = ("parallel", "reshard_after_forward", "padding_free")
-"""Those that may be auto until the module is wrapped."""
+"""Options that may be auto until the module is wrapped."""
 
 
 def machine_of(world: World, options: TrainingOptions) -> Machine:

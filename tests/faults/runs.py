@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.disk.files import steps_in
+from sftmix.disk.files import read_json, steps_in, write_json
 from tests.faults.mines import KillIn
 from tests.forked import done
 from tests.tiny import STAGES, Tiny, metrics
@@ -95,3 +95,8 @@ def assert_little_is_lost(run: Path) -> None:
         if (run / stage / "metrics.jsonl").exists() and not (run / stage / "MANIFEST.json").exists():
             made, saved = len(steps(run, stage)), steps_in(run / stage / "checkpoints")
             assert made - max(saved, default=0) <= EVERY + 1, (stage, made, saved)
+
+
+def change(file: Path, **values: object) -> None:
+    """Change values of a JSON file."""
+    write_json(file, {**read_json(file), **values})

@@ -14,12 +14,8 @@ from sftmix.disk.files import read_json, write_json
 from sftmix.model.admitted import FILES, TEMPLATES, admit
 from sftmix.model.load import fingerprint, load_model, load_tokenizer
 from sftmix.words.errors import ConfigError
+from tests.faults.runs import change
 from tests.model.test_models import GPT2, TINY, random_model
-
-
-def change(file: Path, **values: object) -> None:
-    write_json(file, {**read_json(file), **values})
-
 
 OTHERS = {
     "pytorch_model.bin": "a pickle",

@@ -22,7 +22,7 @@ from sftmix.model.paths import refuse_files
 from sftmix.options import LoraOptions
 from sftmix.tools.runs.adapters import load_adapters
 from sftmix.words.errors import ConfigError
-from tests.faults.runs import long
+from tests.faults.runs import change, long
 from tests.tiny import ROOT, contents
 from tests.tools.sharing.hub import Hub
 
@@ -145,10 +145,6 @@ def test_pickles_in_a_run_directory(canary, finished, tmp_path, sftmix):
 
 
 # --------------------------------------------------------------------------------------- code of a model
-
-
-def change(file: Path, **values: object) -> None:
-    write_json(file, {**read_json(file), **values})
 
 
 CODE = {"AutoConfig": "modeling_x.C", "AutoModelForCausalLM": "modeling_x.M"}
