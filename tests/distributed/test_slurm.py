@@ -48,10 +48,9 @@ def whole(small, tmp_path_factory) -> Path:
     return place / "run"
 
 
-def script_of_the_docs(mark: str, words: list[str], port: int) -> str:
-    """The batch script of the page on distributed runs that has `mark` in it, with these words, for one node."""
-    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
-    (script,) = (body for body in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) if mark in body)
+def script_of_the_docs(name: str, words: list[str], port: int) -> str:
+    """A batch script of docs/examples/slurm with these words, for one node."""
+    script = (ROOT / "docs" / "examples" / "slurm" / f"{name}.sh").read_text(encoding="utf-8")
     own = "" if "--rdzv_endpoint" in script else f" --master_port {port}"
     of_a_cluster = "gpus|gpus-per-node|nodes|ntasks-per-node|cpus-per-task|time"
     script = re.sub(rf"^#SBATCH --({of_a_cluster})=.*\n", "", script, flags=re.M)
@@ -64,12 +63,12 @@ def script_of_the_docs(mark: str, words: list[str], port: int) -> str:
     return script
 
 
-@pytest.mark.parametrize("mark", ["trap", "SLURM_PROCID"], ids=["torchrun in the script", "ranks of srun"])
-def test_pre_empted_three_times(cluster, small, whole, tmp_path, mark):
+@pytest.mark.parametrize("name", ["one_node", "srun"])
+def test_pre_empted_three_times(cluster, small, whole, tmp_path, name):
     from_split(whole, tmp_path)
     (tmp_path / "waiting.py").write_text(WAITS)
     words = words_of(small, "--callbacks+", "waiting.Waits")
-    (tmp_path / "job.sh").write_text(script_of_the_docs(mark, words, free_port()))
+    (tmp_path / "job.sh").write_text(script_of_the_docs(name, words, free_port()))
     number = cluster.submit(["--ntasks-per-node=2", "--output=job.txt", "job.sh"], cwd=tmp_path)
     try:
         for times, step in enumerate(PRE_EMPTED_AT, start=1):
@@ -90,7 +89,7 @@ def test_out_of_time_and_submitted_again(cluster, small, whole, tmp_path):
     from_split(whole, tmp_path)
     (tmp_path / "waiting.py").write_text(WAITS)
     words = words_of(small, "--callbacks+", "waiting.Waits")
-    (tmp_path / "job.sh").write_text(script_of_the_docs("SLURM_NNODES", words, free_port()))
+    (tmp_path / "job.sh").write_text(script_of_the_docs("torchrun", words, free_port()))
     submission = ["--time=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--open-mode=append", "--output=job.txt"]
     states: list[str] = []
     while "COMPLETED" not in states and len(states) < 8:  # a slow machine needs some more than four

@@ -91,9 +91,8 @@ def test_one_rank_is_killed(small, whole_of_two, tmp_path):
 
 
 def batch_script(*words: str, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The body of the batch script with a trap, as the page on distributed runs has it, with these words and ranks."""
-    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
-    (body,) = (body for body in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) if "trap" in body)
+    """The batch script with a trap, of docs/examples/slurm, with these words and ranks."""
+    body = (ROOT / "docs" / "examples" / "slurm" / "one_node.sh").read_text(encoding="utf-8")
     ours = f"--nproc_per_node {ranks} --master_port 0 --rdzv_backend c10d --rdzv_endpoint localhost:0 -m sftmix "
     body, count = re.subn(r"--nproc_per_node 8 -m sftmix .*(?= &$)", ours + shlex.join(words), body, flags=re.M)
     assert count == 1

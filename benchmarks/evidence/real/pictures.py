@@ -1,10 +1,15 @@
-"""Draw the two pictures of docs/results.md on real models, from what was collected. It needs matplotlib: `.[bench]`.
+"""Draw three pictures of docs/results.md from what was collected. It needs matplotlib: `.[bench]`.
 
+    python benchmarks/evidence/real/pictures.py
     python benchmarks/evidence/real/pictures.py --hidden runs/real/gemma-main/NTP/seed-1
 
 real-differences.svg   SFTMix minus each other arm, in every table that has runs, at both endpoints
-real-confidence.svg    only with --hidden: perplexities before and after the training; SmolLM2 beside Gemma; and of that
-                       run the paper's Figure 1: t-SNE of the hidden states, as `sftmix report` has it
+real-confidence.svg    perplexities before and after the training; SmolLM2 beside Gemma; the paper's Figure 1: t-SNE of
+                       the hidden states of a run, as `sftmix report` has it
+overfit-best.svg       the differences of the second tier of the study at the best epoch
+
+The map of the hidden states is in real-hidden.csv, which --hidden writes: places are shares of its width and height.
+A phone shows all letters in a legible size.
 """
 
 import argparse
@@ -24,21 +29,29 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.findings import BEST, LAST, MARGIN, findings  # noqa: E402
 from benchmarks.evidence.real.confidences import FILE, agreement  # noqa: E402
-from benchmarks.evidence.tiers import REAL, Tier, read_tier  # noqa: E402
+from benchmarks.evidence.tiers import REAL, RESULTS, Tier, read_tier  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images" / "results"
+HIDDEN = RESULTS / "real-hidden.csv"
+WIDTH = 4.8
+"""Inches: a phone shows it at four fifths of its size."""
 BLUE, BROWN, GREY = "#1769aa", "#b3541e", "#7a828c"
 WORDS = {
     "NTP-shuffled": "NTP, shuffled",
     "RandomSplit": "random halves",
     "DecomposedMixup": "losses added up",
+    "LengthMatched": "halves of like length",
+    "SFTMix-ntp": "literal sum",
 }
 """Arms that docs/results.md names otherwise than by their classes."""
-ENDS = {LAST: ("last", BLUE, -0.15), BEST: ("best epoch", BROWN, 0.15)}
+ENDS = {LAST: ("last step", BLUE, -0.15), BEST: ("best epoch", BROWN, 0.15)}
 mpl.rcParams |= {
     "svg.hashsalt": "sftmix",  # the same file from the same figures
     "svg.fonttype": "none",
-    "font.size": 9,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
@@ -47,18 +60,18 @@ mpl.rcParams |= {
 def differences(path: Path) -> None:
     """Draw a panel for each table: a line for each contrast, its seeds as points, mean and 95% interval."""
     tiers = [tier for name in REAL if (tier := read_tier(name)).common]
-    figure, panels = plt.subplots(-(-len(tiers) // 2), 2, figsize=(9, 5), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(-(-len(tiers) // 2), 2, figsize=(WIDTH, 5.6), sharey=True, squeeze=False)
     for panel, tier in zip(panels.flat, tiers, strict=False):
         _differences(panel, tier)
-    panels.flat[1].legend(frameon=False, fontsize=8, loc="center left")  # where it hides no point
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="upper center", ncols=2)
     for panel in panels.flat[len(tiers) :]:  # of an odd number of tables
         panel.remove()
-    figure.supxlabel("difference in held-out NLL, nats per response token; below 0: SFTMix is better", fontsize=9)
-    save(figure, path)
+    figure.supxlabel("difference in held-out NLL, nats per token\nbelow 0: SFTMix is better", fontsize=10)
+    save(figure, path, top=0.95)
 
 
 def _differences(panel: Axes, tier: Tier) -> None:
-    panel.set_title(tier.title, fontsize=9)
+    panel.set_title(tier.title.replace(", ", ",\n", 1))
     panel.axvspan(-MARGIN, MARGIN, color="#e4f0e4", lw=0)
     panel.axvline(0, color=GREY, lw=0.8)
     for end, (name, colour, off) in ENDS.items():
@@ -68,7 +81,24 @@ def _differences(panel: Axes, tier: Tier) -> None:
             draw_seeds(panel, values, finding.interval, place + off, colour, label)
     panel.set_yticks(range(len(tier.contrasts)), [f"− {WORDS.get(other, other)}" for _, other in tier.contrasts])
     panel.set_ylim(len(tier.contrasts) - 0.5, -0.5)
-    panel.locator_params(axis="x", nbins=5)
+    panel.locator_params(axis="x", nbins=4)
+
+
+def tier_at_best(path: Path, name: str) -> None:
+    """Draw the contrasts of a tier of the study at the best epoch, and the other arms beside its baseline."""
+    tier = read_tier(name)
+    beside = [(arm, tier.baseline) for arm in tier.arms if arm != tier.baseline]
+    figure, panel = plt.subplots(figsize=(WIDTH, 4.4))
+    panel.axvspan(-MARGIN, MARGIN, color="#e4f0e4", lw=0)
+    panel.axvline(0, color=GREY, lw=0.8)
+    found = findings(tier, BEST, list(dict.fromkeys([*tier.contrasts, *beside])), tested=False)
+    for place, finding in enumerate(found):
+        draw_seeds(panel, [*finding.differences.values()], finding.interval, place, BROWN, None)
+    named = [" − ".join(WORDS.get(arm, arm) for arm in finding.pair) for finding in found]
+    panel.set_yticks(range(len(found)), named)
+    panel.set_ylim(len(found) - 0.5, -0.5)
+    figure.supxlabel("difference in held-out NLL at the best epoch, nats\nbelow 0: the first is better", fontsize=10)
+    save(figure, path)
 
 
 def draw_seeds(
@@ -83,14 +113,14 @@ def draw_seeds(
         panel.hlines(y, low, high, color=colour, lw=1.5)
 
 
-def confidence(path: Path, hidden: Path) -> None:
+def confidence(path: Path) -> None:
     """Draw the spread of the perplexities, the agreement of two models, and the map of the hidden states."""
     table = pd.read_csv(FILE, index_col="id")
     names = [name.removesuffix(" after") for name in table if name.endswith(" after")]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4))
-    spread(left, table, names)
-    agree(middle, table, "SmolLM2", "Gemma")
-    hidden_map(right, hidden)
+    figure, (first, second, third) = plt.subplots(3, 1, figsize=(WIDTH, 9.6))
+    spread(first, table, names)
+    agree(second, table, "SmolLM2", "Gemma")
+    hidden_map(third, pd.read_csv(HIDDEN))
     save(figure, path)
 
 
@@ -110,7 +140,7 @@ def spread(panel: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
             )
     panel.set_yscale("log")
     panel.set_xticks([3 * k + 0.5 for k in range(len(names))], [f"{name}\nbefore, after" for name in names])
-    panel.set_title("perplexity of the responses\n(boxes: quartiles; lines: 5 to 95%)", fontsize=9)
+    panel.set_title("perplexity of the responses\n(boxes: quartiles; lines: 5 to 95%)")
 
 
 def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
@@ -120,13 +150,23 @@ def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
     x, y = (column[same.index] for column in columns)
     panel.loglog(x[same], y[same], "o", ms=3, alpha=0.6, mew=0, color=BLUE, label="in the same half")
     panel.loglog(x[~same], y[~same], "o", ms=3, alpha=0.8, mew=0, color=BROWN, label="in different halves")
-    panel.set(xlabel=f"mean perplexity over the training of {one}", ylabel=f"of {other}")
-    panel.set_title(f"rank correlation {correlation:.2f},\n{same.mean():.0%} in the same half", fontsize=9)
-    panel.legend(frameon=False, fontsize=8)
+    panel.set(xlabel=f"mean perplexity, {one}", ylabel=f"mean perplexity, {other}")
+    panel.set_title(f"rank correlation {correlation:.2f}, {same.mean():.0%} in the same half")
+    panel.legend()
 
 
-def hidden_map(panel: Axes, run: Path) -> None:
-    """Draw t-SNE of the last hidden states of a run's model for the rows of both ends, a quarter each."""
+def hidden_map(panel: Axes, places: pd.DataFrame) -> None:
+    """Draw the rows of both ends at their places: end ("least" or "most"), x and y."""
+    for end, colour in (("least", BROWN), ("most", BLUE)):
+        part = places[places.end == end]
+        panel.plot(part.x, part.y, "o", ms=3.5, alpha=0.7, mew=0, color=colour, label=f"{len(part)} {end} confident")
+    panel.set(xticks=[], yticks=[])
+    panel.set_title("t-SNE of the last hidden states (the paper's Figure 1)")
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+
+
+def look_at_hidden(run: Path) -> None:
+    """Write t-SNE of the last hidden states of a run's model for the rows of both ends, a quarter each."""
     from sftmix.tools.report.pictures import tsne
     from sftmix.tools.report.run import look, read_run
 
@@ -135,26 +175,28 @@ def hidden_map(panel: Axes, run: Path) -> None:
     rows = np.concatenate([view.by_confidence[:end], view.by_confidence[-end:]])
     states = look(view, "train", rows, hidden=True)
     assert states is not None, f"{run} has no exported model"
-    for part, colour, name in zip(np.split(tsne(states), 2), (BROWN, BLUE), ("least", "most"), strict=True):
-        panel.plot(*part.T, "o", ms=3.5, alpha=0.7, mew=0, color=colour, label=f"{end} {name} confident")
-    panel.set(xticks=[], yticks=[])
-    panel.set_title("t-SNE of the last hidden states\n(the paper's Figure 1)", fontsize=9)
-    panel.legend(frameon=False, fontsize=8)
+    places = pd.DataFrame(tsne(states), columns=["x", "y"])
+    places = (places - places.min()) / (places.max() - places.min())
+    places.insert(0, "end", np.repeat(["least", "most"], end))
+    places.round(4).to_csv(HIDDEN, index=False)
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    figure.tight_layout()
+def save(figure: plt.Figure, path: Path, top: float = 1.0) -> None:
+    """Save a figure whose panels end at a share of its height, under a legend."""
+    figure.tight_layout(rect=(0, 0, 1, top))
     figure.savefig(path, metadata={"Date": None})
     print(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=Path, help="a finished run, for the map of hidden states")
+    parser.add_argument("--hidden", type=Path, help="a finished run, whose hidden states are looked at anew")
     options = parser.parse_args()
-    differences(IMAGES / "real-differences.svg")
     if options.hidden:
-        confidence(IMAGES / "real-confidence.svg", options.hidden)
+        look_at_hidden(options.hidden)
+    differences(IMAGES / "real-differences.svg")
+    confidence(IMAGES / "real-confidence.svg")
+    tier_at_best(IMAGES / "overfit-best.svg", "overfit")
 
 
 if __name__ == "__main__":

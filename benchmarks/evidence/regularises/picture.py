@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, draw_seeds, save  # noqa: E402
+from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, WIDTH, draw_seeds, save  # noqa: E402
 from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     COMPARED,
     ENDPOINTS,
@@ -34,15 +34,16 @@ from sftmix.tools.runs.shown import markdown_table  # noqa: E402
 
 GREEN = "#2f855a"
 SHOWN = {"last": (BLUE, -0.22), "tempered": (GREEN, 0.0), "best": (BROWN, 0.22)}
+WORDS = {"last": "last step", "tempered": "after a temperature", "best": "best epoch"}
 EFFECTS = {
     "SFTMix − NTP": MIXED,
     "random halves − NTP": RANDOM,
-    "literal sum − NTP": PRIMARY[2].weights,
+    "E3: literal sum − NTP": PRIMARY[2].weights,
     "soft labels − NTP": difference("SoftLabels", "NTP"),
     "label smoothing − NTP": difference("LabelSmoothing", "NTP"),
 }
 REST = {
-    "E1: confidence": SPLIT,
+    "E1: (SFTMix − NTP) −\n(random halves − NTP)": SPLIT,
     "E2: SFTMix −\nlabel smoothing": PRIMARY[1].weights,
     "SFTMix −\nsoft labels": COMPARED["SFTMix − soft labels"],
     "SFTMix −\nrandom halves": difference("SFTMix", "SFTMix-random"),
@@ -56,25 +57,25 @@ def lines(panel: Axes, runs: Runs, contrasts: Mapping[str, Weights]) -> None:
     for place, weights in enumerate(contrasts.values()):
         for end, (colour, off) in SHOWN.items():
             values = runs.values(Contrast("", weights, ENDPOINTS[end]))
-            draw_seeds(panel, values, interval(values), place + off, colour, end if place == 0 else None)
+            draw_seeds(panel, values, interval(values), place + off, colour, WORDS[end] if place == 0 else None)
     panel.set_yticks(range(len(contrasts)), list(contrasts))
     panel.set_ylim(len(contrasts) - 0.5, -0.5)
 
 
 def main() -> None:
     runs = Runs(RESULTS / "regularises")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    lines(left, runs, EFFECTS)
-    lines(right, runs, REST)
+    figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 7.2))
+    lines(upper, runs, EFFECTS)
+    lines(lower, runs, REST)
     drawn = [
         Contrast(f"{name}, {end}".replace("\n", " "), weights, ENDPOINTS[end])
         for name, weights in {**EFFECTS, **REST}.items()
         for end in SHOWN
     ]
     print(markdown_table([HEAD, *(line(runs, each) for each in drawn)]))
-    left.legend(frameon=False, fontsize=8)
-    figure.supxlabel("difference in held-out NLL, nats per response token; below 0: the first is better", fontsize=9)
-    save(figure, IMAGES / "regularises.svg")
+    figure.legend(*upper.get_legend_handles_labels(), loc="upper center", ncols=3, columnspacing=1, handletextpad=0.1)
+    figure.supxlabel("difference in held-out NLL, nats per token\nbelow 0: the first is better", fontsize=10)
+    save(figure, IMAGES / "regularises.svg", top=0.96)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The examples of docs/compare.md: arms of one order, which a table says, and arms of one temperature."""
 
 import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,9 @@ def test_the_variants_of_the_page_differ_in_their_objective_alone(plain, sftmix,
 
 
 @pytest.mark.slow
-def test_the_module_of_the_page_finds_the_strength_of_a_temperature(plain, tmp_path):
+def test_the_example_finds_the_strength_of_a_temperature(plain, tmp_path):
     """The wanted temperature is that of a known strength: of eighths of the range, three halvings are needed."""
-    (block,) = (text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "# matched.py" in text)
-    module = {}
-    exec(block, module)
+    module = runpy.run_path(str(PAGE.parent / "examples" / "matched.py"))
     words = (*plain.options, "--training.max_steps", "6", "--training.learning_rate", "0.01", "--checkpoint.every", "0")
     table = comparison_of(read_arguments([*words, "--variants", "{a: {}}"], CompareOptions))
 
