@@ -33,6 +33,7 @@ NO_RUN = {"quickstart", "small"}
 """Recipes without a model or rows of their own, which are laid over others."""
 SAMPLE = 4_000
 GPU = "H100"
+
 SHAPES = {
     "meta-llama/Llama-3.1-8B": (4096, 14336, 32, 32, 8, 128256, False),
     "meta-llama/Llama-3.2-1B": (2048, 8192, 16, 32, 8, 128256, True),
@@ -111,8 +112,8 @@ def lasting(hours: float) -> str:
     return f"{hours:.1f} h" if hours < 10 else f"{hours:,.0f} h"
 
 
-def card(recipe: str, place: Path, known: dict[str, Any]) -> str:
-    """The line of a recipe; what was estimated for another one is in `known`."""
+def card(recipe: str, place: Path, known: dict[str, Any]) -> tuple[str, str]:
+    """A recipe with its trainings and hours, and the cells of its line; what was estimated for others is in `known`."""
     config, trainings = config_of(recipe)
     name, data = config.model.path, config.data
     rows = next((found for beginning, found in ROWS.items() if recipe.startswith(beginning)), ALPACA)
@@ -128,18 +129,23 @@ def card(recipe: str, place: Path, known: dict[str, Any]) -> str:
     peak = max(found["memory_bytes"]["peak"] for found in stages.values()) / 2**30
     fits = "" if all(found["fits"] for found in stages.values()) else ", does not fit"
     reference, target = hours.get("reference", 0.0), hours["train"]
-    cells = [f"`{recipe}`", name.split("/")[1], f"{rows.number:,} of {rows.prompt + rows.answer}", f"{devices} × {GPU}"]
-    cells += [f"{peak:.3g}{fits}", lasting(reference) if reference else "none", lasting(target), str(trainings)]
-    return f"| {' | '.join([*cells, lasting(reference + trainings * target)])} |"
+    cells = [name.split("/")[1], f"{rows.number:,} of {rows.prompt + rows.answer}", f"{devices} × {GPU}"]
+    cells += [f"{peak:.3g}{fits}", lasting(reference) if reference else "none", lasting(target)]
+    return f"`{recipe}` ({trainings}: {lasting(reference + trainings * target)})", " | ".join(cells)
 
 
 def table() -> str:
-    """The table, in the order of the recipes' names."""
-    head = "| recipe | model | examples of tokens | GPUs | GiB on each | reference | a training | trainings | all |"
+    """The table, in the order of the recipes' names; those that take the same share a line."""
     known: dict[str, Any] = {}
+    lines: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(sys.stderr):
-        lines = [card(name, Path(place), known) for name in recipes() if name not in NO_RUN and "/" not in name]
-    return "\n".join([head, f"|---|---|---:|---|{'---:|' * 5}", *lines, ""])
+        for name in recipes():
+            if name not in NO_RUN and "/" not in name:
+                recipe, cells = card(name, Path(place), known)
+                lines.setdefault(cells, []).append(recipe)
+    rows = (f"| {', '.join(names)} | {cells} |" for cells, names in lines.items())
+    head = "| recipes (trainings: all) | model | examples of tokens | GPUs | GiB on each | reference | a training |"
+    return "\n".join([head, "|---|---|---:|---|---:|---:|---:|", *rows, ""])
 
 
 if __name__ == "__main__":
