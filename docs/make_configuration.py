@@ -154,6 +154,8 @@ def _kind(hint: Any) -> str:
         return " or ".join(_kind(part) for part in typing.get_args(hint))
     if hint is type(None):
         return "null"
+    if typing.get_origin(hint) is list:
+        return f"list[{_kind(*typing.get_args(hint))}]"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
