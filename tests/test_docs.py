@@ -22,7 +22,6 @@ import pytest
 
 from sftmix.cli.commands import COMMANDS
 from sftmix.components.listing import catalogue
-from sftmix.config.read import recipes
 from sftmix.config.schema import component_bases, import_class, is_list, option_hints, options_of
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
@@ -195,13 +194,6 @@ def test_configuration_page_is_current():
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["configuration"]()
     assert written == made, "run python docs/make_configuration.py"
-
-
-def test_every_recipe_has_a_card():
-    """docs/make_recipes.py writes the table, in minutes; small/ and two others are laid over recipes."""
-    cards = prose(ROOT / "docs" / "performance.md").partition("<!-- recipes")[2].partition("<!-- /recipes")[0]
-    made = re.findall(r"`([\w.-]+)` \(\d+: ", cards)
-    assert sorted(made) == [name for name in recipes() if "/" not in name and name not in ("quickstart", "small")]
 
 
 def test_every_exit_code_is_documented():
