@@ -125,7 +125,7 @@ def card(recipe: str, place: Path, known: dict[str, Any]) -> tuple[str, str]:
     hours = {stage: found["device_hours"] * scale / devices for stage, found in stages.items()}
     peak = max(found["memory_bytes"]["peak"] for found in stages.values()) / 2**30
     reference, target = hours.get("reference", 0.0), hours["train"]
-    cells = [name.split("/")[1], f"{rows.number:,} of {rows.prompt + rows.answer}", f"{devices} × {GPU}"]
+    cells = [f"{name.split('/')[1]}, {devices} × {GPU}", f"{rows.number:,} of {rows.prompt + rows.answer}"]
     cells += [f"{peak:.3g}", lasting(reference) if reference else "none", lasting(target)]
     return f"`{recipe}` ({trainings}: {lasting(reference + trainings * target)})", " | ".join(cells)
 
@@ -140,8 +140,8 @@ def table() -> str:
                 recipe, cells = card(name, Path(place), known)
                 lines.setdefault(cells, []).append(recipe)
     rows = (f"| {', '.join(names)} | {cells} |" for cells, names in lines.items())
-    head = "| recipes (trainings: all) | model | examples of tokens | GPUs | GiB on each | reference | a training |"
-    return "\n".join([head, "|---|---|---:|---|---:|---:|---:|", *rows, ""])
+    head = "| recipes (trainings: all) | model, GPUs | rows of tokens | GiB each | reference | training |"
+    return "\n".join([head, "|---|---|---:|---:|---:|---:|", *rows, ""])
 
 
 if __name__ == "__main__":
