@@ -33,23 +33,22 @@ _INTRO = """\
 
 <!-- Written by docs/make_configuration.py; edit the docstrings, not this file. -->
 
-Every option of `run`, `reference`, `confidence`, `split`, `train` and `preview`. The same tree is the YAML of
-`--config`, the command line (`--training.epochs 1`), and the dataclass `sftmix.config.RunConfig` in Python. The
-defaults are the paper's where it names one. `out`, `model.path` and `data.train` have to be given.
+The options of `run`, `reference`, `confidence`, `split`, `train` and `preview`: on the command line
+(`--training.epochs 1`), in the YAML of `--config`, and in Python as `sftmix.config.RunConfig`. Defaults are the paper's
+where it names one. `out`, `model.path` and `data.train` have to be given.
 
-- `--config FILE` or `--config recipe:NAME` is read first, wherever it stands; options on the command line win over it.
-- A file may name others, `base: [FILE, recipe:NAME]`, which are applied before it: see [compare](compare.md).
+- `--config FILE` or `--config recipe:NAME` is read first, wherever it stands; options on the command line win.
+- A file may name others, `base: [FILE, recipe:NAME]`, which are applied before it ([compare](compare.md)).
 - `--print_config` prints the whole configuration as YAML, and loads nothing. `config.yaml` of a run is the same.
 - `--help` shows the options that matter most, `--help all` every one, `--help data` those of one group or component.
 - A list takes one value at a time: `--data.train a.json --data.train+ b.json`.
-- A component is chosen by its short name or by an import path, and then takes its own options:
-  `--pairing LengthMatchedPairs --pairing.window 8`. In YAML it is `class_path` and `init_args`. Where another class
-  takes its place, the options of the old one are dropped, but for those that the new one has.
+- A component is chosen by its short name or import path, and takes its own options:
+  `--pairing LengthMatchedPairs --pairing.window 8`; in YAML `class_path` and `init_args`. If another class takes its
+  place, options that the new class lacks are dropped.
 - `--callbacks Evaluate` is a list of one, in YAML too (`callbacks: Evaluate`); `--callbacks+ CLASS` adds one.
-- `null` is written as `null`; numbers are decimal (`010` is 10, and `1:30` is no number), and keys are always text.
-  Variables as `$SCRATCH` in paths are for the shell: in a file they are not replaced. Keys `x-...` at the top of a file
-  are ignored: they are places for anchors.
-- Of `training.epochs` and `training.max_steps` the steps decide. One file, variant or command line sets one of them.
+- Nothing is `null`. Numbers are decimal (`010` is 10, `1:30` is no number), keys are text. `$SCRATCH` in a file is not
+  replaced. Keys `x-...` at the top of a file are ignored: they are places for anchors.
+- `training.max_steps` wins over `training.epochs`. One file, variant or command line sets one of them.
 - An unknown option, class or value is exit code 2 and names the nearest one that exists.
 """
 
@@ -73,20 +72,25 @@ def configuration() -> str:
     for option, base in component_bases().items():
         if option not in docs:  # of a group, whose table has it
             continue
-        parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
-        parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
+        about = f"{docs[option]} Default: {_default_class(option)}."
+        parts.append(_components(f"`{option}`: {base.__name__}", about, option, shipped[base.__name__], classes))
     for option, base in NESTED.items():
-        parts.append(f"## `{option}` and its like: {base.__name__}\n\n{_first_line(base)}\n")
-        parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
+        title = f"`{option}` and its like: {base.__name__}"
+        parts.append(_components(title, _first_line(base), option, shipped[base.__name__], classes))
     return "\n".join(parts)
 
 
-def _component(option: str, cls: type, classes: dict[str, str]) -> str:
-    """A component's first docstring line and the table of its options; groups of options are opened.
+def _components(title: str, about: str, option: str, shipped: Any, classes: dict[str, str]) -> str:
+    """The shipped classes of one base in one table: each has a row with its import path, and rows of its options."""
+    rows = [row for component in shipped for row in _component(option, import_class(component.path), classes)]
+    return _table(title, about, iter(rows)) if rows else f"## {title}\n\n{about}\n"
+
+
+def _component(option: str, cls: type, classes: dict[str, str]) -> list[tuple[str, str, str, str]]:
+    """The row of a component, with its first docstring line, and those of its options; groups of options are opened.
 
     classes  rows of an option -> the first class on the page that has it
     """
-    text = [f"**{cls.__name__}** (`{cls.__module__}.{cls.__qualname__}`): {_first_line(cls)}", ""]
     docs, rows, again = option_docs(cls), [], dict[str, list[str]]()
     for name, parameter in options_of(cls).items():
         own = list(_rows(f"{option}.{name}", parameter.annotation, parameter.default, docs.get(name, "")))
@@ -95,8 +99,8 @@ def _component(option: str, cls: type, classes: dict[str, str]) -> str:
             rows += own
         else:
             again.setdefault(first, []).append(f"`{name}`")
-    text += [f"As in {first}: {', '.join(names)}.\n" for first, names in again.items()]
-    return "\n".join([*text, *_lines(rows)]) if rows else "\n".join(text)
+    about = " ".join([_first_line(cls), *(f"As in {first}: {', '.join(names)}." for first, names in again.items())])
+    return [(f"**{cls.__name__}**", f"`{cls.__module__}.{cls.__qualname__}`", "", about), *rows]
 
 
 def _table(title: str, about: str, rows: Iterator[tuple[str, str, str, str]]) -> str:
@@ -107,7 +111,7 @@ def _lines(rows: Any) -> Iterator[str]:
     yield "| option | type | default | what it does |"
     yield "|---|---|---|---|"
     for key, kind, default, doc in rows:
-        yield f"| `{key}` | {kind} | {default} | {doc} |"
+        yield f"| {key if key.startswith('**') else f'`{key}`'} | {kind} | {default} | {doc} |"
     yield ""
 
 
@@ -150,6 +154,8 @@ def _kind(hint: Any) -> str:
         return " or ".join(_kind(part) for part in typing.get_args(hint))
     if hint is type(None):
         return "null"
+    if typing.get_origin(hint) is list:
+        return f"list[{_kind(*typing.get_args(hint))}]"
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 

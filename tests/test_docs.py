@@ -327,7 +327,7 @@ def test_the_example_components_run(workspace):
     page = ROOT / "docs" / "components.md"
     shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] in ("run", "confidence")]
     shown = [words for words in shown if "FromEndpoint" not in words]  # needs a server
-    assert len(shown) == 4
+    assert len(shown) == 5
     shutil.rmtree(workspace.path / "runs" / "mine", ignore_errors=True)  # of another page's Python
     for words in shown:
         small = ["--training.global_batch_size", "8", "--training.max_steps", "8", "--training.learning_rate", "0.01"]

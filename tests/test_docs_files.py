@@ -1,10 +1,11 @@
-"""The files that the documentation names exist: scripts, tests, results."""
+"""The files that the documentation names exist: scripts, tests, results; and each recipe has a card."""
 
 import re
 
 import pytest
 
-from tests.test_docs import FOLDERS, PAGES, ROOT, blocks, name_of
+from sftmix.config.read import recipes
+from tests.test_docs import FOLDERS, PAGES, ROOT, blocks, name_of, prose
 
 OF_OTHERS = {"convert_hf_to_gguf.py"}
 """Scripts of other projects (llama.cpp)."""
@@ -27,3 +28,10 @@ def test_scripts_tests_and_results_that_are_named_exist(page, files):
     named |= {f"{name.replace('.', '/')}.py" for name in re.findall(r"-m ((?:benchmarks|docs|tests)\.[\w.]+)", text)}
     patterns = {name: re.escape(name).replace("…", ".*").replace(r"\*", ".*") for name in named}
     assert [name for name, pattern in patterns.items() if not re.search(f"/{pattern}\n", files)] == []
+
+
+def test_every_recipe_has_a_card():
+    """docs/make_recipes.py writes the table, in minutes; small/ and two others are laid over recipes."""
+    cards = prose(ROOT / "docs" / "performance.md").partition("<!-- recipes")[2].partition("<!-- /recipes")[0]
+    made = re.findall(r"`([\w.-]+)` \(\d+: ", cards)
+    assert sorted(made) == [name for name in recipes() if "/" not in name and name not in ("quickstart", "small")]

@@ -112,10 +112,8 @@ class FromCheckpoints(Reference):
         """
         paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
             the tokenizer of the first. A pattern, such as output/checkpoint-*, names directories by their numbers.
-        template: as data.template, for that tokenizer; null: the run's template if that is the target's tokenizer
-            (padding aside); else the tokenizer's own, or alpaca if it has none.
-        max_length: as data.max_length, for these models; null: the run's length, or the context of the first if that
-            is shorter, if they have the target's tokenizer; else the smaller of 2048 and the context of the first.
+        template: as reference.model.template, for that tokenizer.
+        max_length: as reference.model.max_length, for the first of them.
         token_nll: also keep the NLL of every response token.
         response_alone: as in TrainedReference: IFD then works for models as they are.
         keep: as in TrainedReference.

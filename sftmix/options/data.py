@@ -30,8 +30,8 @@ _LISTS = ("train", "eval", "labels")
 @dataclass(kw_only=True)
 class DataOptions(PlainFields):
     train: list[str] | str = field(default_factory=list)
-    """Training rows: files (.json .jsonl .parquet .arrow .csv .txt), directories or hub ids, whose subset and split
-    may be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
+    """Training rows: files (.json .jsonl .parquet .arrow .csv .txt), directories or hub ids (NAME:SUBSET@SPLIT,
+    NAME@train[:50%]; the split is train by default); several are concatenated."""
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
@@ -40,25 +40,25 @@ class DataOptions(PlainFields):
     seed: int | None = None
     """Seed by which data.eval_fraction chooses rows; null: the run's seed."""
     format: FormatName = "auto"
-    """Format of the rows; auto recognises it from the fields of each row. text, which auto takes for .txt files alone:
-    documents without turns (.txt files, or rows with a field `text`), every token trained."""
+    """Format of the rows; auto recognises it from the fields of each row. text: documents without turns (.txt files,
+    which auto takes as text, or rows with a field `text`), every token trained."""
     columns: dict[str, str | None] | None = None
-    """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
-    fields of one format (response stands for completion), system, id, weight and tools. null:
-    that field is not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
+    """Names of the fields in the rows, ours first: {prompt: question, response: answer}. Ours are the fields of one
+    format (response stands for completion), system, id, weight and tools. null: that field is not read; {id: null} is
+    for ids that begin anew in each file."""
     packing: bool | None = None
-    """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
-    false: each example is a piece of one document."""
+    """Text only. true, or null: documents fill windows of exactly max_length tokens. false: each example is a piece of
+    one document."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     template_options: dict[str, Any] | None = None
     """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them as well."""
     thoughts: Thoughts = "train"
-    """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
-    its content). train: trained with the answer. drop: left out."""
+    """Thoughts of an assistant (reasoning_content, reasoning or thinking of a turn, or <think> in its content).
+    train: trained with the answer. drop: left out."""
     special_tokens: SpecialTokens = "text"
     """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
-    a turn or begin another. tokens: that token, for rows that you trust and that mean it."""
+    a turn. tokens: that token, for rows that you trust."""
     max_length: int | None = None
     """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
     multi_turn: MultiTurn = "per_turn"
@@ -66,8 +66,8 @@ class DataOptions(PlainFields):
     trained_turns: TrainedTurns = "all"
     """Turns of the assistant that are trained, if their flags allow it; last: only the last one of a row."""
     roles: dict[str, str] | None = None
-    """Names of roles in the rows, beside those that are known: {narrator: system, agent: assistant}. Ours are system,
-    user, assistant, tool (a function's result) and function_call (a call in the content)."""
+    """More names of roles in the rows: {narrator: system, agent: assistant}. Ours are system, user, assistant, tool (a
+    function's result) and function_call (a call in the content)."""
     label_field: str | None = None
     """Row field kept as the example's label (quality labels). Excludes data.labels."""
     labels: list[str] | str | None = None
@@ -81,8 +81,7 @@ class DataOptions(PlainFields):
     duplicates: Literal["keep", "drop"] = "keep"
     """drop: leave out training rows whose turns and functions an earlier row has, before any are held out."""
     limit: int | None = None
-    """Use at most this many training rows, the first ones after the held-out split, which stays as large; for text,
-    windows."""
+    """At most this many training rows, the first after the held-out split, which stays as large; for text, windows."""
     cache_dir: str | None = None
     """Directory of the cache of tokenised rows. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 

@@ -50,12 +50,11 @@ class StageTraining(PlainFields):
     """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
     micro_batch_size: int | None = None
     """Examples per forward and backward on one rank, at most; an even number when examples are paired. null: as many as
-    training.micro_batch_tokens allows, and 8 on a CPU if that is null as well. Excludes it."""
+    training.micro_batch_tokens allows, on a CPU 8. Excludes training.micro_batch_tokens."""
     micro_batch_tokens: int | Literal["auto"] | None = None
-    """Token slots per forward and backward on one rank, at most, padding included: as many examples as fit. A pair, or
-    an example, that needs more gets a micro-batch of its own. auto: what the memory of every rank allows, decided
-    before the first step, and kept when the run goes on on the same machine. null: auto on a GPU. Excludes
-    training.micro_batch_size."""
+    """Token slots per forward and backward on one rank, at most, padding included. A pair, or an example, that needs
+    more gets a micro-batch of its own. auto: what memory allows, decided before the first step, and kept on the same
+    machine. null: auto on a GPU. Excludes training.micro_batch_size."""
     learning_rate: float = 2e-6
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.1
@@ -73,41 +72,38 @@ class StageTraining(PlainFields):
     epochs: float = 3.0
     """Passes over the training rows."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedule has the same length. null: training.epochs decides."""
+    """Optimizer steps, and the length of the schedule. null: training.epochs decides."""
     precision: Precision = "auto"
     """bf16: autocast (FSDP: bf16 parameters in compute), trained weights and optimizer stay float32. auto: bf16 on a
     GPU that has it, else fp32."""
     parallel: Parallel = "auto"
-    """Division of work between ranks under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
-    shard_group_size ranks has one. auto: ddp on CPU; on several GPUs the cheapest of those that fit."""
+    """Division of work under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
+    shard_group_size ranks has one. auto: ddp on CPU; on several GPUs the cheapest that fits."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """fsdp and hsdp: free the weights of a decoder layer after its forward, and gather them again for the backward.
-    false: keep them until then, which takes memory for all layers and saves the second gathering. auto: the cheaper of
-    those that fit, on several GPUs; else true."""
+    false: keep them, which takes memory for all layers. auto: the cheaper that fits, on several GPUs; else true."""
     reduce_each_micro_batch: bool | Literal["auto"] = "auto"
-    """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step. More traffic, but no rank
-    holds the whole gradient in float32 between micro-batches: 4 bytes for each trained number. auto: the cheaper of
-    those that fit, on several GPUs; else false."""
+    """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step: more traffic, 4 bytes less for
+    each trained number. auto: the cheaper that fits, on several GPUs; else false."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    """fsdp and hsdp: dtype in which ranks add up their gradients. bfloat16 sends half as much and rounds each sum of
-    ranks to 8 bits, which is more than float32's order of sums: results differ as between fp32 and bf16."""
+    """fsdp and hsdp: dtype in which ranks add up their gradients. bfloat16 sends half as much; results differ as
+    between fp32 and bf16."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute each decoder layer in the backward: less memory, about a third more compute. auto: on a GPU if the
     cheapest step that fits needs that."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
-    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA if it saves more than the 20 s that it
-    takes, by the speeds of an H200, and a layer becomes one graph."""
+    """Compile each decoder layer (torch.compile); results differ in rounding. Needs a C++ compiler on a CPU, Triton on
+    a GPU. auto: on CUDA if it saves more than the 20 s that it takes, by an H200's speeds, and a layer becomes one
+    graph."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples,
     at most 16, on CPU, one on a GPU. Excludes padding_free true."""
     padding_free: bool | Literal["auto"] = "auto"
     """true: the examples of a micro-batch share one row without padding, kept apart by their positions; a model that
     mixes them is refused. auto: true on a GPU with model.attention flash_attention_2 or flash_attention_3, and on CUDA
-    with varlen, which a model that it fits gets there if model.attention is null; these kernels compute no attention
-    across examples."""
+    with varlen."""
 
 
 @dataclass(kw_only=True)
@@ -115,13 +111,13 @@ class TrainingOptions(StageTraining):
     """Training options of every stage, and those that all stages share."""
 
     deterministic: bool | Literal["auto"] = "auto"
-    """true: torch adds in the same order each time (its deterministic algorithms), so that a continued run is the
-    uninterrupted one bit for bit on a GPU as well; slower. false: in any order. auto: as torch is set, which is off."""
+    """true: torch's deterministic algorithms, so that a continued run has the same bits on a GPU as well; slower.
+    auto: as torch is set, which is off."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
     timeout: float = 1800.0
-    """Seconds that ranks wait for one that hangs before the run ends, under torchrun. The first rank reads the rows and
-    writes the model while the others wait, so it must be longer than that takes."""
+    """Seconds that ranks wait for a rank that hangs, under torchrun. Longer than the first rank takes to read the rows
+    or to write the model, while the others wait."""
 
     def limits(self, device: str) -> tuple[int | None, int | Literal["auto"] | None]:
         """Return the most examples and the most token slots of a micro-batch on this type of device; None: no limit."""
@@ -133,9 +129,8 @@ class TrainingOptions(StageTraining):
 @dataclass(kw_only=True)
 class CheckpointOptions(PlainFields):
     every: int | None = None
-    """Optimizer steps between checkpoints; 0: none. null: by the clock, so that they take 2% of the time, but at least
-    two minutes apart; plus one after each quarter of the stage, at least 20 steps apart. A signal and the end also save
-    one."""
+    """Optimizer steps between checkpoints; 0: none. null: by the clock, in 2% of the time, at least two minutes apart;
+    and after each quarter of the stage, at least 20 steps apart. A signal and the end also save one."""
     every_seconds: float | None = None
     """Seconds between checkpoints. Excludes checkpoint.every."""
     keep: int = 2
@@ -143,5 +138,5 @@ class CheckpointOptions(PlainFields):
     keep_best: bool = False
     """Also keep the weights of the best held-out evaluation in training, for `export --best`."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How float32 weights are rounded for an export in half precision (model.dtype). stochastic: to one of the two
-    neighbours, by the seed, the nearer one more often, which keeps steps too small for nearest."""
+    """How float32 weights are rounded for an export in half precision (model.dtype). stochastic: to either neighbour,
+    the nearer more often, which keeps steps too small for nearest."""
