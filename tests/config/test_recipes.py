@@ -1,6 +1,7 @@
 """The recipes name no file beside a checkout, each becomes small, and what docs/method.md measured is valid."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def arguments(*files: str) -> list[str]:
     return [word for file in files for word in ("--config", file)] + ["--out", "o"]
 
 
+@cache
 def table(*files: str) -> Comparison:
     return comparison_of(read_arguments(arguments(*files), CompareOptions))
 

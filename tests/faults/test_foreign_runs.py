@@ -98,7 +98,11 @@ def strange(table: pa.Table, name: str, values: object) -> pa.Table:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [None, "x", {"a": 1}, [1]], ids=["gone", "text", "struct", "list"])
+@pytest.mark.parametrize(
+    "values",
+    [None, "x", pytest.param({"a": 1}, marks=pytest.mark.long), pytest.param([1], marks=pytest.mark.long)],
+    ids=["gone", "text", "struct", "list"],
+)
 @pytest.mark.parametrize("name", ["id", "nll_sum", "n_tokens"])
 def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, run, sftmix):
     """Its hash in the manifest is that of the file as it is, as anyone may write it."""

@@ -32,6 +32,10 @@ READ = {
 }
 ALONE = ("status", "answer", "chat", "track")
 """What needs nothing outside of a run that exported whole weights."""
+TRACED = [
+    name if name in ("report", "answer", "export", "run") else pytest.param(name, marks=pytest.mark.long)
+    for name in READ
+]
 
 
 @pytest.fixture
@@ -142,7 +146,7 @@ def opened_by(words: list[str], log: Path, cwd: Path, **variables: str) -> set[P
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("command", READ)
+@pytest.mark.parametrize("command", TRACED)
 def test_no_process_opens_a_file_outside_a_strangers_run(command, hostile, finished, tmp_path):
     """Neither Python nor safetensors, tokenizers and pyarrow, whose files an audit hook would not see."""
     mine = {name: tmp_path / "mine" / name for name in ("cwd", "tmp", "cache", "hf", "home")}

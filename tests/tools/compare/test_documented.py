@@ -27,6 +27,7 @@ def test_the_variants_of_the_page_differ_in_their_objective_alone(plain, sftmix,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_module_of_the_page_finds_the_strength_of_a_temperature(plain, tmp_path):
     """The wanted temperature is that of a known strength: of eighths of the range, three halvings are needed."""
     (block,) = (text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if "# matched.py" in text)
