@@ -67,11 +67,6 @@ def without_torch() -> Iterator[Call]:
         asked.close()
 
 
-@pytest.fixture
-def copied(finished, tmp_path) -> Path:
-    return shutil.copytree(finished.path, tmp_path / "run")
-
-
 def missing(path: Path) -> str:
     return str(path.with_name("is-not-there" + path.suffix))
 
