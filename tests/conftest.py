@@ -88,6 +88,12 @@ def finished(small, tmp_path_factory) -> Finished:
 
 
 @pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """The finished run in a directory of the test's own, to be changed."""
+    return shutil.copytree(finished.path, tmp_path / "run")
+
+
+@pytest.fixture
 def sftmix(capsys) -> Callable[..., SimpleNamespace]:
     """Run a command line in this process: its exit code and what it printed."""
 

@@ -61,7 +61,7 @@ T22  adapters with checkpointing
        config/test_lora.py::test_quantised_shards_are_refused
 T23  an option silently ignored
        config/test_config.py::test_a_problem_is_named_with_its_options
-       pipeline/test_recipe.py::test_another_configuration_is_refused_by_name
+       cli/test_refusals.py::test_a_directory_of_other_options_is_refused_at_once
 T24  scores joined wrongly
        training/test_scoring.py::test_two_ranks_give_the_table_of_one
        training/test_scoring.py::test_the_sums_are_those_of_the_models_own_logits

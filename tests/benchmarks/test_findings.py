@@ -137,22 +137,6 @@ def test_an_unfinished_tier_has_no_interval_and_the_seeds_that_all_arms_have():
     assert all(each.p is each.interval is None and list(each.differences) == made.common for each in found)
 
 
-def test_tiers_with_few_seeds_are_not_tested():
-    made = tier("parts", {"MixupOnly": (0.05, 0.05)})
-    found = findings(made, LAST, made.contrasts, tested=made.tested)
-    results = {each.pair[0]: (each.result, each.p) for each in found}
-    assert results.pop("MixupOnly") == ("not tested", None)
-    assert set(results.values()) == {("equal within 0.01", None)}
-
-
-def test_three_seeds_of_gemma_show_a_direction_and_no_claim():
-    made = replace(tier("parts", {"SFTMix": (-0.001, -0.001)}), name="real-gemma-main")
-    for end in (LAST, BEST):
-        (found,) = findings(made, end, [("SFTMix", "NTP")], tested=made.tested)
-        assert found.interval is not None
-        assert found.result == "no claim"
-
-
 def test_a_run_that_diverged_is_told_and_missing_from_its_contrasts():
     made = replace(tier("primary", {}), diverged={"NTP": [3]})
     del made.runs["NTP"][3]

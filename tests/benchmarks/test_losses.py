@@ -24,7 +24,7 @@ BASE = {i: n * float(RNG.uniform(2, 6)) for i, n in TOKENS.items()}
 Nats = Mapping[str, float]
 
 
-def stage(path: Path, nll: Nats, held: list[str] = HELD, train: list[str] = TRAIN) -> None:
+def write_stage(path: Path, nll: Nats, held: list[str] = HELD, train: list[str] = TRAIN) -> None:
     """Write what is read of a stage, in the opposite order of the ids."""
     held, train = held[::-1], train[::-1]
     tokens = np.array([TOKENS[i] for i in held])
@@ -37,8 +37,8 @@ def stage(path: Path, nll: Nats, held: list[str] = HELD, train: list[str] = TRAI
 
 def finish(table: Path, arm: str, seed: int, nll: Nats, **sides: list[str]) -> tuple[Path, str, int]:
     place = table / arm / f"seed-{seed}"
-    stage(place / "base", BASE, **sides)
-    stage(place / "train", nll, **sides)
+    write_stage(place / "base", BASE, **sides)
+    write_stage(place / "train", nll, **sides)
     return place, arm, seed
 
 

@@ -1,7 +1,6 @@
 """The plan of the study: its tables are valid, share what the preregistration says, and its scripts count right."""
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -56,32 +55,6 @@ def test_tiers_are_those_of_the_plan_and_the_page_of_results_reads_the_same(name
     if name in ("primary", "overfit"):  # whose planned contrasts can be significant
         assert made.contrasts == PLANNED
         assert len(made.options.seeds) >= seeds_needed(len(PLANNED))
-
-
-@pytest.mark.parametrize("name", TIERS)
-def test_tables_differ_from_the_study_only_in_what_the_plan_names(name):
-    """Same rows, model, batches and learning rate in all arms; the regime that overfits has fewer rows, more epochs."""
-    study, epochs, rows = table("primary").variants["NTP"], *((8, 480) if name == "overfit" else (3, 960))
-    for config in table(name).variants.values():
-        assert config.training.epochs == epochs
-        assert config.data.limit == rows
-        assert (config.model, config.seed) == (study.model, study.seed)
-        assert config.training.learning_rate == study.training.learning_rate
-        assert config.training.global_batch_size == 32
-
-
-def test_arms_that_are_read_from_tier_1_are_the_same_there():
-    tier_1 = {cell.name: cell.plain for cell in table("primary").cells}
-    for name in ("parts", "others"):
-        shared = [cell for cell in table(name).cells if cell.variant in ("NTP", "SFTMix")]
-        assert len(shared) == 12
-        assert all(cell.plain == tier_1[cell.name] for cell in shared)
-
-
-def test_the_arm_beside_tier_1_has_another_order_and_nothing_else():
-    (shuffled,) = table("shuffled").variants.values()
-    assert shuffled == replace(table("primary").variants["NTP"], pairing=None)
-    assert table("shuffled").options.seeds == table("primary").options.seeds
 
 
 # ------------------------------------------------------------------------------------------ the scripts

@@ -14,7 +14,7 @@ from benchmarks.evidence.losses import _write as write_parquet
 from benchmarks.evidence.prepare import digest, plain
 from benchmarks.evidence.regularises.analyse import COLUMNS, ENDPOINTS, main, p_equal, power, share
 from benchmarks.evidence.regularises.rows import LIST, SIZES, listed, parts_of, text_of
-from benchmarks.evidence.regularises.run import ARMS, FOLDER, LATER, Study, interpolated
+from benchmarks.evidence.regularises.run import ARMS, FOLDER, LATER, Study
 from benchmarks.evidence.regularises.soft import soft
 from sftmix.components import LossView
 from sftmix.config.read import from_plain
@@ -77,12 +77,6 @@ def test_with_nothing_mixed_soft_labels_are_sftmix(study, lam):
         out = study.variants[arm].objective.loss(LossView(head, lambda: hidden), batch, plan)
         found.append((out.loss, out.mixup, *torch.autograd.grad(out.loss, hidden)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-13, atol=1e-15)
-
-
-def test_the_share_is_on_the_line_through_the_last_two_points():
-    assert interpolated({0.0: 1.4, 0.1: 1.3, 0.2: 1.1}, 1.15) == 0.175
-    assert interpolated({0.0: 1.2, 0.02: 1.1}, 1.3) == 0.0
-    assert interpolated({0.2: 1.2, 0.3: 1.15}, 1.1) == 0.3
 
 
 def test_equality_is_two_one_sided_tests():
@@ -166,25 +160,6 @@ def test_the_primary_contrasts_are_those_of_the_plan(tmp_path, monkeypatch, caps
     length = mixed - (of("SFTMix-length", last) - of("NTP-length", last))
     name = "(SFTMix − NTP) − (halves of like lengths − NTP in their order), last"
     assert found[name][0] == f"{length.mean():+.4f}"
-
-
-def test_a_run_that_diverged_is_left_out_of_the_contrasts_with_its_arm(tmp_path, monkeypatch, capsys):
-    of = kept(tmp_path, range(1, 9))
-    (tmp_path / "runs" / "LabelSmoothing-seed-3.json").write_text('{"exit_code": 6}')
-    found = analysed(tmp_path, monkeypatch, capsys, "--ends_here")
-    assert "Diverged, left out: LabelSmoothing at seed 3" in found
-    some = [1, 2, 4, 5, 6, 7, 8]
-    left = of("SFTMix", "best.nll", some) - of("LabelSmoothing", "best.nll", some)
-    assert found["SFTMix − label smoothing, best"][1] == "[{:+.4f}, {:+.4f}]".format(*student(left))
-    whole = of("SFTMix", "best.nll") - of("NTP", "best.nll")
-    assert found["SFTMix − NTP, best"][1] == "[{:+.4f}, {:+.4f}]".format(*student(whole))
-
-
-@pytest.mark.parametrize(("seeds", "words"), [(12, ()), (7, ("--ends_here",))])
-def test_it_analyses_once_and_whole_blocks(seeds, words, tmp_path, monkeypatch, capsys):
-    kept(tmp_path, range(1, seeds + 1))
-    with pytest.raises(SystemExit, match=r"(12 of 16|4 of 8) seeds are there in whole blocks"):
-        analysed(tmp_path, monkeypatch, capsys, *words)
 
 
 def test_losses_of_another_run_are_noticed(tmp_path, monkeypatch, capsys):

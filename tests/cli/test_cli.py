@@ -18,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys, monkeypatch) -> Run:
+def call_main(capsys, monkeypatch) -> Run:
     """Run a command line in this process: (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -116,12 +116,15 @@ def test_the_command_line_wins_wherever_the_file_stands(configured, file):
         assert config.training.epochs == 2
 
 
-def test_options_that_the_new_class_has_are_kept_and_no_others(run, file):
-    code, out, err = run(
+def test_options_that_the_new_class_has_are_kept_and_no_others(call_main, file):
+    code, out, err = call_main(
         "run", "--config", file, "--objective", "DecomposedMixup", "--splitter", "RandomSplit", "--print_config"
     )
     assert (code, "mu: 0.3" in out, err) == (0, True, "")
-    assert "objectives.NTP\n  init_args: {}" in run("run", "--config", file, "--objective", "NTP", "--print_config")[1]
+    assert (
+        "objectives.NTP\n  init_args: {}"
+        in call_main("run", "--config", file, "--objective", "NTP", "--print_config")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,13 +135,13 @@ def test_options_that_the_new_class_has_are_kept_and_no_others(run, file):
         ["--objective", "NTP", "--pairing", "null", "--callbacks", "[]", "--with_baseline", "--data.eval", "[a, b]"],
     ],
 )
-def test_what_print_config_prints_is_that_configuration(run, configured, tmp_path, argv):
-    code, printed, _ = run("run", *argv, "--print_config")
+def test_what_print_config_prints_is_that_configuration(call_main, configured, tmp_path, argv):
+    code, printed, _ = call_main("run", *argv, "--print_config")
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
     assert code == 0
     assert read_config(path) == configured(*argv) == configured("--config", str(path))
-    assert run("run", "--config", str(path), "--print_config")[1] == printed
+    assert call_main("run", "--config", str(path), "--print_config")[1] == printed
     path.write_text(configured(*argv).yaml())
     assert configured("--config", str(path)) == configured(*argv)
 
@@ -164,8 +167,8 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
         (["quickstart", "--sed", "1"], ["--sed"]),
     ],
 )
-def test_a_usage_error_is_one_message_and_exit_2(run, argv, words):
-    code, out, err = run(*argv)
+def test_a_usage_error_is_one_message_and_exit_2(call_main, argv, words):
+    code, out, err = call_main(*argv)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert "Traceback" not in err
@@ -188,32 +191,32 @@ CODES = {"Config": 2, "Data": 3, "Checkpoint": 4, "InUse": 5, "NonFinite": 6, "L
     ("kind", "code"),
     [(errors.Stopped, 143), *((getattr(errors, f"{name}Error"), code) for name, code in CODES.items())],
 )
-def test_each_error_has_its_exit_code(run, monkeypatch, kind, code):
+def test_each_error_has_its_exit_code(call_main, monkeypatch, kind, code):
     monkeypatch.setattr(STATUS, raising(kind("what happened")))
     start = "stopped" if kind is errors.Stopped else "error"
-    assert run("status", "RUN") == (code, "", f"{start}: what happened\n")
+    assert call_main("status", "RUN") == (code, "", f"{start}: what happened\n")
 
 
-def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run, monkeypatch):
+def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(call_main, monkeypatch):
     monkeypatch.setattr(STATUS, raising(KeyboardInterrupt()))
-    assert run("status", "RUN")[0] == 130
+    assert call_main("status", "RUN")[0] == 130
     monkeypatch.setattr(STATUS, raising(ZeroDivisionError("a surprise")))
     with pytest.raises(ZeroDivisionError, match="a surprise"):
-        run("status", "RUN")
+        call_main("status", "RUN")
 
 
-def test_only_rank_0_repeats_what_all_ranks_find(run, monkeypatch):
+def test_only_rank_0_repeats_what_all_ranks_find(call_main, monkeypatch):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "29500")
-    assert run("run", "--epochs", "1") == (2, "", "")
+    assert call_main("run", "--epochs", "1") == (2, "", "")
     monkeypatch.setattr(STATUS, raising(errors.DataError("here")))
-    assert run("status", "RUN") == (3, "", "[rank 1] error: here\n")
+    assert call_main("status", "RUN") == (3, "", "[rank 1] error: here\n")
 
 
-def test_version_and_overview(run):
-    assert run("--version") == (0, f"sftmix {__version__}\n", "")
-    code, out, _ = run("--help")
+def test_version_and_overview(call_main):
+    assert call_main("--version") == (0, f"sftmix {__version__}\n", "")
+    code, out, _ = call_main("--help")
     assert code == 0
     assert all(f"  {name} " in out for name in COMMANDS)
-    assert run()[0] == 2
+    assert call_main()[0] == 2

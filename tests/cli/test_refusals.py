@@ -16,7 +16,6 @@ import pytest
 
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.ranks.world import World
-from tests.fast import some_fast
 from tests.tiny import ROOT, SHORT, contents, status
 
 Call = Callable[..., SimpleNamespace]
@@ -65,11 +64,6 @@ def without_torch() -> Iterator[Call]:
 
         yield call
         asked.close()
-
-
-@pytest.fixture
-def copied(finished, tmp_path) -> Path:
-    return shutil.copytree(finished.path, tmp_path / "run")
 
 
 def missing(path: Path) -> str:
@@ -350,7 +344,14 @@ def test_a_run_says_what_it_does_before_torch_is_there(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", some_fast(["components", "run --help", "--help", "run --print_config", "status RUN"], every=2)
+    "words",
+    [
+        *("components", "--help", "status RUN"),
+        *(
+            pytest.param(f"run --{word}", marks=[pytest.mark.slow, pytest.mark.long])
+            for word in ("help", "print_config")
+        ),
+    ],
 )
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr, too"])
 def test_nobody_reads_the_output(words, both, finished):

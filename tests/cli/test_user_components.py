@@ -11,6 +11,7 @@ import pytest
 from sftmix.config.schema import component_bases, known_components, options_of
 from sftmix.types import Plan
 from tests.fast import some_fast
+from tests.forked import done, ended
 from tests.tiny import ROOT
 from tests.tiny import sftmix as process
 
@@ -122,36 +123,34 @@ def directory(tmp_path_factory) -> Path:
     ], every=2),
 )  # fmt: skip
 def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said):
-    done = process(*shlex.split(words), cwd=directory)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
+    it = ended(shlex.split(words), cwd=directory)
+    assert it.code == 2
+    assert said in it.printed
     for leaked in ("Traceback", "fail_untyped", "Parser key", "of another kind", "dot import path"):
-        assert leaked not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+        assert leaked not in it.printed
+    assert len(it.printed.splitlines()) == 1
 
 
 def test_the_recommended_command_finds_the_users_class(directory):
-    shown = process("components", "my_parts.Tails", cwd=directory).stdout
-    first, *rest = shown.splitlines()
+    first, *rest = done(["components", "my_parts.Tails"], cwd=directory).splitlines()
     assert first == "Tails  (my_parts.Tails), chosen by --splitter my_parts.Tails"
     assert "  --splitter.untyped VALUE  [3]" in rest
     recommended = first.partition("chosen by ")[2].split()
-    done = process("run", *recommended, "--splitter.untyped", "x", "--print_config", cwd=directory)
-    assert done.returncode == 0, done.stderr
-    assert "class_path: my_parts.Tails" in done.stdout
-    assert "untyped: x" in done.stdout
+    printed = done(["run", *recommended, "--splitter.untyped", "x", "--print_config"], cwd=directory)
+    assert "class_path: my_parts.Tails" in printed
+    assert "untyped: x" in printed
 
 
 @pytest.mark.slow
 def test_checks_are_run_by_the_command(directory):
     """On classes that keep their contract, which may import a library that draws, and on those that do not."""
     (directory / "my_pairs.py").write_text(PAIRS)
-    done = process("components", "my_pairs.Lazy", "--check", cwd=directory)
-    assert done.returncode == 0, done.stderr
-    assert "Lazy keeps the contract of PairSampler (sftmix.testing.check_pair_sampler)" in done.stdout
+    kept = process("components", "my_pairs.Lazy", "--check", cwd=directory)  # nothing is imported before
+    assert kept.returncode == 0, kept.stderr
+    assert "Lazy keeps the contract of PairSampler (sftmix.testing.check_pair_sampler)" in kept.stdout
     for name, said in (("Drawn", "it touched a global random state"), ("Own", "not all options have one")):
-        done = process("components", f"my_pairs.{name}", "--check", cwd=directory)
-        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        it = ended(["components", f"my_pairs.{name}", "--check"], cwd=directory)
+        assert (it.code, said in it.printed) == (2, True), it.printed
 
 
 @pytest.mark.slow
@@ -167,14 +166,13 @@ def test_an_error_of_ones_own_class_names_it(finished, directory, sftmix, tmp_pa
 def test_a_class_is_offered_by_a_name_that_works(directory):
     """One of the user's by its import path: its short name means nothing to a process that has not imported it."""
     (directory / "tails.yaml").write_text("splitter: my_parts.Tails")
-    wrong = process("run", "--config", "tails.yaml", "--splitter", "Medin", cwd=directory).stderr
+    wrong = ended(["run", "--config", "tails.yaml", "--splitter", "Medin"], cwd=directory).printed
     offered = wrong.partition("There are ")[2].partition(", or the import path")[0].split(", ")
     assert {"Median", "FromFile", "my_parts.Tails", "my_parts.Needs"} <= set(offered)
     assert "Tails" not in offered
-    again = process("run", "--splitter", "my_parts.Tails", "--splitter.share", "x", cwd=directory).stderr
+    again = ended(["run", "--splitter", "my_parts.Tails", "--splitter.share", "x"], cwd=directory).printed
     assert "splitter.share: 'x' is not allowed; allowed: a number." in again
-    done = process("run", "--splitter", "my_parts.NeedsAny", "--splitter.what", "x", "--print_config", cwd=directory)
-    assert done.returncode == 0, done.stderr
+    done(["run", "--splitter", "my_parts.NeedsAny", "--splitter.what", "x", "--print_config"], cwd=directory)
 
 
 def test_the_page_of_records_explains_every_field_of_a_plan():
@@ -204,9 +202,9 @@ def test_every_short_name_that_is_offered_works(sftmix, field):
             continue  # of another test in this process
         needed = [k for k, p in options_of(cls).items() if p.default is inspect.Parameter.empty]
         options = [word for k in needed for word in (f"--{field}.{k}", REQUIRED.get(k, "3"))]
-        done = sftmix("run", f"--{field}", name, *options, "--print_config")
-        assert done.code == 0, done.err
-        assert f"{cls.__name__}\n" in done.out
+        shown = sftmix("run", f"--{field}", name, *options, "--print_config")
+        assert shown.code == 0, shown.err
+        assert f"{cls.__name__}\n" in shown.out
 
 
 def test_a_single_callback_is_a_list_of_one(sftmix, tmp_path):

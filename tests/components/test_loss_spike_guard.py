@@ -69,7 +69,7 @@ AT = 9
 """The leap: step 10."""
 
 
-def trained(place, steps, *callbacks):
+def train_to_a_leap(place, steps, *callbacks):
     given = {"perturbation": Leap(at=AT), "checkpoint": CheckpointOptions(every=4), "callbacks": callbacks}
     options = {"learning_rate": 0.03}
     train(toy_stage(place, [[(Slot(0),), (Slot(1),)]] * steps, data=DATA, options=options, **given), World())
@@ -79,13 +79,13 @@ def trained(place, steps, *callbacks):
 def test_a_spike_ends_the_run_resumed_or_not_and_leaves_the_last_checkpoint(tmp_path, capsys):
     told = r"train: step 10 has a loss of [\d.]+, more than 1.5 times the median [\d.]+ of the 6 steps before it"
     with pytest.raises(NonFiniteError, match=told) as whole:
-        trained(tmp_path / "whole", 12, LossSpikeGuard(factor=1.5, window=6))
+        train_to_a_leap(tmp_path / "whole", 12, LossSpikeGuard(factor=1.5, window=6))
     assert steps_in(tmp_path / "whole" / "checkpoints") == [8, 4]
-    trained(tmp_path / "cut", 8)  # it knows the losses before it came, too
+    train_to_a_leap(tmp_path / "cut", 8)  # it knows the losses before it came, too
     for _ in range(2):
         with pytest.raises(NonFiniteError) as again:
-            trained(tmp_path / "cut", 12, LossSpikeGuard(factor=1.5, window=6))
+            train_to_a_leap(tmp_path / "cut", 12, LossSpikeGuard(factor=1.5, window=6))
         assert str(again.value) == str(whole.value)
     assert "resuming after step 8" in capsys.readouterr().out
-    trained(tmp_path / "cut", 12)
+    train_to_a_leap(tmp_path / "cut", 12)
     assert len(logged(tmp_path / "cut")) == 12

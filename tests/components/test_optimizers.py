@@ -71,7 +71,7 @@ class _Rounded(torch.optim.Optimizer):
 OPTIMIZERS: dict[str, Optimizer] = {"fused": AdamW(fused=True), "numbers": Counting(), "rounded": Rounded()}
 
 
-def trained(kind, *, seed=0, **how):
+def trained_by(kind, *, seed=0, **how):
     model = toy_model(dtype=torch.float32, tied=True, seed=seed)
     return Trained(model, optimizer=OPTIMIZERS[kind], options=TRAINING, **how)
 
@@ -143,9 +143,9 @@ def test_auto_is_fused_on_cuda_alone():
             assert AdamW().build({"w": weight}, training=TRAINING).defaults["fused"] is fused
 
 
-def sharded(world, path):
+def train_sharded(world, path):
     for kind in OPTIMIZERS:
-        it = trained(kind, steps=2, world=world, parallel="fsdp")
+        it = trained_by(kind, steps=2, world=world, parallel="fsdp")
         CheckpointStore(Path(path) / kind, keep=1, world=world).save(2, it.wrapped, it.optimizer, {})
         found = it.everything()
         if world.is_main:
@@ -154,11 +154,11 @@ def sharded(world, path):
 
 @pytest.mark.slow
 def test_two_ranks_that_share_the_weights_train_what_one_trains_and_one_goes_on(tmp_path):
-    on_ranks(sharded, str(tmp_path))
+    on_ranks(train_sharded, str(tmp_path))
     for kind in OPTIMIZERS:
-        one, two = trained(kind, steps=2), load_file(tmp_path / f"{kind}.safetensors")
+        one, two = trained_by(kind, steps=2), load_file(tmp_path / f"{kind}.safetensors")
         assert_near(one.everything(), two, atol=2**-8 if kind == "rounded" else 1e-6)
-        loaded = trained(kind, steps=1, seed=7)
+        loaded = trained_by(kind, steps=1, seed=7)
         CheckpointStore(tmp_path / kind, keep=1, world=World()).load(2, loaded.wrapped, loaded.optimizer)
         assert_exact(loaded.everything(), two)
         assert {name: x.dtype for name, x in loaded.everything().items()} == {name: x.dtype for name, x in two.items()}
@@ -210,7 +210,7 @@ def test_a_parameter_that_is_taken_twice_is_refused():
         build_optimizer(toy_model(), TRAINING, Twice())
 
 
-def config(**options):
+def config_with(**options):
     return RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train=["t"]), **options)
 
 
@@ -240,13 +240,13 @@ def test_eight_bits_are_built_of_the_options(monkeypatch):
 def test_what_eight_bits_need_is_said_before_any_work(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"AdamW8bit needs the package bitsandbytes: pip install bitsandbytes"):
-        validate(config(optimizer=AdamW8bit()))
+        validate(config_with(optimizer=AdamW8bit()))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    validate(config(optimizer=AdamW8bit()))
+    validate(config_with(optimizer=AdamW8bit()))
     for parallel in ("fsdp", "hsdp"):
         training = TrainingOptions(parallel=parallel)
         with pytest.raises(ConfigError, match=rf"AdamW8bit and training\.parallel {parallel} exclude each other"):
-            validate(config(optimizer=AdamW8bit(), training=training))
+            validate(config_with(optimizer=AdamW8bit(), training=training))
     own = TrainedReference(training=ReferenceTraining(parallel="fsdp"))
     with pytest.raises(ConfigError, match=r"AdamW8bit and reference\.training\.parallel fsdp exclude each other"):
-        validate(config(optimizer=AdamW8bit(), reference=own))
+        validate(config_with(optimizer=AdamW8bit(), reference=own))

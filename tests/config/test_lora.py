@@ -17,7 +17,7 @@ from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError
 
 
-def config(lora: LoraOptions, **more) -> RunConfig:
+def with_lora(lora: LoraOptions, **more) -> RunConfig:
     return RunConfig(out="o", model=ModelOptions(path="m", lora=lora), data=DataOptions(train="t"), **more)
 
 
@@ -29,10 +29,10 @@ IDLE |= {"use_dora": True, "use_rslora": True, "bias": "all", "init_lora_weights
 def test_an_option_without_a_rank_is_refused(name):
     idle = LoraOptions(**{name: IDLE[name]})
     with pytest.raises(ConfigError, match=rf"model\.lora\.{name} is .*, but model\.lora\.r is null: .*--model\.lo"):
-        validate(config(idle))
+        validate(with_lora(idle))
     own = TrainedReference(model=ReferenceModel(lora=replace(idle, r=0)))
     with pytest.raises(ConfigError, match=rf"reference\.model\.lora\.{name} is .*, but reference\.model\.lora\.r is 0"):
-        validate(config(LoraOptions(r=8), reference=own))
+        validate(with_lora(LoraOptions(r=8), reference=own))
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def test_an_option_without_a_rank_is_refused(name):
 )
 def test_a_value_out_of_its_range_is_refused(name, value):
     with pytest.raises(ConfigError, match=rf"model\.lora\.{name} is {re.escape(str(value))}; allowed: "):
-        validate(config(LoraOptions(**{"r": 8, name: value})))
+        validate(with_lora(LoraOptions(**{"r": 8, name: value})))
 
 
 def test_quantising_needs_its_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"model\.lora\.quantize is 4bit, which needs the package bitsandbytes"):
-        validate(config(LoraOptions(r=8, quantize="4bit")))
+        validate(with_lora(LoraOptions(r=8, quantize="4bit")))
 
 
 def test_quantised_shards_are_refused(monkeypatch):
@@ -54,15 +54,15 @@ def test_quantised_shards_are_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     quantised = LoraOptions(r=8, quantize="4bit")
     fsdp = TrainingOptions(parallel="fsdp")
-    validate(config(quantised, training=TrainingOptions(parallel="ddp")))
+    validate(with_lora(quantised, training=TrainingOptions(parallel="ddp")))
     with pytest.raises(ConfigError, match=r"model\.lora\.quantize 4bit and training\.parallel fsdp exclude each other"):
-        validate(config(quantised, training=fsdp))
+        validate(with_lora(quantised, training=fsdp))
     for training in (None, ReferenceTraining(parallel="fsdp")):
         own = TrainedReference(model=ReferenceModel(lora=quantised), training=training)
         with pytest.raises(
             ConfigError, match=r"reference\.model\.lora\.quantize 4bit and reference\.training\.parallel fsdp"
         ):
-            validate(config(LoraOptions(), reference=own, training=fsdp))
+            validate(with_lora(LoraOptions(), reference=own, training=fsdp))
 
 
 def test_quantised_shards_that_auto_resolves_to_are_refused():
@@ -72,7 +72,7 @@ def test_quantised_shards_that_auto_resolves_to_are_refused():
     with pytest.raises(
         ConfigError, match=r"quantize 4bit and training\.parallel auto \(here fsdp\) exclude each other"
     ):
-        load_for_run(config(lora), gpus)
+        load_for_run(with_lora(lora), gpus)
 
 
 def test_the_reference_inherits_from_the_same_base_model_only():

@@ -1,6 +1,7 @@
 """The recipes name no file beside a checkout, each becomes small, and what docs/method.md measured is valid."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,12 @@ def arguments(*files: str) -> list[str]:
     return [word for file in files for word in ("--config", file)] + ["--out", "o"]
 
 
-def table(*files: str) -> Comparison:
+@cache
+def table_of(*files: str) -> Comparison:
     return comparison_of(read_arguments(arguments(*files), CompareOptions))
 
 
-def run(*files: str) -> RunConfig:
+def config_of(*files: str) -> RunConfig:
     return parse(read_arguments(arguments(*files)))[0]
 
 
@@ -75,7 +77,7 @@ def test_a_step_of_eight_gpus_is_one_micro_batch(name):
 @pytest.mark.parametrize("name", slow_but(QUICK, [name for name in LARGE if name in TABLES]))
 def test_a_table_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = table(f"recipe:{name}")
+    made = table_of(f"recipe:{name}")
     made.validate()
     assert len(made.options.seeds) >= seeds_needed(len(made.contrasts)), "no contrast could be significant"
 
@@ -96,7 +98,7 @@ def is_small(config: RunConfig) -> bool:
 @pytest.mark.parametrize("name", slow_but(QUICK, [name for name in LARGE if name in TABLES]))
 def test_a_table_is_made_small_with_the_same_variants(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made, large = table(*made_small(name)), table(f"recipe:{name}")
+    made, large = table_of(*made_small(name)), table_of(f"recipe:{name}")
     made.validate()
     assert all(is_small(config) for config in made.variants.values())
     assert len(made.variants) == len(large.variants)
@@ -106,7 +108,7 @@ def test_a_table_is_made_small_with_the_same_variants(name, tmp_path, monkeypatc
 @pytest.mark.parametrize("name", [name for name in LARGE if name not in TABLES])
 def test_a_run_is_made_small(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = run(*made_small(name))
+    made = config_of(*made_small(name))
     validate(made)
     assert is_small(made)
 
@@ -114,14 +116,14 @@ def test_a_run_is_made_small(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("files", [["recipe:baselines"], made_small("baselines"), measured("baselines", "baselines")])
 def test_ntp_at_equal_compute_has_the_epochs_of_the_whole_recipe(files):
     """Epochs of the reference and the target, and a third of an epoch (a forward alone) for each scoring."""
-    variants = table(*files).variants
+    variants = table_of(*files).variants
     epochs, scorings = variants["SFTMix"].training.epochs, variants["SFTMix"].reference.checkpoints
     assert variants["NTP-equal-compute"].training.epochs == pytest.approx(2 * epochs + scorings / 3, abs=0.01)
 
 
 @pytest.mark.parametrize("files", [["recipe:table5-role"], made_small("table5-role")])
 def test_table_5_has_each_sum_of_both_losses_as_it_is_read_literally(files):
-    sums = [arm.objective for arm in table(*files).variants.values() if type(arm.objective) is SFTMix]
+    sums = [arm.objective for arm in table_of(*files).variants.values() if type(arm.objective) is SFTMix]
     assert sorted((each.mu, each.mixup_mean) for each in sums) == [
         (0.2, "ntp"),
         (0.2, "own"),
@@ -143,8 +145,8 @@ def test_what_was_measured_is_valid_without_the_files_it_names(recipe, tmp_path,
     monkeypatch.chdir(tmp_path)
     files = measured(recipe, dict(MEASURED)[recipe])
     if recipe in TABLES:
-        made = table(*files)
+        made = table_of(*files)
         made.validate()
-        assert len(made.variants) == len(table(f"recipe:{recipe}").variants)
+        assert len(made.variants) == len(table_of(f"recipe:{recipe}").variants)
     else:
-        validate(run(*files))
+        validate(config_of(*files))

@@ -14,7 +14,7 @@ from sftmix.words.errors import ConfigError
 from tests.tiny import metrics
 
 
-def config(training: TrainingOptions, own: ReferenceTraining) -> RunConfig:
+def with_own(training: TrainingOptions, own: ReferenceTraining) -> RunConfig:
     model, data = ModelOptions(path="m"), DataOptions(train=["a.json"])
     return RunConfig(out="o", model=model, data=data, training=training, reference=TrainedReference(training=own))
 
@@ -36,7 +36,7 @@ REPLACED = [
 def test_an_option_of_the_reference_replaces_what_excludes_it(run, own, dropped):
     training, of_reference = TrainingOptions(**run), ReferenceTraining(**own)
     assert inherit(training, of_reference) == replace(training, **{**own, **dropped})
-    validate(config(training, of_reference))
+    validate(with_own(training, of_reference))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_option_of_the_reference_replaces_what_excludes_it(run, own, dropped)
 )
 def test_what_the_reference_would_be_trained_with_is_checked(run, own, words):
     with pytest.raises(ConfigError) as caught:
-        validate(config(TrainingOptions(**run), ReferenceTraining(**own)))
+        validate(with_own(TrainingOptions(**run), ReferenceTraining(**own)))
     assert "problems" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -68,7 +68,7 @@ def test_what_the_reference_would_be_trained_with_is_checked(run, own, words):
 )
 def test_a_problem_of_the_run_is_not_told_again_of_the_reference(run):
     with pytest.raises(ConfigError) as caught:
-        validate(config(TrainingOptions(**run), ReferenceTraining(epochs=1.0)))
+        validate(with_own(TrainingOptions(**run), ReferenceTraining(epochs=1.0)))
     assert "problems" not in str(caught.value)
     assert "reference.training" not in str(caught.value)
 

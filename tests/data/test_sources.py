@@ -288,17 +288,6 @@ def test_a_subset_and_a_split_are_what_datasets_is_asked_for(name, asked, monkey
     assert list(source.rows()) == [(f"{name}[0]", table[0])]
 
 
-@pytest.mark.parametrize("name", ["openai/gsm8k:main", "openai/gsm8k@train"])
-def test_a_directory_is_never_given_to_datasets(name, write, tmp_path, monkeypatch):
-    """It would read whatever a README.md there names, on the web as well."""
-    (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
-    write("openai/gsm8k/train.jsonl", [{"prompt": "p", "completion": "c"}])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"gsm8k is on this disk, and only hub ids .*; name files alone$"):
-        expand([name], "data.train")
-    assert len(expand(["openai/gsm8k"], "data.train")[0]) == 1
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [

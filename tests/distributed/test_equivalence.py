@@ -65,15 +65,16 @@ WAYS = [
     (2, "--training.parallel ddp"),
     (2, "--training.parallel fsdp"),
     (1, "--training.padding_free true"),
-    (4, "--training.parallel hsdp --training.shard_group_size 2"),
     (2, "--training.micro_batch_size null --training.micro_batch_tokens 150"),
     (1, "--training.micro_batch_size 2 --training.length_groups 1"),
     (1, "--training.activation_checkpointing true"),
     (1, "--training.chunk_size 5"),
 ]
+HSDP = (4, "--training.parallel hsdp --training.shard_group_size 2")
+LONG = [pytest.mark.slow, pytest.mark.long]
 
 
-@pytest.mark.parametrize(("ranks", "words"), some_fast(WAYS, every=3))
+@pytest.mark.parametrize(("ranks", "words"), [*some_fast(WAYS, every=3), pytest.param(*HSDP, marks=LONG)])
 def test_same_run_computed_in_another_way(plain, base, tmp_path, ranks, words):
     out = from_split(base, tmp_path)
     command("run", *plain.options, *SLOW, "--out", "run", *words.split(), cwd=tmp_path, ranks=ranks)
@@ -136,7 +137,12 @@ def test_two_ranks_train_the_adapters_of_one(plain, adapted, tmp_path, parallel)
 
 @pytest.mark.parametrize(
     ("stage", "step", "ranks"),
-    [("reference", 7, 1), ("train", 7, 1), ("train", 8, 1), ("train", 6, 2)],
+    [
+        ("reference", 7, 1),
+        pytest.param("train", 7, 1, marks=pytest.mark.long),
+        ("train", 8, 1),
+        ("train", 6, 2),
+    ],
     ids=["reference", "mid epoch", "end of epoch", "fsdp"],
 )
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from tests.forked import SIGKILLED, done
 from tests.tiny import Tiny, status
 
 REASON = why_not()
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 CUT = 6
 """Seconds for which a link is cut that is survived."""
@@ -118,7 +118,6 @@ def test_a_short_cut_is_survived_and_a_long_one_ends_both(small, hosts, tmp_path
     assert leftovers(run) == []
 
 
-@pytest.mark.long
 def test_a_host_is_lost_and_comes_back(small, hosts, tmp_path):
     expected, words = whole(small, tmp_path, "ddp")
     job = Job(hosts, tmp_path, words, restarts=1)

@@ -158,7 +158,13 @@ def test_numbers_that_do_not_fit_are_refused(name, value, environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "one", "WORLD_SIZE": "2"},
+        *(pytest.param(given, marks=pytest.mark.long) for given in ({"RANK": "1"}, {"WORLD_SIZE": "2"})),
+    ],
+)
 def test_a_command_in_such_an_environment_tells_it_once(given, environment, tiny, tmp_path):
     environment(given)
     done = command("run", *tiny.options, "--out", str(tmp_path / "run"))

@@ -138,14 +138,14 @@ def test_a_teachers_likeliest_tokens_are_the_labels(model, idea, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- choices
 
 
-def table(confidence, texts=None) -> Scores:
+def scores_of(confidence, texts=None) -> Scores:
     n = len(confidence)
     numbers = np.array(confidence, dtype=np.float64)
     return Scores([f"id-{k}" for k in range(n)], np.arange(n), numbers, np.zeros(n), np.full(n, 3), texts=texts)
 
 
 def test_cycles_go_back_and_forth_over_the_ranks(idea):
-    scores = table([-8.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0])  # ranked: 1 2 3 4 5 6 7 0
+    scores = scores_of([-8.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0])  # ranked: 1 2 3 4 5 6 7 0
     rows = idea("cyclic.Cyclic")(cycles=2).rows(scores, epoch=0, seed=0)
     assert rows.tolist() == [1, 3, 5, 7, 0, 6, 4, 2]
 
@@ -155,7 +155,7 @@ def test_near_partners_share_words_and_far_ones_do_not(idea):
     split = Split(np.array([0, 0, 1, 1], dtype=np.int8), ("confident", "unconfident"))
     cls = idea("nearest_pairs.NearestPairs")
     near, far = (
-        cls(farthest=farthest).pairs(split, table([-1.0] * 4, texts), epoch=0, seed=0) for farthest in (False, True)
+        cls(farthest=farthest).pairs(split, scores_of([-1.0] * 4, texts), epoch=0, seed=0) for farthest in (False, True)
     )
     assert sorted(near.tolist()) == [[0, 3], [1, 2]]
     assert sorted(far.tolist()) == [[0, 2], [1, 3]]
@@ -163,11 +163,11 @@ def test_near_partners_share_words_and_far_ones_do_not(idea):
 
 def test_a_centre_is_far_from_those_before_it(idea):
     texts = [("a b", "c"), ("a b", "c"), ("x y", "z"), ("a b", "d")]
-    chosen = idea("k_centre.KCentre")(share=0.75).select(table([np.nan] * 4, texts), seed=0)
+    chosen = idea("k_centre.KCentre")(share=0.75).select(scores_of([np.nan] * 4, texts), seed=0)
     assert chosen.tolist() == [0, 2, 3]
 
 
 def test_hard_rows_have_the_highest_ifd_below_one(idea):
     for name in ("cherry.Cherry", "superfiltering.Superfiltering"):
-        chosen = idea(name)(share=0.5).select(table([-1.2, -0.9, -0.3, np.nan, -0.95]), seed=0)
+        chosen = idea(name)(share=0.5).select(scores_of([-1.2, -0.9, -0.3, np.nan, -0.95]), seed=0)
         assert chosen.tolist() == [4, 1]

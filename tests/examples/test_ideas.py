@@ -19,7 +19,7 @@ from sftmix.components import Objective, Order, PairSampler, Selector, Splitter,
 from sftmix.disk.tables import write_dynamics
 from sftmix.testing.objectives import _DATA
 from sftmix.types import TrainingDynamics
-from tests.tiny import ROOT, SHORT, in_this_process, make_tiny, metrics
+from tests.tiny import ROOT, SHORT, in_this_process, metrics
 
 catalogue()  # as a command does: the shipped classes are there first
 IDEAS = ROOT / "docs" / "examples" / "ideas"
@@ -82,12 +82,7 @@ def test_an_idea_is_short(file):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
-
-
-@pytest.fixture(scope="module")
-def for_checks(tmp_path_factory, tiny) -> dict[str, dict[str, str]]:
+def for_checks(tmp_path_factory, plain) -> dict[str, dict[str, str]]:
     """The options without a default: a reference of the rows that the checks make up, and a model of their tokens."""
     directory = tmp_path_factory.mktemp("for-checks")
     ids = [*_DATA.ids, *(f"id-{number}" for number in range(40))]
@@ -112,7 +107,7 @@ def for_checks(tmp_path_factory, tiny) -> dict[str, dict[str, str]]:
     return {
         "ss_token": dynamics,
         "teacher_smoothing": {"teacher": str(directory)},
-        "less_lite": {"model": str(tiny.model), "about": "Question 3"},
+        "less_lite": {"model": str(plain.model), "about": "Question 3"},
     }
 
 
@@ -129,17 +124,17 @@ def test_an_idea_keeps_the_contract_of_its_kind(file, for_checks, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, tiny) -> str:
+def reference(tmp_path_factory, plain) -> str:
     """The dynamics that all runs share."""
     out = tmp_path_factory.mktemp("reference")
     more = "--reference.token_nll true --reference.response_alone true --reference.checkpoints [0,1]"
-    done = in_this_process("confidence", *tiny.bare, *SHORT, *more.split(), "--out", str(out), cwd=out)
+    done = in_this_process("confidence", *plain.bare, *SHORT, *more.split(), "--out", str(out), cwd=out)
     assert done.returncode == 0, done.stderr
     return str(out / "confidence" / "dynamics.parquet")
 
 
 @each_file
-def test_an_idea_trains_two_steps(file, tiny, reference, tmp_path):
+def test_an_idea_trains_two_steps(file, plain, reference, tmp_path):
     words = command(file)
     if "--reference.response_alone" in words:  # the shared reference has it
         at = words.index("--reference.response_alone")
@@ -147,13 +142,13 @@ def test_an_idea_trains_two_steps(file, tiny, reference, tmp_path):
     given = {
         "ss_token": ["--objective.dynamics", reference],
         "superfiltering": ["--selector.share", "0.5"],
-        "teacher_smoothing": ["--objective.teacher", str(tiny.model)],
+        "teacher_smoothing": ["--objective.teacher", str(plain.model)],
         "cherry": ["--selector.share", "0.5"],
-        "less_lite": ["--selector.model", str(tiny.model), "--selector.about", "a"],
+        "less_lite": ["--selector.model", str(plain.model), "--selector.about", "a"],
     }
     stored = ["--reference", "FromFile", "--reference.path", reference]
     out = ["--out", str(tmp_path / "run")]
-    done = in_this_process("run", *tiny.bare, *SHORT, *stored, *words, *given.get(file.stem, []), *out, cwd=IDEAS)
+    done = in_this_process("run", *plain.bare, *SHORT, *stored, *words, *given.get(file.stem, []), *out, cwd=IDEAS)
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2]

@@ -14,7 +14,7 @@ from sftmix.disk.tables import read_dynamics
 from sftmix.ranks.rng import generator, stable_hash
 from sftmix.text.templates import ALPACA
 from sftmix.types import Split
-from tests.tiny import ROOT, groups, in_this_process, make_tiny, metrics, weights
+from tests.tiny import ROOT, groups, in_this_process, metrics, weights
 
 FILE = ROOT / "docs" / "examples" / "one_file.py"
 EPOCHS, SIZE, SEED = 2, 8, 3
@@ -35,17 +35,12 @@ def page():
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
-
-
-@pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
+def of_framework(plain, tmp_path_factory):
     """The whole recipe by the framework."""
     out = tmp_path_factory.mktemp("framework") / "run"
     options = ["--training.epochs", str(EPOCHS), "--training.learning_rate", "0.001", "--training.eps", str(EPS)]
     options += ["--seed", str(SEED)]
-    done = in_this_process("run", *tiny.options, *options, "--out", str(out), cwd=out.parent)
+    done = in_this_process("run", *plain.options, *options, "--out", str(out), cwd=out.parent)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -56,37 +51,37 @@ def settings(page):
 
 
 @pytest.fixture(scope="module")
-def rows(page, tiny):
-    return page.read_rows(str(tiny.train), AutoTokenizer.from_pretrained(tiny.model), 128)
+def rows(page, plain):
+    return page.read_rows(str(plain.train), AutoTokenizer.from_pretrained(plain.model), 128)
 
 
-def model_of(tiny):
-    return AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32)
+def model_of(plain):
+    return AutoModelForCausalLM.from_pretrained(plain.model, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
-def confidence(page, tiny, run, rows, settings):
+def confidence(page, plain, of_framework, rows, settings):
     """The file's confidences, from the framework's orders."""
     seed = stable_hash(SEED, "reference") % 2**62
     orders = [generator(seed, "order", epoch).permutation(len(rows)).tolist() for epoch in range(EPOCHS)]
     steps = [batch for order in orders for batch in page.batches([(k,) for k in order], SIZE)]
-    return page.confidences(model_of(tiny), rows, steps, settings)
+    return page.confidences(model_of(plain), rows, steps, settings)
 
 
-def test_the_confidence_is_that_of_the_framework(run, confidence):
-    stored = read_dynamics(run / "confidence" / "dynamics.parquet")
+def test_the_confidence_is_that_of_the_framework(of_framework, confidence):
+    stored = read_dynamics(of_framework / "confidence" / "dynamics.parquet")
     np.testing.assert_allclose(confidence, -np.exp(stored.mean_nll).mean(axis=1), rtol=EQUAL)
 
 
-def test_the_split_is_that_of_the_framework(page, run, confidence):
+def test_the_split_is_that_of_the_framework(page, of_framework, confidence):
     confident, unconfident = page.split(confidence)
-    group = [*groups(run).values()]
+    group = [*groups(of_framework).values()]
     assert {k for k, name in enumerate(group) if name == "confident"} == set(confident)
     assert {k for k, name in enumerate(group) if name == "unconfident"} == set(unconfident)
 
 
-def test_the_losses_and_weights_are_those_of_the_framework(page, tiny, run, rows, settings):
-    names = groups(run)
+def test_the_losses_and_weights_are_those_of_the_framework(page, plain, of_framework, rows, settings):
+    names = groups(of_framework)
     ids, places = [*names], {"confident": 0, "unconfident": 1, "unpaired": -1}
     split = Split(group=np.array([places[name] for name in names.values()], dtype=np.int8), names=("c", "u"))
     singles = [(k,) for k in split.unpaired.tolist()]
@@ -98,17 +93,17 @@ def test_the_losses_and_weights_are_those_of_the_framework(page, tiny, run, rows
     def draw(step, i, j):
         return generator(SEED, "lambda", step, ids[i], ids[j]).beta(settings.alpha, settings.alpha, 1)[0]
 
-    model = model_of(tiny)
+    model = model_of(plain)
     found = [*page.train(model, rows, steps, settings, draw)]
-    np.testing.assert_allclose(found, [(line["ntp"], line["mixup"]) for line in metrics(run)], rtol=EQUAL)
-    exported, trained = weights(run), model.state_dict()
+    np.testing.assert_allclose(found, [(line["ntp"], line["mixup"]) for line in metrics(of_framework)], rtol=EQUAL)
+    exported, trained = weights(of_framework), model.state_dict()
     assert max(float((trained[name] - of).abs().max()) for name, of in exported.items()) < EQUAL
     assert min(mixup for _, mixup in found) > 0
 
 
-def test_a_model_without_a_template_gets_the_prompt_of_the_framework(page, tiny):
+def test_a_model_without_a_template_gets_the_prompt_of_the_framework(page, plain):
     """The framework's has two line ends more behind the end of turn, which are not trained."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    tokenizer = AutoTokenizer.from_pretrained(plain.model)
     turns = [{"role": "user", "content": "Count the words.\nWords: blue fox"}]
     answered = [*turns, {"role": "assistant", "content": "Two."}]
     ours, theirs = (
@@ -126,13 +121,13 @@ def test_the_file_is_one_page():
 
 
 @pytest.mark.slow
-def test_it_exports_a_model_by_its_command(tiny, tmp_path):
-    options = ["--model", str(tiny.model), "--rows", str(tiny.train), "--out", str(tmp_path / "out")]
+def test_it_exports_a_model_by_its_command(plain, tmp_path):
+    options = ["--model", str(plain.model), "--rows", str(plain.train), "--out", str(tmp_path / "out")]
     few = ["--epochs", "1", "--batch_size", "16", "--learning_rate", "0.01"]
     done = subprocess.run([sys.executable, str(FILE), *options, *few], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("NTP") == 4  # two steps of the reference, and two of the target
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
-    assert not torch.equal(trained["model.norm.weight"], model_of(tiny).state_dict()["model.norm.weight"])
+    assert not torch.equal(trained["model.norm.weight"], model_of(plain).state_dict()["model.norm.weight"])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template

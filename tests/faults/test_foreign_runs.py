@@ -27,11 +27,6 @@ TRACK, EXPORT, REPORT = ["track", "--to", "tensorboard"], ["export", "--to", "TO
 RUN, STATUS, VERIFY = ["run", "--config", "CONFIG", "--out"], ["status"], ["verify"]
 
 
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    return shutil.copytree(finished.path, tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "code", "words", "commands"),
     [
@@ -79,12 +74,12 @@ def run(finished, tmp_path) -> Path:
         ),
     ],
 )
-def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tmp_path):
-    (run / name).write_text(content)
-    places = {"TO": str(tmp_path / "to"), "CONFIG": str(run / "config.yaml")}
+def test_one_line_of_error(name, content, code, words, commands, copied, sftmix, tmp_path):
+    (copied / name).write_text(content)
+    places = {"TO": str(tmp_path / "to"), "CONFIG": str(copied / "config.yaml")}
     for command in commands:
         first, *more = (places.get(word, word) for word in command)
-        words_given = [first, *more, str(run)] if command is RUN else [first, str(run), *more]
+        words_given = [first, *more, str(copied)] if command is RUN else [first, str(copied), *more]
         ended = sftmix(*words_given)
         assert ended.code == code, (command, ended.err)
         assert words in ended.err + ended.out
@@ -98,15 +93,19 @@ def strange(table: pa.Table, name: str, values: object) -> pa.Table:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [None, "x", {"a": 1}, [1]], ids=["gone", "text", "struct", "list"])
+@pytest.mark.parametrize(
+    "values",
+    [None, "x", pytest.param({"a": 1}, marks=pytest.mark.long), pytest.param([1], marks=pytest.mark.long)],
+    ids=["gone", "text", "struct", "list"],
+)
 @pytest.mark.parametrize("name", ["id", "nll_sum", "n_tokens"])
-def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, run, sftmix):
+def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, copied, sftmix):
     """Its hash in the manifest is that of the file as it is, as anyone may write it."""
-    file, manifest = run / "base" / "eval.parquet", run / "base" / "MANIFEST.json"
+    file, manifest = copied / "base" / "eval.parquet", copied / "base" / "MANIFEST.json"
     pq.write_table(strange(pq.read_table(file), name, values), file)
     files = read_json(manifest)["files"]
     write_json(manifest, hashed({"files": files | {"eval.parquet": file_entry(file)}}))
-    ended = sftmix("report", str(run), "--map", "0")
+    ended = sftmix("report", str(copied), "--map", "0")
     assert ended.code == 3, ended.err
     assert str(file) in ended.err.splitlines()[-1]
 
@@ -138,46 +137,46 @@ def someone(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_only_reads_a_run_imports_none_of_its_classes(name, run, someone):
-    was = read_config(run / "config.yaml")
+def test_what_only_reads_a_run_imports_none_of_its_classes(name, copied, someone):
+    was = read_config(copied / "config.yaml")
     for given in with_foreign(was.plain(), name):
-        write_json(run / "config.yaml", given)
-        found = read_finished(run)
+        write_json(copied / "config.yaml", given)
+        found = read_finished(copied)
         assert found.model == was.model
         assert name in json.dumps(found.plain())
         with pytest.raises(ConfigError, match=f"{name} is no component of this package"):
-            read_config(run / "config.yaml")
+            read_config(copied / "config.yaml")
     assert not {"of_someone", "this"} & sys.modules.keys()
     assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
 
 
-def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmix, monkeypatch, finished):
+def test_commands_that_read_a_run_import_none_of_its_classes(copied, someone, sftmix, monkeypatch, finished):
     tiny = finished.tiny
     rows = ["--model.path", str(tiny.model), "--data.train", str(tiny.train), "--data.eval", str(tiny.eval)]
-    first, *others = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
+    first, *others = with_foreign(read_config(copied / "config.yaml").plain(), "of_someone.Mine")
     for given in ({name: first[name] for name in first if name != "selector"}, others[0]):
-        write_json(run / "config.yaml", given)
-        for words in (["report", str(run)], ["export", str(run), "--to", "to"], ["chat", str(run)]):
+        write_json(copied / "config.yaml", given)
+        for words in (["report", str(copied)], ["export", str(copied), "--to", "to"], ["chat", str(copied)]):
             monkeypatch.setattr(sys, "stdin", io.StringIO())
             ended = sftmix(*words, *rows)
             assert ended.code == 0, ended.err
-        assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
+        assert "of_someone.Mine" in (copied / "report" / "report.html").read_text()
         shutil.rmtree("to")
-    write_json(run / "config.yaml", first)  # its rows cannot be known
-    for words in (["report", str(run)], ["suspects", str(run)]):
+    write_json(copied / "config.yaml", first)  # its rows cannot be known
+    for words in (["report", str(copied)], ["suspects", str(copied)]):
         ended = sftmix(*words, *rows)
         assert (ended.code, ended.err.count("error: ")) == (2, 1), ended.err
         assert "of_someone.Mine is no component of this package, and what only reads" in ended.err
         assert "add --trust if you know it" in ended.err
     assert "of_someone" not in sys.modules
-    for words in (["report", str(run)], ["suspects", str(run)]):
+    for words in (["report", str(copied)], ["suspects", str(copied)]):
         assert sftmix(*words, "--trust").code == 9
 
 
-def test_code_of_a_run_is_imported_if_it_is_trusted(run, someone, sftmix):
-    (given, *_) = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
-    write_json(run / "config.yaml", {**given, "selector": None, "callbacks": []})
-    again, check = ["run", "--config", str(run / "config.yaml"), "--out", str(run)], ["verify", str(run)]
+def test_code_of_a_run_is_imported_if_it_is_trusted(copied, someone, sftmix):
+    (given, *_) = with_foreign(read_config(copied / "config.yaml").plain(), "of_someone.Mine")
+    write_json(copied / "config.yaml", {**given, "selector": None, "callbacks": []})
+    again, check = ["run", "--config", str(copied / "config.yaml"), "--out", str(copied)], ["verify", str(copied)]
     for words in (again, check):
         ended = sftmix(*words)
         assert ended.code == 2
@@ -185,7 +184,7 @@ def test_code_of_a_run_is_imported_if_it_is_trusted(run, someone, sftmix):
         assert "--trust" in ended.err
         assert sftmix(*words, "--trust").code == 9
     assert sftmix(*again, "--splitter", "of_someone.Mine").code == 9
-    shutil.copy(run / "config.yaml", someone / "my.yaml")  # a file of one's own may name any class
+    shutil.copy(copied / "config.yaml", someone / "my.yaml")  # a file of one's own may name any class
     with pytest.raises(SystemExit):
         read_config(someone / "my.yaml")
 

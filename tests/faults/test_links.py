@@ -1,8 +1,5 @@
 """Links inside a run directory, which may be from anyone: nothing is written, read or uploaded where they lead."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from tests.tiny import contents
@@ -14,11 +11,6 @@ COMMANDS = {
     "generate": ["generate", "RUN", "--max_new_tokens", "1", "--to", "TO"],
     "export": ["export", "RUN", "--to", "TO"],
 }
-
-
-@pytest.fixture
-def run(finished, tmp_path) -> Path:
-    return shutil.copytree(finished.path, tmp_path / "run")
 
 
 OPENED = {
@@ -34,8 +26,8 @@ OPENED = {
 
 
 @pytest.mark.parametrize("name", OPENED)
-def test_no_link_of_a_run_is_followed(name, run, finished, sftmix, tmp_path):
-    outside, place = tmp_path / "outside", run / name
+def test_no_link_of_a_run_is_followed(name, copied, finished, sftmix, tmp_path):
+    outside, place = tmp_path / "outside", copied / name
     if place.exists():
         place.rename(outside)
     elif place.suffix:
@@ -47,29 +39,29 @@ def test_no_link_of_a_run_is_followed(name, run, finished, sftmix, tmp_path):
     before = outside.read_bytes() if outside.is_file() else contents(outside)
     for command in OPENED[name]:
         given = [part for word in COMMANDS[command] for part in (finished.words if word == "WORDS" else [word])]
-        ended = sftmix(*({"RUN": str(run), "TO": str(tmp_path / "to")}.get(word, word) for word in given))
+        ended = sftmix(*({"RUN": str(copied), "TO": str(tmp_path / "to")}.get(word, word) for word in given))
         assert ended.code == 2, (command, ended.err)
         assert f"{name} is a link" in ended.err
     assert (outside.read_bytes() if outside.is_file() else contents(outside)) == before
     assert not (tmp_path / "to").exists()
 
 
-def test_links_that_nobody_opens_do_no_harm(run, sftmix, tmp_path):
+def test_links_that_nobody_opens_do_no_harm(copied, sftmix, tmp_path):
     """As W&B leaves them (0.31): to a directory and a file in it, and from there to its logs."""
-    made = run / "trackers" / "wandb" / "offline-run-1"
+    made = copied / "trackers" / "wandb" / "offline-run-1"
     made.mkdir(parents=True)
     (made.parent / "latest-run").symlink_to("offline-run-1")
     (made / "debug-core.log").symlink_to(tmp_path / "core.log")
-    for words in (["export", str(run), "--to", str(tmp_path / "to")], ["verify", str(run)]):
+    for words in (["export", str(copied), "--to", str(tmp_path / "to")], ["verify", str(copied)]):
         ended = sftmix(*words)
         assert ended.code == 0, ended.err
 
 
-def test_the_lock_of_a_run_is_no_link(run, finished, sftmix, tmp_path):
+def test_the_lock_of_a_run_is_no_link(copied, finished, sftmix, tmp_path):
     """It is opened for writing, and some releases of filelock follow the link and cut the file."""
     (tmp_path / "mine").write_text("mine")
-    (run / ".lock").unlink(missing_ok=True)
-    (run / ".lock").symlink_to(tmp_path / "mine")
-    ended = sftmix(*finished.words, "--out", str(run))
+    (copied / ".lock").unlink(missing_ok=True)
+    (copied / ".lock").symlink_to(tmp_path / "mine")
+    ended = sftmix(*finished.words, "--out", str(copied))
     assert (ended.code, ".lock is a link" in ended.err) == (2, True)
     assert (tmp_path / "mine").read_text() == "mine"

@@ -40,7 +40,7 @@ class Spoiled(Callback):
 LONGER = ("--training.epochs", "12", "--training.learning_rate", "0.001")
 
 
-def trained(small: Tiny, whole: Path, place: Path, *more: str, ranks: int = 1):
+def broken_run(small: Tiny, whole: Path, place: Path, *more: str, ranks: int = 1):
     (place / "breaking.py").write_text(BROKEN)
     from_split(whole, place)
     return ended(words_of(small, *more), cwd=place, faults=[None] * ranks)
@@ -74,7 +74,7 @@ def longer(small, tmp_path_factory) -> Path:
     ["nan", *(pytest.param(value, marks=(pytest.mark.slow, pytest.mark.long)) for value in ("inf", "gradient"))],
 )
 def test_one_bad_step_is_skipped(small, longer, tmp_path, value):
-    it = trained(small, longer, tmp_path, *broken("[4]", value), *LONGER)
+    it = broken_run(small, longer, tmp_path, *broken("[4]", value), *LONGER)
     assert it.code == 0, it.printed
     assert [m["step"] for m in metrics(tmp_path / "run") if m["grad_norm"] is None] == [5]
     assert (metrics(tmp_path / "run")[4]["loss"] is None) == (value != "gradient")
@@ -86,7 +86,7 @@ def test_one_bad_step_is_skipped(small, longer, tmp_path, value):
 @pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved(small, whole, tmp_path):
     (tmp_path / "spoiling.py").write_text(SPOILED)
-    it = trained(small, whole, tmp_path, "--callbacks+", "spoiling.Spoiled")
+    it = broken_run(small, whole, tmp_path, "--callbacks+", "spoiling.Spoiled")
     assert it.code == 6, it.printed
     assert [name[-1] for name in checkpoints(tmp_path / "run")] == ["3"]
     assert_all_finite(tmp_path / "run")
@@ -96,7 +96,7 @@ def test_weights_that_are_not_finite_are_never_saved(small, whole, tmp_path):
 @pytest.mark.parametrize(("parallel", "value"), [("ddp", "nan"), ("fsdp", "nan"), ("fsdp", "gradient")])
 def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel, value):
     more = [*broken("[4]", value, rank=1), "--training.parallel", parallel]
-    it = trained(small, whole_of_two, tmp_path, *more, ranks=2)
+    it = broken_run(small, whole_of_two, tmp_path, *more, ranks=2)
     assert it.codes == [0, 0], it.printed
     assert [m["step"] for m in metrics(tmp_path / "run") if m["grad_norm"] is None] == [5]
     assert_all_finite(tmp_path / "run")

@@ -61,7 +61,7 @@ def test_a_reader_sees_whole_checkpoints(small, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize("best", [pytest.param(False, marks=pytest.mark.long), True])
 def test_exports_beside_a_run_that_prunes(small, tmp_path, best):
     """Each save removes the checkpoint before: an export that has just chosen it takes the next one."""
     run, exports = tmp_path / "run", 0

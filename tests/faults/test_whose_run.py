@@ -32,26 +32,25 @@ READ = {
 }
 ALONE = ("status", "answer", "chat", "track")
 """What needs nothing outside of a run that exported whole weights."""
+TRACED = [
+    name if name in ("report", "answer", "export", "run") else pytest.param(name, marks=pytest.mark.long)
+    for name in READ
+]
 
 
 @pytest.fixture
-def run(finished, tmp_path) -> Path:
-    return shutil.copytree(finished.path, tmp_path / "run")
-
-
-@pytest.fixture
-def strange(run, tmp_path, monkeypatch) -> Path:
+def strange(copied, tmp_path, monkeypatch) -> Path:
     """Return a run that is as another user made it."""
-    assert is_own(run)
+    assert is_own(copied)
     monkeypatch.setenv("SFTMIX_STATE", str(tmp_path / "state"))
-    assert not is_own(run)
-    return run
+    assert not is_own(copied)
+    return copied
 
 
-def words_of(command: str, run: Path, finished) -> list[str]:
-    places = {"RUN": run, "TO": run.parent / "made" / "to", "PROMPTS": finished.tiny.eval}
-    (run.parent / "made").mkdir(exist_ok=True)
-    return [str(places.get(word, word)).replace("RUN/", f"{run}/") for word in READ[command]]
+def words_of(command: str, copied: Path, finished) -> list[str]:
+    places = {"RUN": copied, "TO": copied.parent / "made" / "to", "PROMPTS": finished.tiny.eval}
+    (copied.parent / "made").mkdir(exist_ok=True)
+    return [str(places.get(word, word)).replace("RUN/", f"{copied}/") for word in READ[command]]
 
 
 def given(finished) -> list[str]:
@@ -142,7 +141,7 @@ def opened_by(words: list[str], log: Path, cwd: Path, **variables: str) -> set[P
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("command", READ)
+@pytest.mark.parametrize("command", TRACED)
 def test_no_process_opens_a_file_outside_a_strangers_run(command, hostile, finished, tmp_path):
     """Neither Python nor safetensors, tokenizers and pyarrow, whose files an audit hook would not see."""
     mine = {name: tmp_path / "mine" / name for name in ("cwd", "tmp", "cache", "hf", "home")}
@@ -167,8 +166,8 @@ def test_no_process_opens_a_file_outside_a_strangers_run(command, hostile, finis
 # ------------------------------------------------------------------------------------------------ signatures
 
 
-def test_a_run_is_own_wherever_it_is(run, tmp_path):
-    moved = run.rename(tmp_path / "elsewhere")
+def test_a_run_is_own_wherever_it_is(copied, tmp_path):
+    moved = copied.rename(tmp_path / "elsewhere")
     assert is_own(moved)
     started = read_json(moved / "started.json")
     write_json(moved / "started.json", started | {"relative": "../.."})
@@ -198,7 +197,7 @@ def test_what_is_continued_keeps_its_owner(strange, finished, sftmix, monkeypatc
     assert is_own(strange)
 
 
-def test_a_kill_between_the_two_files_leaves_a_run_own(run, monkeypatch):
+def test_a_kill_between_the_two_files_leaves_a_run_own(copied, monkeypatch):
     from sftmix.pipeline import signature
 
     def killed(*_):
@@ -206,11 +205,11 @@ def test_a_kill_between_the_two_files_leaves_a_run_own(run, monkeypatch):
 
     monkeypatch.setattr(signature, "write_text", killed)
     with pytest.raises(KeyboardInterrupt):
-        signature.write_start(run, {"directory": "/new", "relative": ".."}, "seed: 9\n")
-    assert read_json(run / "started.json")["directory"] == "/new"
-    assert is_own(run)
-    (run / "config.yaml").write_text("seed: 9\n")
-    assert is_own(run)
+        signature.write_start(copied, {"directory": "/new", "relative": ".."}, "seed: 9\n")
+    assert read_json(copied / "started.json")["directory"] == "/new"
+    assert is_own(copied)
+    (copied / "config.yaml").write_text("seed: 9\n")
+    assert is_own(copied)
 
 
 def test_the_key_is_for_its_user_alone(tmp_path, monkeypatch, small, sftmix):
@@ -235,20 +234,20 @@ def test_the_key_is_for_its_user_alone(tmp_path, monkeypatch, small, sftmix):
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../outside.json", "../reference/../../outside.json"])
-def test_a_manifest_names_files_of_its_run(name, run, sftmix):
-    (run.parent / "outside.json").write_text(SECRET)
-    file = run / "split" / "MANIFEST.json"
+def test_a_manifest_names_files_of_its_run(name, copied, sftmix):
+    (copied.parent / "outside.json").write_text(SECRET)
+    file = copied / "split" / "MANIFEST.json"
     files = read_json(file)["files"]
-    entry = file_entry(run / "split" / name) if (run / "split" / name).exists() else {"bytes": 1, "sha256": ""}
+    entry = file_entry(copied / "split" / name) if (copied / "split" / name).exists() else {"bytes": 1, "sha256": ""}
     write_json(file, hashed({"files": files | {name: entry}}))
-    ended = sftmix("report", str(run), "--map", "0")
+    ended = sftmix("report", str(copied), "--map", "0")
     assert (ended.code, f"{name} is elsewhere" in ended.err) == (4, True), ended.err
 
 
-def test_a_pipe_of_a_run_is_not_waited_for(run, strange, sftmix):
+def test_a_pipe_of_a_run_is_not_waited_for(copied, strange, sftmix):
     for name in ("summary.json", "train/metrics.jsonl", "started.json"):
-        (run / name).unlink()
-        os.mkfifo(run / name)
-        for words in (["status", str(run)], ["report", str(run), "--map", "0"], ["verify", str(run)]):
+        (copied / name).unlink()
+        os.mkfifo(copied / name)
+        for words in (["status", str(copied)], ["report", str(copied), "--map", "0"], ["verify", str(copied)]):
             ended = sftmix(*words)
             assert (ended.code in (0, 2, 4), "Traceback" in ended.err) == (True, False), ended.err

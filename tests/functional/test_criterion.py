@@ -27,7 +27,7 @@ def padded(dtype=torch.float64):
     return hidden, weight, labels
 
 
-def gradients(loss, *inputs):
+def value_and_gradients(loss, *inputs):
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
@@ -42,7 +42,9 @@ def test_it_is_the_formula_with_the_papers_means(mean, mixed):
     naive = reference_sft_loss(rows, weight, y, by_hand, lam, **weights)
     out = SFTMixLoss(0.5, mean)(hidden, weight, labels, PAIRS, LAM)
     assert torch.equal(aligned_pairs(labels, PAIRS)[0], by_hand)
-    for ours, theirs in zip(gradients(out.loss, hidden, weight), gradients(naive.loss, hidden, weight), strict=True):
+    for ours, theirs in zip(
+        value_and_gradients(out.loss, hidden, weight), value_and_gradients(naive.loss, hidden, weight), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     at_zero = SFTMixLoss(0.0, mean)(hidden, weight, labels, PAIRS, LAM)
     torch.testing.assert_close(at_zero.loss, naive.nll.mean())
@@ -57,7 +59,9 @@ def test_micro_batches_with_the_counts_of_all_are_the_whole(mean):
     whole = loss(hidden, weight, labels, PAIRS, LAM).loss
     cut = ((slice(2), PAIRS[:1], LAM[:1]), (slice(2, 4), PAIRS[:1].flip(1), LAM[1:]), (slice(4, 5), PAIRS[:0], LAM[:0]))
     parts = [loss(hidden[at], weight, labels[at], pairs, lam, torch.tensor(17), 4).loss for at, pairs, lam in cut]
-    for ours, theirs in zip(gradients(sum(parts), hidden, weight), gradients(whole, hidden, weight), strict=True):
+    for ours, theirs in zip(
+        value_and_gradients(sum(parts), hidden, weight), value_and_gradients(whole, hidden, weight), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -92,7 +96,7 @@ def call(kind):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=kind == "scaler")
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
         scaled = scaler.scale(around.get(kind, value)(hidden, weight))
-    return [found / scaler.get_scale() for found in gradients(scaled, hidden, weight)]
+    return [found / scaler.get_scale() for found in value_and_gradients(scaled, hidden, weight)]
 
 
 @pytest.mark.parametrize(
@@ -112,11 +116,11 @@ def test_what_is_around_it_changes_nothing(kind, within):
         torch.testing.assert_close(ours, plain, rtol=within, atol=within * 0.1)
 
 
-def sharded(world):
+def check_sharded(world):
     """The weight is a DTensor, and each rank has rows of its own: the gradient is the mean of the ranks' gradients."""
     hidden, weight, labels = padded()
     ranks = [hidden, -hidden]
-    whole = [gradients(SFTMixLoss()(h, weight, labels, PAIRS, LAM).loss, weight)[1] for h in ranks]
+    whole = [value_and_gradients(SFTMixLoss()(h, weight, labels, PAIRS, LAM).loss, weight)[1] for h in ranks]
     shard = distribute_tensor(weight.detach(), init_device_mesh("cpu", (2,)), [Shard(0)]).requires_grad_()
     SFTMixLoss()(ranks[world.rank], shard, labels, PAIRS, LAM).loss.backward()
     torch.testing.assert_close(shard.grad.full_tensor(), (whole[0] + whole[1]) / 2)
@@ -125,7 +129,7 @@ def sharded(world):
 
 @pytest.mark.slow
 def test_a_sharded_weight_has_the_mean_of_the_ranks_gradients():
-    on_ranks(sharded)
+    on_ranks(check_sharded)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def batch() -> list[tuple[torch.Tensor, ...]]:
     return [*halves, (ids, labels, torch.tensor([[0, 1], [2, 3]]), lam)]
 
 
-def gradients(wrapped: Any, micro_batches: list[tuple[torch.Tensor, ...]], ranks: int) -> list[torch.Tensor]:
+def gradients_of_page(wrapped: Any, micro_batches: list[tuple[torch.Tensor, ...]], ranks: int) -> list[torch.Tensor]:
     """Return those that the page's loop leaves in its module, which `wrapped` changes."""
     page: dict[str, Any] = {}
     exec(BLOCKS[0] + BLOCKS[1], page)
@@ -72,8 +72,8 @@ def gradients(wrapped: Any, micro_batches: list[tuple[torch.Tensor, ...]], ranks
 
 def one_rank(world, kind):
     *halves, whole = batch()
-    found = gradients(DistributedDataParallel if kind == "ddp" else fully_shard, halves[world.rank :][:1], 2)
-    torch.testing.assert_close(found, gradients(lambda module: module, [whole], 1))
+    found = gradients_of_page(DistributedDataParallel if kind == "ddp" else fully_shard, halves[world.rank :][:1], 2)
+    torch.testing.assert_close(found, gradients_of_page(lambda module: module, [whole], 1))
 
 
 @pytest.mark.slow
@@ -84,5 +84,5 @@ def test_two_ranks_take_the_step_of_the_whole_batch(kind):
 
 def test_two_micro_batches_take_the_step_of_the_whole_batch():
     *halves, whole = batch()
-    found, right = (gradients(lambda module: module, given, 1) for given in (halves, [whole]))
+    found, right = (gradients_of_page(lambda module: module, given, 1) for given in (halves, [whole]))
     torch.testing.assert_close(found, right)

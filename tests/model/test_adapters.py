@@ -64,7 +64,7 @@ def logits(model):
         return model.eval()(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
-def trained(model):
+def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -79,9 +79,9 @@ def test_the_loss_sees_adapters_on_head_and_embeddings(family, where):
     assert float((logits(model) - logits(build(family))).abs().max()) > 0.01  # the adapters do something
     check_head(model)
     compare_with_transformers(model)
-    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in trained(model).values())
+    assert all(p.grad is not None and float(p.grad.abs().max()) > 0 for p in trainable(model).values())
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
-    head = [name for name in trained(model) if name.startswith("lm_head.lora_")]
+    head = [name for name in trainable(model) if name.startswith("lm_head.lora_")]
     assert len(head) == (2 if "head" in where else 0)
 
 
@@ -89,7 +89,7 @@ def test_the_loss_sees_adapters_on_head_and_embeddings(family, where):
 @pytest.mark.parametrize("family", ["llama tied", "gpt2"])
 def test_the_head_in_full(family):
     model = adapted(family, where="body", modules_to_save=["lm_head"])
-    assert "lm_head.modules_to_save.default.weight" in trained(model)
+    assert "lm_head.modules_to_save.default.weight" in trainable(model)
     check_head(model)
     compare_with_transformers(model)
     assert float(head_of(model).weight.grad.abs().max()) > 0
@@ -117,7 +117,7 @@ def test_recomputed_activations_change_no_gradient(where, dropout):
             recompute_activations(model)
         ids, mask, labels = batch(61)
         model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
-        gradients.append({name: p.grad for name, p in trained(model).items()})
+        gradients.append({name: p.grad for name, p in trainable(model).items()})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][k], gradients[1][k]) for k in gradients[0])
 
@@ -127,8 +127,8 @@ def test_recomputed_activations_change_no_gradient(where, dropout):
 
 def test_only_adapters_are_trained_and_in_float32():
     model = adapted("llama", where="body")
-    assert {name.split(".")[-3] for name in trained(model)} == {"lora_A", "lora_B"}
-    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    assert {name.split(".")[-3] for name in trainable(model)} == {"lora_A", "lora_B"}
+    assert {p.dtype for p in trainable(model).values()} == {torch.float32}
     groups = build_optimizer(model, TrainingOptions(), AdamW()).param_groups
     # rank 4, two layers: q_proj is 32 x 32, down_proj 48 -> 32
     assert sum(p.numel() for group in groups for p in group["params"]) == 2 * (4 * (32 + 32) + 4 * (48 + 32))
@@ -142,7 +142,7 @@ def test_initial_values_are_a_function_of_the_seed():
     for model, seed in ((one, 1), (same, 1), (other, 2)):
         add_adapters(model, LoraOptions(r=4), seed=seed)
     assert torch.equal(torch.rand(1), expected)  # nobody else's random numbers were taken
-    left, right, third = (trained(m) for m in (one, same, other))
+    left, right, third = (trainable(m) for m in (one, same, other))
     assert all(torch.equal(left[k], right[k]) for k in left)
     assert not all(torch.equal(left[k], third[k]) for k in left)
     assert torch.equal(logits(one), logits(build("llama")))  # B is zero: training begins at the base model
@@ -188,7 +188,7 @@ def test_all_linear_is_all_but_the_head_which_a_list_adds(made, family, parts):
     for targets in ("all-linear", ["all-linear"], ["all-linear", "lm_head"]):
         model = made(family)
         add_adapters(model, LoraOptions(r=4, target_modules=targets), seed=0)
-        found.append({name: p.shape for name, p in trained(model).items()})
+        found.append({name: p.shape for name, p in trainable(model).items()})
     assert found[0] == found[1]
     assert found[2].keys() == found[0].keys() | {f"lm_head.lora_{x}.default.weight" for x in "AB"}
     assert {name.split(".lora_")[0].removesuffix(".base_layer").split(".")[-1] for name in found[0]} == parts
@@ -268,7 +268,7 @@ def test_adapters_and_merged_model_are_the_trained_model(kind, tokenizer, tmp_pa
         model, tokenizer, tmp_path / "adapters", dtype=torch.float32, base=str(base), stop_ids=[4], chat_template="x"
     )
     written = load_file(adapters / "adapter_model.safetensors")
-    assert sum(x.numel() for x in written.values()) == sum(p.numel() for p in trained(model).values())
+    assert sum(x.numel() for x in written.values()) == sum(p.numel() for p in trainable(model).values())
     assert not (adapters / "model.safetensors").exists()
     assert AutoTokenizer.from_pretrained(adapters).chat_template == "x"
 
@@ -292,7 +292,7 @@ def test_adapters_and_merged_model_are_the_trained_model(kind, tokenizer, tmp_pa
 def test_a_missing_adapter_is_not_written(tokenizer, tmp_path):
     """T15: what one rank's shard would be."""
     model = adapted("llama", where="body")
-    some = dict(list(trained(model).items())[1:])
+    some = dict(list(trainable(model).items())[1:])
     with pytest.raises(ConfigError, match="numbers were trained"):
         export_model(model, tokenizer, tmp_path / "a", dtype=torch.float32, state_dict=some, base="b")
     assert list(tmp_path.iterdir()) == []

@@ -52,7 +52,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trained(model: Any, precision: str = "bf16", *, noting: bool = True) -> tuple[dict[str, torch.Tensor], Counter]:
+def computed(model: Any, precision: str = "bf16", *, noting: bool = True) -> tuple[dict[str, torch.Tensor], Counter]:
     """The loss of a micro-batch and the gradients, by the shipped module, and the products over experts."""
     world = World()
     module = training_module(model, TrainingOptions(), precision=precision, world=world, trains=True)
@@ -78,8 +78,8 @@ def test_products_are_those_of_the_precision(family):
     model = random_model(CONFIGS[family])
     loop = copy.deepcopy(model)
     loop.set_experts_implementation("eager")
-    (half, products), (single, exact) = trained(copy.deepcopy(model)), trained(model, "fp32")
-    by_linear = trained(loop)[0]
+    (half, products), (single, exact) = computed(copy.deepcopy(model)), computed(model, "fp32")
+    by_linear = computed(loop)[0]
     layers = SPARSE.get(family, 2)
     # Two products forward; two for each of them backward.
     assert products == {(HALF, HALF): 6 * layers}
@@ -101,7 +101,7 @@ def test_frozen_experts_are_kept_in_half_and_not_a_bit_changes(family):
             keep_in_bfloat16(one, trains=True)
         kept = sum(p.numel() for p in expert_weights(one) if p.dtype == HALF)
         assert kept == halved * sum(p.numel() for p in expert_weights(one))
-        found.append(trained(one)[0])
+        found.append(computed(one)[0])
     assert len(expert_weights(model)) == 2 * SPARSE.get(family, 2)
     assert found[0].keys() == found[1].keys()
     assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
@@ -116,7 +116,7 @@ def test_frozen_experts_with_adapters_are_kept_and_compute_in_half():
         if halved:
             keep_in_bfloat16(one, trains=True)
         assert {p.dtype for p in expert_weights(one)} == {HALF if halved else torch.float32}
-        found.append(trained(one))
+        found.append(computed(one))
     (half, products), (single, _) = found
     assert products.keys() == {(HALF, HALF)}
     adapters = [name for name in single if "experts" in name]
@@ -130,7 +130,7 @@ def test_frozen_experts_with_adapters_are_kept_and_compute_in_half():
 def test_compiled_layers_have_the_same_products(family):
     """In a graph transformers takes a loop in Python unless the weights that it gets are bfloat16."""
     model = random_model(CONFIGS[family])
-    eager = trained(copy.deepcopy(model))[0]
+    eager = computed(copy.deepcopy(model))[0]
     seen: list[str] = []
 
     def inspect(graph: torch.fx.GraphModule, example: Any) -> Any:
@@ -139,15 +139,15 @@ def test_compiled_layers_have_the_same_products(family):
 
     for layer in decoder_layers(model):
         layer.compile(backend=inspect, dynamic=True, fullgraph=True)
-    compiled = trained(model, noting=False)[0]
+    compiled = computed(model, noting=False)[0]
     assert sum("grouped_mm" in name for name in seen) >= 2
     assert not any("fallback" in name for name in seen)
     assert all(torch.equal(compiled[name], eager[name]) for name in eager)
 
 
 def test_a_line_says_in_what_experts_compute(capsys):
-    trained(random_model(CONFIGS["mixtral"]))
+    computed(random_model(CONFIGS["mixtral"]))
     said = "4 weights of experts compute in bfloat16, as linear layers do (autocast_grouped_mm)"
     assert said in capsys.readouterr().out
-    trained(random_model(transformers.LlamaConfig(**TINY)))
+    computed(random_model(transformers.LlamaConfig(**TINY)))
     assert "experts" not in capsys.readouterr().out

@@ -75,7 +75,7 @@ def alone(model, data):
     return torch.cat(parts)
 
 
-def gradients(model, hidden):
+def gradients_of_states(model, hidden):
     model.zero_grad()
     weights = torch.sin(torch.arange(hidden.numel(), dtype=torch.float32)).view_as(hidden)
     (hidden * weights).sum().backward()
@@ -96,7 +96,7 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, 
     ours, expected = TrainingModule(model).hidden_states(batch), alone(model, data)
     assert ours.shape == expected.shape == (sum(sum(w) - len(w) for w in WINDOWS), 32)
     assert (ours - expected).abs().max() < 1e-5
-    got, right = gradients(model, ours), gradients(model, expected)
+    got, right = gradients_of_states(model, ours), gradients_of_states(model, expected)
     assert got.keys() == right.keys()
     assert max(float((got[k] - right[k]).abs().max() / (1 + right[k].abs().max())) for k in got) < 1e-5
     packed(model)

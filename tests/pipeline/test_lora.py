@@ -30,7 +30,7 @@ ONE = ("--training.max_steps", "4", "--checkpoint.every", "2")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, finished):
+def adapted_run(tmp_path_factory, finished):
     """A whole run with adapters, the head among them, on the tiny model, whose head is tied."""
     out = tmp_path_factory.mktemp("lora") / "run"
     from sftmix.cli import main
@@ -49,8 +49,8 @@ def logits(path: Path | str) -> torch.Tensor:
         return model(torch.arange(3, 40)[None]).logits
 
 
-def test_the_run_holds_adapters_only(run):
-    out, tiny, _ = run
+def test_the_run_holds_adapters_only(adapted_run):
+    out, tiny, _ = adapted_run
     whole = sum(x.numel() for x in load_file(tiny.model / "model.safetensors").values())
     for stage in ("train", "baseline"):
         written = load_file(out / stage / "model" / "adapter_model.safetensors")
@@ -63,14 +63,14 @@ def test_the_run_holds_adapters_only(run):
     assert AutoTokenizer.from_pretrained(out / "train" / "model").chat_template
 
 
-def test_a_line_says_where_the_adapters_are_and_none_that_others_leave_some_out(run):
+def test_a_line_says_where_the_adapters_are_and_none_that_others_leave_some_out(adapted_run):
     """Of a layer q has 32 x 32 of 32 x (32 + 16 + 16 + 32) numbers, and down one third of the MLP's."""
-    said = [line for line in (run[0].parent / "said").read_text().splitlines() if "adapters" in line]
+    said = [line for line in (adapted_run[0].parent / "said").read_text().splitlines() if "adapters" in line]
     assert said == ["model.lora: adapters on, of the decoder's weights by kind: attention 33.3%, dense 33.3%"]
 
 
-def test_both_exports(run, sftmix, tmp_path):
-    out, tiny, _ = run
+def test_both_exports(adapted_run, sftmix, tmp_path):
+    out, tiny, _ = adapted_run
     expected, adapters, merged = logits(out / "train" / "model"), tmp_path / "adapters", tmp_path / "merged"
     assert float((expected - logits(tiny.model)).abs().max()) > 1e-3
     assert sftmix("export", str(out), "--to", str(adapters)).code == 0
@@ -81,8 +81,8 @@ def test_both_exports(run, sftmix, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix, tmp_path):
-    none = made(*run[2], "--checkpoint.every", "0", *LORA)
+def test_without_checkpoints_the_exported_adapters_are_merged(adapted_run, made, sftmix, tmp_path):
+    none = made(*adapted_run[2], "--checkpoint.every", "0", *LORA)
     assert not (none / "train" / "checkpoints").exists()
     merged = tmp_path / "merged"
     done = sftmix("export", str(none), "--to", str(merged), "--merge")

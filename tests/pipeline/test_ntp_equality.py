@@ -27,22 +27,22 @@ EPS = 0.04  # as the largest gradients: AdamW's own 1e-8 turns the rounding of t
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
+def spread(tmp_path_factory) -> Tiny:
     """Without dropout, and with predictions far from uniform: examples differ in their loss."""
-    tiny = make_tiny(tmp_path_factory.mktemp("tiny"))
-    model = AutoModelForCausalLM.from_pretrained(tiny.model)
+    spread = make_tiny(tmp_path_factory.mktemp("tiny"))
+    model = AutoModelForCausalLM.from_pretrained(spread.model)
     model.config.attention_dropout = 0.0
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.ndim >= 2 else 1)
-    model.save_pretrained(tiny.model)
-    return tiny
+    model.save_pretrained(spread.model)
+    return spread
 
 
 @pytest.fixture(scope="module")
-def data(tiny) -> TokenisedRows:
-    encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
-    options = DataOptions(train=[str(tiny.train)])
+def data(spread) -> TokenisedRows:
+    encoder = make_encoder(AutoTokenizer.from_pretrained(spread.model), None)
+    options = DataOptions(train=[str(spread.train)])
     return encode_dataset(prepare(options, 0), encoder, max_length=128).train
 
 
@@ -65,16 +65,16 @@ def order_of(data: TokenisedRows) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def ours(tiny, data, tmp_path_factory) -> SimpleNamespace:
+def ours(spread, data, tmp_path_factory) -> SimpleNamespace:
     rows, directory = order_of(data), tmp_path_factory.mktemp("ours")
     batches = [[(Slot(row),) for row in rows[at : at + WINDOW]] for at in range(0, len(rows), WINDOW)]
     stage = toy_stage(
         directory,
         batches,
-        model=AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(spread.model, dtype=torch.float32),
         data=data,
         options={"micro_batch_size": MICRO, "eps": EPS, **ADAMW},
-        pad_id=AutoTokenizer.from_pretrained(tiny.model).pad_token_id,
+        pad_id=AutoTokenizer.from_pretrained(spread.model).pad_token_id,
     )
     result = train(stage, World())
     lines = logged(directory)
@@ -83,10 +83,10 @@ def ours(tiny, data, tmp_path_factory) -> SimpleNamespace:
     )
 
 
-def test_transformers_loss_is_ours(tiny, data, ours):
+def test_transformers_loss_is_ours(spread, data, ours):
     """The first window as one batch, by the model's own loss."""
-    model = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32).train()
-    padded = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))
+    model = AutoModelForCausalLM.from_pretrained(spread.model, dtype=torch.float32).train()
+    padded = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(spread.model))
     loss = model(**padded(examples(data, order_of(data)[:WINDOW])), use_cache=False).loss
     loss.backward()
     assert ours.loss[0] == pytest.approx(float(loss.detach()), rel=1e-6)
@@ -94,7 +94,7 @@ def test_transformers_loss_is_ours(tiny, data, ours):
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
-def test_trl_sft_trainer_is_ours(tiny, data, ours, tmp_path):
+def test_trl_sft_trainer_is_ours(spread, data, ours, tmp_path):
     """SFTTrainer on the same rows in the same order: loss and gradient norm of every step, and the final weights."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
@@ -123,10 +123,10 @@ def test_trl_sft_trainer_is_ours(tiny, data, ours, tmp_path):
         **ADAMW,
     )
     trainer = InOrder(
-        model=AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(spread.model, dtype=torch.float32),
         args=arguments,
         train_dataset=dataset,
-        processing_class=AutoTokenizer.from_pretrained(tiny.model),
+        processing_class=AutoTokenizer.from_pretrained(spread.model),
     )
     trainer.train()
     logged = [m for m in trainer.state.log_history if "loss" in m]

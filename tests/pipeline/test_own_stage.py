@@ -112,6 +112,7 @@ def makes_clusters(world: World, place: str, out: str, fault: Record | KillAt | 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_stage_of_ones_own_that_was_killed_goes_on_to_the_same_files(clusters, asked, tmp_path):
     """Before each of its file operations."""
     (tmp_path / "asked.yaml").write_text(asked.yaml())

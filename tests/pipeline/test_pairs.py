@@ -11,7 +11,6 @@ from sftmix.components import Median, RandomPairs
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.disk.files import read_json
 from sftmix.types import Scores, Split
-from tests.fast import some_fast
 from tests.tiny import Tiny, metrics, table, weights
 
 KEEPING = ("--with_baseline", "--checkpoint.every", "3", "--checkpoint.keep", "9")
@@ -86,7 +85,7 @@ def test_a_window_of_two_epochs_is_the_last_two(finished, made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", some_fast([3, 6, 9], every=3))
+@pytest.mark.parametrize("step", [3, pytest.param(6, marks=pytest.mark.long), 9])
 def test_a_continued_single_run_is_the_uninterrupted_one(finished, single, tmp_path, made, step):
     """From a checkpoint in the first epoch (4 steps), in the second, and just after it."""
     whole, again = single, shutil.copytree(single, tmp_path / "run")

@@ -3,7 +3,6 @@
 Everything goes through the command line, in this process; the fixture `finished` is one whole run of it.
 """
 
-import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -30,13 +29,7 @@ from sftmix.ranks.rng import stable_hash
 from sftmix.training.signals import StopSignal
 from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
-from tests.tiny import SHORT, contents, groups, metrics, status, table, weights
-
-
-@pytest.fixture
-def copied(finished, tmp_path) -> Path:
-    return shutil.copytree(finished.path, tmp_path / "run")
-
+from tests.tiny import SHORT, groups, metrics, status, table, weights
 
 # ---------------------------------------------------------------------------------- a whole run
 
@@ -93,23 +86,6 @@ def test_every_epoch_mixes_other_pairs(finished):
 
 
 # ------------------------------------------------------------------------------- reused or refused
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("--splitter", "RandomSplit"), "splitter: sftmix.components.splitters.Median -> sftmix."),
-        (("--objective.mu", "0.5"), "objective.mu: 0.2 -> 0.5"),
-        (("--data.template", "alpaca"), "data.template: 'tokenizer' -> 'alpaca'"),
-    ],
-    ids=lambda x: x[0] if isinstance(x, tuple) else "",
-)
-def test_another_configuration_is_refused_by_name(finished, copied, refused, words, named):
-    before = contents(copied)
-    told = refused(*finished.words, *words)
-    assert "was made with other inputs" in told
-    assert named in told
-    assert contents(copied) == before
 
 
 # --------------------------------------------------------------------------------- only what is needed

@@ -95,14 +95,18 @@ def on_disk(tiny: Tiny, path: Path, *words: str) -> list[str]:
     return ["reference", *tiny.bare, *SHORT, *kind, *words]
 
 
-def trained(tiny: Tiny, *words: str) -> list[str]:
+def scored_before(tiny: Tiny, *words: str) -> list[str]:
     """The words of a reference that is scored before its training."""
     return ["reference", *tiny.bare, *SHORT, "--reference.checkpoints", "[0]", *words]
 
 
 def other(tiny: Tiny, kind: str, path: Path) -> list[str]:
     """The words of a reference with a model of its own, on disk or trained."""
-    return on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, "--reference.model.path", str(path), *RUN)
+    return (
+        on_disk(tiny, path, *RUN)
+        if kind == "on disk"
+        else scored_before(tiny, "--reference.model.path", str(path), *RUN)
+    )
 
 
 # ------------------------------------------------------------------------------------- the same tokenizer
@@ -121,7 +125,7 @@ def test_a_reference_with_the_targets_tokenizer_reads_what_the_target_reads(kind
 def test_what_is_not_set_is_the_runs_and_a_shorter_context_ends_its_length(alone, tiny, made):
     path = copied(tiny, "copy", **({"max_position_embeddings": LENGTH} if alone == "context" else {}))
     words = {
-        "template": trained(tiny, "--reference.model.template", "alpaca", "--data.max_length", str(LENGTH)),
+        "template": scored_before(tiny, "--reference.model.template", "alpaca", "--data.max_length", str(LENGTH)),
         "length": on_disk(tiny, path, "--data.template", "alpaca", "--reference.max_length", str(LENGTH)),
         "context": on_disk(tiny, path, "--data.template", "alpaca"),
     }[alone]

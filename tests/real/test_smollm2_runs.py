@@ -67,6 +67,7 @@ def test_answers_in_batches_are_those_of_transformers_one_by_one(whole, question
         assert answer == tokenizer.decode(made, skip_special_tokens=True).strip()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of PEFT, as it loads
 def test_adapters_merge_into_the_weights(smollm2, questions, tmp_path):
     lora = ("--model.lora.r", "4", "--training.learning_rate", "1e-3", "--reference.checkpoints", "1")
@@ -84,7 +85,8 @@ def test_adapters_merge_into_the_weights(smollm2, questions, tmp_path):
     assert float((other - before).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_train_what_one_process_does(parallel, smollm2, questions, held_out, whole, tmp_path):
     """Given the same split; within float32 rounding of two steps of AdamW at 1e-5."""
     run = from_split(whole, tmp_path)

@@ -195,7 +195,7 @@ def stored(path, tokenizer, **options):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=5),
     options=st.fixed_dictionaries(

@@ -33,22 +33,6 @@ def pieces(encoder, found) -> list[str]:
     return [encoder.tokenizer.decode(found.ids[a:b]) for a, b in found.spans]
 
 
-def test_ids_and_spans_by_hand(small):
-    """Special tokens split the text, so every part of a ChatML conversation can be tokenised alone."""
-    encoder = make_encoder(small["chatml"])
-
-    def ids(text):
-        return small["chatml"](text, add_special_tokens=False)["input_ids"]
-
-    start, end = (small["chatml"].convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
-    (found,) = encode(encoder, example("Name a colour.", "Blue is a colour."))
-    prompt = [start, *ids("user\nName a colour."), end, *ids("\n"), start, *ids("assistant\n")]
-    response = [*ids("Blue is a colour."), end]
-    assert found.reasons == []
-    assert found.ids == prompt + response
-    assert found.spans == [(len(prompt), len(prompt) + len(response))]
-
-
 def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
     """The untrained part is what generation starts from, the last trained token stops it."""
     chats = [

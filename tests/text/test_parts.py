@@ -39,7 +39,7 @@ def weighed(encoder, given: dict):
     return found.ids, weight, found.reasons
 
 
-def trained(encoder, given: dict) -> str:
+def trained_text(encoder, given: dict) -> str:
     """The text of the trained tokens, in order."""
     ids, weight, _ = weighed(encoder, given)
     return encoder.decode([token for token, of_token in zip(ids, weight, strict=True) if of_token])
@@ -59,7 +59,7 @@ def trained(encoder, given: dict) -> str:
 def test_parts_of_a_response_that_is_tokenised_apart_from_its_prompt(parts, expected):
     """As its first newlines would be one token with the prompt's."""
     encoder = make_encoder(bos_tokenizer())
-    assert trained(encoder, row(parts)) == expected
+    assert trained_text(encoder, row(parts)) == expected
     assert ("boundary" in weighed(encoder, row(parts))[2]) == parts[0][0].startswith("\n\n")
 
 
@@ -93,7 +93,9 @@ def test_each_token_has_the_weight_of_the_last_part_that_it_says(tokenizer, part
 def test_a_thought_in_front_of_parts_has_the_weight_of_its_turn():
     parts = [("Let me guess: five.", OFF), (" It is four.", {})]
     thought = make_encoder(chatml_tokenizer(QWEN3), thinks=True)
-    assert trained(thought, row(parts, reasoning_content="2+2")) == "<think>\n2+2\n</think>\n\n It is four.<|im_end|>"
+    assert (
+        trained_text(thought, row(parts, reasoning_content="2+2")) == "<think>\n2+2\n</think>\n\n It is four.<|im_end|>"
+    )
     halves = [("Five. ", {"weight": 0.5}), ("Four.", {})]
     ids, weight, _ = weighed(thought, row(halves, reasoning_content="2+2", weight=3))
     assert thought.decode([token for token, share in zip(ids, weight, strict=True) if share == 1.5]) == "Five. "
@@ -123,7 +125,7 @@ def test_an_empty_thought_is_written_once(template, thinks, thoughts):
 
 @pytest.mark.parametrize(("thoughts", "expected"), [("train", f"{EMPTY}Four.<|im_end|>"), ("drop", "Four.<|im_end|>")])
 def test_an_empty_thought_under_a_template_without_thoughts_is_as_the_row_has_it(thoughts, expected):
-    assert trained(make_encoder(chatml_tokenizer(), thoughts=thoughts), row(f"{EMPTY}Four.")) == expected
+    assert trained_text(make_encoder(chatml_tokenizer(), thoughts=thoughts), row(f"{EMPTY}Four.")) == expected
 
 
 @pytest.mark.parametrize("thoughts", ["train", "drop"])

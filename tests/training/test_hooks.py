@@ -40,7 +40,9 @@ class EvaluateAtStart(Callback):
         return CallbackResult(state.evaluate())
 
 
-def trained(place: Path, callbacks: list[Callback], *, world: World | None = None, best: bool = False) -> StageResult:
+def train_with(
+    place: Path, callbacks: list[Callback], *, world: World | None = None, best: bool = False
+) -> StageResult:
     world = world or World()
     more = {"scorer": Scorer(world=world), "eval_data": DATA, "callbacks": callbacks}
     checkpoint = CheckpointOptions(every=100, keep_best=best)
@@ -49,10 +51,10 @@ def trained(place: Path, callbacks: list[Callback], *, world: World | None = Non
 
 def test_the_end_of_a_stage_has_the_metrics_of_its_last_step_after_a_resume(tmp_path):
     with pytest.raises(Stopped):
-        trained(tmp_path, [Interrupt(step=6)])
+        train_with(tmp_path, [Interrupt(step=6)])
     for _ in range(2):
         watch = AtTheEnds()
-        figures = trained(tmp_path, [watch]).figures
+        figures = train_with(tmp_path, [watch]).figures
         last = logged(tmp_path)[-1]
         assert (figures["last_loss"], figures["last_at"]) == (last["loss"], 6)
         assert watch.seen == {name: value for name, value in last.items() if name != "rows"}
@@ -69,10 +71,10 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
         found = [(line["step"], line["eval_nll"]) for line in lines if "eval_nll" in line]
         return [(0, first["start_eval_nll"]), *found]
 
-    whole = trained(tmp_path / "whole", all_of_them()).figures
+    whole = train_with(tmp_path / "whole", all_of_them()).figures
     with pytest.raises(Stopped):
-        trained(tmp_path / "parts", all_of_them(Interrupt(step=1)))
-    parts = trained(tmp_path / "parts", all_of_them()).figures
+        train_with(tmp_path / "parts", all_of_them(Interrupt(step=1)))
+    parts = train_with(tmp_path / "parts", all_of_them()).figures
     assert [step for step, _ in evaluations(tmp_path / "whole")] == [0, 2, 4]
     assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
     for figures in (whole, parts):
@@ -83,7 +85,7 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
 def test_early_stopping_stops_wherever_it_stands(tmp_path, first):
     """The NLL stays as it is. Before the callback that evaluates, it hears of an evaluation a step later."""
     both = [Evaluate(every=2), EarlyStopping(patience=1, min_delta=0.01)]
-    figures = trained(tmp_path, both[::-1] if first else both).figures
+    figures = train_with(tmp_path, both[::-1] if first else both).figures
     assert (figures["steps"], figures["stopped_by"]) == (5 if first else 4, "EarlyStopping")
 
 
@@ -103,7 +105,7 @@ def check_best(world: World, directory: str) -> None:
     """What rank 0 logs decides which weights are the best, and where none is told, the last ones are evaluated."""
     for rank, step in ((0, 4), (1, 6)):
         place = Path(directory, f"{rank}")
-        trained(place, [OfAnotherProgram(rank=rank, of=world)], world=world, best=True)
+        train_with(place, [OfAnotherProgram(rank=rank, of=world)], world=world, best=True)
         assert [path.name for path in (place / "best").iterdir()] == [f"step-{step:08d}"]
 
 
@@ -115,8 +117,8 @@ def test_ranks_agree_on_the_best_weights_where_one_of_them_tells_the_nll(tmp_pat
 def test_a_resumed_stage_keeps_the_best_weights_of_before(tmp_path):
     nearest_to_4 = OfAnotherProgram(rank=0, of=World())
     with pytest.raises(Stopped):
-        trained(tmp_path, [nearest_to_4, Interrupt(step=4)], best=True)
-    trained(tmp_path, [nearest_to_4], best=True)
+        train_with(tmp_path, [nearest_to_4, Interrupt(step=4)], best=True)
+    train_with(tmp_path, [nearest_to_4], best=True)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000004"]
 
 
@@ -124,8 +126,8 @@ def test_weights_that_were_not_kept_are_not_replaced_by_worse_ones(tmp_path, cap
     """keep_best may be set when a run goes on; its best evaluation was before."""
     nearest_to_4 = OfAnotherProgram(rank=0, of=World())
     with pytest.raises(Stopped):
-        trained(tmp_path, [nearest_to_4, Interrupt(step=4)])
-    trained(tmp_path, [nearest_to_4], best=True)
+        train_with(tmp_path, [nearest_to_4, Interrupt(step=4)])
+    train_with(tmp_path, [nearest_to_4], best=True)
     assert not any((tmp_path / "best").glob("step-*"))
     assert "the best evaluation so far, " in capsys.readouterr().out
 
@@ -134,9 +136,9 @@ def test_weights_that_a_part_without_keep_best_has_bettered_are_no_longer_the_be
     nearest_to_4 = OfAnotherProgram(rank=0, of=World())
     for step, best in ((2, True), (4, False)):
         with pytest.raises(Stopped):
-            trained(tmp_path, [nearest_to_4, Interrupt(step=step)], best=best)
+            train_with(tmp_path, [nearest_to_4, Interrupt(step=step)], best=best)
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000002"]
-    trained(tmp_path, [nearest_to_4], best=True)
+    train_with(tmp_path, [nearest_to_4], best=True)
     assert not any((tmp_path / "best").glob("step-*"))
     assert "the best evaluation so far, 0.0000, has no weights kept" in capsys.readouterr().out
 
@@ -170,10 +172,10 @@ NAN, INF = float("nan"), float("inf")
 )
 def test_an_evaluation_that_is_no_number_counts_as_none(tmp_path, capsys, nll, kept):
     """Without an end and with one, the same weights are the best."""
-    trained(tmp_path / "whole", [OfAList(nll=nll)], best=True)
+    train_with(tmp_path / "whole", [OfAList(nll=nll)], best=True)
     with pytest.raises(Stopped):
-        trained(tmp_path / "parts", [OfAList(nll=nll), Interrupt(step=4)], best=True)
-    trained(tmp_path / "parts", [OfAList(nll=nll)], best=True)
+        train_with(tmp_path / "parts", [OfAList(nll=nll), Interrupt(step=4)], best=True)
+    train_with(tmp_path / "parts", [OfAList(nll=nll)], best=True)
     for place in ("whole", "parts"):
         assert [path.name for path in (tmp_path / place / "best").glob("step-*")] == [f"step-{n:08d}" for n in kept]
     assert "no weights kept" not in capsys.readouterr().out
@@ -199,11 +201,11 @@ class Telling(Callback):
 def test_a_callback_cannot_take_a_name_of_the_loop(tmp_path, hook, name):
     told = rf"callbacks Telling returned the metric {name} from {hook}\(\); allowed: .*; rename it, as my_{name}$"
     with pytest.raises(ContractError, match=told):
-        trained(tmp_path, [Telling(hook=hook, name=name)])
+        train_with(tmp_path, [Telling(hook=hook, name=name)])
 
 
 def test_the_names_of_the_loop_are_all_that_it_tells(tmp_path):
-    done = trained(tmp_path, [])
+    done = train_with(tmp_path, [])
     assert logged(tmp_path)[0].keys() == OWN_OF_STEP
     assert done.figures.keys() == OWN_OF_STAGE
 
@@ -217,7 +219,7 @@ class ScoresSome(Callback):
 
 def test_rows_are_scored_by_any_list_of_them_an_empty_one_too(tmp_path):
     callback = ScoresSome()
-    trained(tmp_path, [callback])
+    train_with(tmp_path, [callback])
     expected = [int(DATA[row].target.sum()) for row in (2, 0)]
     assert [(n_tokens.dtype, n_tokens.tolist()) for n_tokens in callback.found] == [
         (np.int64, tokens) for tokens in ([], [], expected)

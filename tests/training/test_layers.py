@@ -30,7 +30,7 @@ UNITS: list[list[Unit]] = [[(Slot(0), Slot(1)), (Slot(2),)], [(Slot(3), Slot(0))
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own, which it hides by itself outside of pytest
 
 
-def gradients(world: World, **options: Any) -> dict[str, torch.Tensor]:
+def gradients_of_both(world: World, **options: Any) -> dict[str, torch.Tensor]:
     """Of every parameter after both micro-batches; two of them for layers that share what was compiled."""
     module = training_module(toy_model(), TrainingOptions(**options), precision="fp32", world=world, trains=True)
     module.train()
@@ -46,9 +46,9 @@ def gradients(world: World, **options: Any) -> dict[str, torch.Tensor]:
 def same(world: World, **options: Any) -> None:
     torch._dynamo.reset()
     counters.clear()
-    expected = gradients(world, **options)
+    expected = gradients_of_both(world, **options)
     assert not counters["stats"]
-    found = gradients(world, compile=True, **options)
+    found = gradients_of_both(world, compile=True, **options)
     assert counters["stats"]["unique_graphs"] >= 1
     assert not counters["graph_break"], dict(counters["graph_break"])
     assert found.keys() == expected.keys()
@@ -117,11 +117,11 @@ def test_compiled_layers_are_recomputed():
 
 @pytest.mark.slow
 def test_compiled_layers_are_sharded():
-    on_ranks(sharded)
+    on_ranks(same_sharded)
 
 
 @TRACED_ONLY
-def sharded(world: World) -> None:
+def same_sharded(world: World) -> None:
     same(world, parallel="fsdp")
 
 

@@ -55,7 +55,7 @@ class Case(Exact):
         return plan
 
 
-def run(model, e: torch.Tensor, *, start: int = 0, end: int | None = None) -> torch.Tensor:
+def through(model, e: torch.Tensor, *, start: int = 0, end: int | None = None) -> torch.Tensor:
     """The layers `start` to `end` of the GPT-2 on states [L, D] of one example; before the first, positions are added,
     and behind the last stands the norm."""
     body = model.transformer
@@ -93,10 +93,10 @@ def mixture_of(model, case: Case, layer: int) -> Callable[[int, int, torch.Tenso
                 swapped = torch.tensor(case.swapped[DATA[c].id, DATA[u].id])
                 cut, labels = ids[a].clone(), torch.where(swapped, y[b], y[a])
                 cut[first[a] : first[a] + n] = labels
-                total = total + 0.5 * ce(run(model, wte[cut])[at], labels)
+                total = total + 0.5 * ce(through(model, wte[cut])[at], labels)
                 continue
-            mine, theirs = (wte[ids[k]] if layer == 0 else run(model, wte[ids[k]], end=layer) for k in (a, b))
-            states = run(model, own_way(mine, theirs, first[a], first[b], share), start=layer)[at]
+            mine, theirs = (wte[ids[k]] if layer == 0 else through(model, wte[ids[k]], end=layer) for k in (a, b))
+            states = through(model, own_way(mine, theirs, first[a], first[b], share), start=layer)[at]
             total = total + 0.5 * (share * ce(states, y[a]) + (1 - share) * ce(states, y[b]))
         return total
 

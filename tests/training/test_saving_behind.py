@@ -47,7 +47,7 @@ class Slow:
         raise TimeoutError("the training did not go on")
 
 
-def trained(steps: int = 1) -> Trained:
+def trained_model(steps: int = 1) -> Trained:
     return Trained(toy_model(dtype=torch.float32), steps=steps)
 
 
@@ -65,7 +65,7 @@ def stage(directory: Path, *callbacks: Callback, every: int = 2):
 
 def test_what_is_written_is_the_state_of_its_step(tmp_path, monkeypatch):
     """Steps that are made meanwhile do not change it, and there is no checkpoint before all is on disk."""
-    it, moved = trained(), threading.Event()
+    it, moved = trained_model(), threading.Event()
     monkeypatch.setattr(part, "save_file", Slow(moved.is_set))
     store, before = CheckpointStore(tmp_path, keep=1, world=World()), it.everything()
     store.save(1, it.wrapped, it.optimizer, {})
@@ -76,7 +76,7 @@ def test_what_is_written_is_the_state_of_its_step(tmp_path, monkeypatch):
     moved.set()
     store.finish()
     assert store.newest_valid() == 1
-    other = trained(steps=2)
+    other = trained_model(steps=2)
     store.load(1, other.wrapped, other.optimizer)
     assert_exact(other.everything(), before)
     assert not torch.equal(it.everything()["lm_head.weight"], before["lm_head.weight"])
@@ -88,7 +88,7 @@ def test_tensors_are_in_memory_at_most_once_more(tmp_path, monkeypatch, behind):
     seen = list[set[int]]()
     monkeypatch.setattr(CheckpointStore, "behind", behind)
     monkeypatch.setattr(part, "save_file", lambda tensors, *more: seen.append({x.data_ptr() for x in tensors.values()}))
-    it, held = trained(), list[torch.Tensor]()
+    it, held = trained_model(), list[torch.Tensor]()
     held += it.wrapped.parameters()
     held += [x for state in it.optimizer.state.values() for x in state.values()]
     store = CheckpointStore(tmp_path, keep=1, world=World())

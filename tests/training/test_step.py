@@ -77,7 +77,7 @@ class Exact(Objective):
         return self.objective.loss(view, batch, plan)
 
 
-def gradients(model) -> dict[str, torch.Tensor]:
+def take_gradients(model) -> dict[str, torch.Tensor]:
     found = {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     return found
@@ -118,7 +118,7 @@ def ours(
         check_loss(objective, out, scaled)
         (out.loss / world).backward()
         total += float(out.loss.detach()) / world
-    return total, gradients(model)
+    return total, take_gradients(model)
 
 
 def response(model, row: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -171,7 +171,7 @@ def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, 
 
 def value_and_gradients(model, loss: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
     loss.backward()
-    return float(loss.detach()), gradients(model)
+    return float(loss.detach()), take_gradients(model)
 
 
 def assert_same(left, right) -> None:
@@ -313,7 +313,7 @@ def test_weights_of_prompts_join_those_of_rows(model, cut, divided_by, share):
     count = plain + share * asked
     expected = mixed - ntp + (ntp * plain + 0.25 * float(total.detach())) / count
     total.backward()
-    of_asked = gradients(model)
+    of_asked = take_gradients(model)
     slopes = {k: of_mixed[k] - of_ntp[k] + (of_ntp[k] * plain + 0.25 * of_asked[k]) / count for k in of_ntp}
     assert_same((loss, found), (expected, slopes))
 

@@ -64,7 +64,7 @@ class Weights(Callback):
             raise Stopped("here")
 
 
-def trained(place: Path, objective: Objective, *, model=None, stop: int = -1, every: int = 0):
+def taught(place: Path, objective: Objective, *, model=None, stop: int = -1, every: int = 0):
     model = model or toy_model()
     watch = Weights(model=model, stop=stop)
     options, checkpoint = {"learning_rate": 0.01}, CheckpointOptions(every=every)
@@ -85,7 +85,7 @@ def nll_by(weights: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("decay", [DECAY, None])
 def test_each_step_is_taught_by_the_average_of_those_before_or_by_the_start(tmp_path, decay):
     objective = Distil(decay=decay)
-    _, after = trained(tmp_path, objective)
+    _, after = taught(tmp_path, objective)
     average = {name: p.detach().clone() for name, p in toy_model().named_parameters()}
     for step in range(4):
         expected = nll_by(average, toy_model())
@@ -97,19 +97,19 @@ def test_each_step_is_taught_by_the_average_of_those_before_or_by_the_start(tmp_
 
 
 def test_its_passes_leave_the_training_as_it_is(tmp_path):
-    plain, _ = trained(tmp_path / "plain", NTP(), model=toy_model(dtype=torch.float32, dropout=0.2))
+    plain, _ = taught(tmp_path / "plain", NTP(), model=toy_model(dtype=torch.float32, dropout=0.2))
     for decay in (DECAY, None):
         beside = Distil(weight=0.0, decay=decay)
-        found, _ = trained(tmp_path / str(decay), beside, model=toy_model(dtype=torch.float32, dropout=0.2))
+        found, _ = taught(tmp_path / str(decay), beside, model=toy_model(dtype=torch.float32, dropout=0.2))
         assert all(torch.equal(found[name], weight) for name, weight in plain.items())
 
 
 @pytest.mark.parametrize("decay", [DECAY, None])
 def test_a_resumed_training_has_the_same_teacher(tmp_path, decay):
-    whole, _ = trained(tmp_path / "whole", Distil(decay=decay))
+    whole, _ = taught(tmp_path / "whole", Distil(decay=decay))
     with pytest.raises(Stopped):
-        trained(tmp_path / "cut", Distil(decay=decay), stop=3, every=1)
-    resumed, after = trained(tmp_path / "cut", Distil(decay=decay), every=1)
+        taught(tmp_path / "cut", Distil(decay=decay), stop=3, every=1)
+    resumed, after = taught(tmp_path / "cut", Distil(decay=decay), every=1)
     assert len(after) == 2
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 
@@ -117,7 +117,7 @@ def test_a_resumed_training_has_the_same_teacher(tmp_path, decay):
 def test_the_base_of_adapters_is_the_model_without_them(tmp_path):
     model, objective = toy_model(), Distil(decay=None)
     add_adapters(model, LoraOptions(r=2, target_modules=["c_attn", "lm_head"]), seed=0)
-    _, after = trained(tmp_path, objective, model=model)
+    _, after = taught(tmp_path, objective, model=model)
     expected = nll_by({}, toy_model())
     for name, nll in objective._seen:
         torch.testing.assert_close(nll, expected[name], rtol=0, atol=1e-10)
@@ -150,7 +150,7 @@ def test_a_view_without_a_teacher_says_what_is_missing(tmp_path):
     undeclared = Distil()
     undeclared.needs = frozenset()
     with pytest.raises(ConfigError, match=r"Need\.TEACHER in `needs`"):
-        trained(tmp_path, undeclared)
+        taught(tmp_path, undeclared)
 
 
 class Counts(NTP):
@@ -172,11 +172,11 @@ class Counts(NTP):
 
 
 def test_what_an_objective_says_it_keeps_comes_back(tmp_path):
-    whole, _ = trained(tmp_path / "whole", Counts())
+    whole, _ = taught(tmp_path / "whole", Counts())
     with pytest.raises(Stopped):
-        trained(tmp_path / "cut", Counts(), stop=3, every=1)
+        taught(tmp_path / "cut", Counts(), stop=3, every=1)
     objective = Counts()
-    resumed, _ = trained(tmp_path / "cut", objective, every=1)
+    resumed, _ = taught(tmp_path / "cut", objective, every=1)
     assert objective.calls == 8
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from sftmix.batches.collate import collate
-from sftmix.components import NTP, LossView, ProFit, SFTMix, UnigramSmoothing
+from sftmix.components import NTP, LossView, Objective, ProFit, SFTMix, UnigramSmoothing
 from sftmix.model.head import Head
 from sftmix.ranks.world import World
 from sftmix.training.loop import TrainingLoop
@@ -42,18 +43,36 @@ def targets(labels: torch.Tensor, epsilon: float, q: torch.Tensor) -> torch.Tens
     return (1 - epsilon) * F.one_hot(labels, VOCABULARY).double() + epsilon * q
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_a_global_batch_cut_up_is_the_formula(tied, cut):
-    model, objective = toy_model(tied=tied), UnigramSmoothing(epsilon=0.3)
-    objective.begin(DATA)
-    found = ours(model, Exact(objective=objective, seen={}), UNITS, **cut)
+def smoothed(z: torch.Tensor, labels: torch.Tensor, epsilon: float, q: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(z, targets(labels, epsilon, q), reduction="none")
+
+
+Formula = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""The loss of each token, of its logits and label."""
+
+
+def mean_of(model, formula: Formula) -> torch.Tensor:
+    """The mean over the response tokens of the rows that are trained, on one row at a time."""
     losses = []
     for row in TRAINED:
         hidden, labels, _ = response(model, DATA[row])
-        z = hidden @ model.get_output_embeddings().weight.T
-        losses.append(F.cross_entropy(z, targets(labels, 0.3, frequencies()), reduction="none"))
-    assert_same(found, value_and_gradients(model, torch.cat(losses).mean()))
+        losses.append(formula(hidden @ model.get_output_embeddings().weight.T, labels))
+    return torch.cat(losses).mean()
+
+
+def check_cut(objective: Objective, formula: Formula, *, tied: bool, cut: dict) -> None:
+    """A global batch, however it is cut up, has the loss and the gradients of the formula."""
+    model = toy_model(tied=tied)
+    found = ours(model, Exact(objective=objective, seen={}), UNITS, **cut)
+    assert_same(found, value_and_gradients(model, mean_of(model, formula)))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_a_global_batch_cut_up_is_the_formula(tied, cut):
+    objective = UnigramSmoothing(epsilon=0.3)
+    objective.begin(DATA)
+    check_cut(objective, lambda z, labels: smoothed(z, labels, 0.3, frequencies()), tied=tied, cut=cut)
 
 
 def head_with(bias: bool, softcap: float | None, scale: float, adapted: bool) -> Head:
@@ -64,11 +83,28 @@ def head_with(bias: bool, softcap: float | None, scale: float, adapted: bool) ->
     return Head(module["head"].double(), softcap, scale)
 
 
+OF_HEAD = {
+    "bias": st.booleans(),
+    "softcap": st.sampled_from([None, 1.5, 30.0]),
+    "scale": st.sampled_from([1.0, 0.25, 40.0]),
+    "adapted": st.booleans(),
+}
+
+
+def check_head(objective: Objective, formula: Formula, head: Head) -> None:
+    """The weighted loss of a batch, and its gradients by states and head, are those of the formula."""
+    hidden = torch.randn(len(BATCH.labels), 16, dtype=torch.float64, requires_grad=True)
+    plan = objective.plan(BATCH)
+    plan = replace(plan, row_weight=plan.row_weight.double())  # as a step divides it
+    each = formula(head.logits(hidden), BATCH.labels)
+    inputs = [hidden, *(p for p in head.module.parameters() if p.requires_grad)]
+    both = objective.loss(LossView(head, lambda: hidden), BATCH, plan).loss, (plan.row_weight * each).sum()
+    found, expected = ([loss.detach(), *torch.autograd.grad(loss, inputs)] for loss in both)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
 @given(
-    bias=st.booleans(),
-    softcap=st.sampled_from([None, 1.5, 30.0]),
-    scale=st.sampled_from([1.0, 0.25]),
-    adapted=st.booleans(),
+    **OF_HEAD,
     epsilon=st.floats(0.01, 0.99),
     size=st.integers(1, VOCABULARY),
     seed=st.integers(0, 9),
@@ -80,15 +116,8 @@ def test_every_head_has_the_formula_and_its_gradients(tmp_path_factory, epsilon,
     np.save(file, counts.numpy())
     objective = UnigramSmoothing(epsilon=epsilon, distribution=str(file))
     objective.begin([])
-    hidden = torch.randn(len(BATCH.labels), 16, dtype=torch.float64, requires_grad=True)
-    plan = objective.plan(BATCH)
-    plan = replace(plan, row_weight=plan.row_weight.double())  # as a step divides it
     q = F.pad(counts / counts.sum(), (0, VOCABULARY - size))
-    each = F.cross_entropy(head.logits(hidden), targets(BATCH.labels, epsilon, q), reduction="none")
-    inputs = [hidden, *(p for p in head.module.parameters() if p.requires_grad)]
-    both = objective.loss(LossView(head, lambda: hidden), BATCH, plan).loss, (plan.row_weight * each).sum()
-    found, expected = ([loss.detach(), *torch.autograd.grad(loss, inputs)] for loss in both)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    check_head(objective, lambda z, labels: smoothed(z, labels, epsilon, q), head)
 
 
 def test_the_smoothing_of_a_plain_head_makes_no_logits(monkeypatch):
@@ -133,12 +162,8 @@ def check_ranks(world: World, directory: str) -> None:
     expected = frequencies([DATA[row] for row in stage.order.rows])
     for q in world.gather(objective.q):
         np.testing.assert_allclose(q, expected.numpy()[: len(q)], rtol=1e-12)
-    model, losses = toy_model(), []
-    for row in TRAINED:
-        hidden, labels, _ = response(model, DATA[row])
-        z = hidden @ model.get_output_embeddings().weight.T
-        losses.append(F.cross_entropy(z, targets(labels, 0.3, expected), reduction="none"))
-    assert loop.advance()["loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-6)
+    right = mean_of(toy_model(), lambda z, labels: smoothed(z, labels, 0.3, expected))
+    assert loop.advance()["loss"] == pytest.approx(float(right), rel=1e-6)
 
 
 def test_two_ranks_count_the_same_and_train_by_the_formula(tmp_path):

@@ -28,6 +28,7 @@ def test_the_variants_of_the_page_differ_in_their_objective_alone(plain, sftmix,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_example_finds_the_strength_of_a_temperature(plain, tmp_path):
     """The wanted temperature is that of a known strength: of eighths of the range, three halvings are needed."""
     module = runpy.run_path(str(PAGE.parent / "examples" / "matched.py"))

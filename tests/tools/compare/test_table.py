@@ -230,6 +230,7 @@ class Mine(RandomPairs):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_after_an_edit_of_a_class_the_runs_to_move_are_named_at_the_start(finished, sftmix, tmp_path):
     variants = {"NTP": {"objective": "NTP"}, "mine": {"pairing": f"{__name__}.Mine"}}
     assert sftmix(*words(finished, tmp_path, variants, seeds="[1]")).code == 0
@@ -322,7 +323,7 @@ LONGER = ("--training.max_steps", "6", "--reference.training.learning_rate", "0.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_table_goes_on_past_a_run_that_diverges(finished, sftmix, tmp_path, ranks):
     """Rank 0 alone reads and notes how the run ended; a rank that went another way would wait for ever."""
     command = words(finished, tmp_path, WILD, *LONGER, seeds="[1]")

@@ -100,7 +100,7 @@ def test_the_template_of_the_page_writes_what_the_script_trains(small, tmp_path,
     assert theirs == [(list(one.input_ids), list(one.target)) for one in ours]
 
 
-def sharded(world, path):
+def refuse_sharded(world, path):
     model = fully_shard(AutoModelForCausalLM.from_pretrained(path))
     rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
     with pytest.raises(ValueError, match="sharded weights: leave it out, keep checkpoints with whole weights"):
@@ -108,4 +108,4 @@ def sharded(world, path):
 
 
 def test_sharded_weights_are_refused(small):
-    on_ranks(sharded, small.model)
+    on_ranks(refuse_sharded, small.model)

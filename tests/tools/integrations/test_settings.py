@@ -38,12 +38,6 @@ def tokenizer_of(tiny):
     return AutoTokenizer.from_pretrained(tiny.model)
 
 
-def test_without_trl_it_is_a_trainer(plain, tmp_path):
-    _, found = trained(SFTMixTrainer, plain, tmp_path / "found", **of_transformers(plain))
-    _, right = trained(Mixed, plain, tmp_path / "right")
-    same(found, right, "loss", "grad_norm")
-
-
 class Uncounted(LlamaForCausalLM):
     """Its own loss is a mean that takes no count from a Trainer, as that of Gemma 3 and Qwen 3.5 with images."""
 

@@ -1,10 +1,8 @@
 """Cards: what comes from data is text and not markup, and paths of the machine stay out."""
 
 import re
-import shutil
 import textwrap
 
-import pytest
 import yaml
 from huggingface_hub import ModelCard
 
@@ -14,12 +12,6 @@ from sftmix.tools.sharing.cards import model_card, without_directories, write_sc
 from sftmix.tools.sharing.command import write_run_cards
 from tests.tiny import ROOT, table
 from tests.tools.evaluate.bench import write_result
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    shutil.copytree(finished.path, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def recipe_of(card):

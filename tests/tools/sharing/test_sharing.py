@@ -107,13 +107,6 @@ def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, fi
     assert groups(shared_run.home / "offline") == groups(finished.path)
 
 
-@pytest.mark.parametrize(("command", "told"), [("export", "unrecognized arguments"), ("confidence", "push_to_hub")])
-def test_the_options_of_uploads_are_gone(finished, sftmix, command, told):
-    words = [str(finished.path), "--to", "there"] if command == "export" else [*finished.tiny.bare, "--out", "there"]
-    done = sftmix(command, *words, "--push_to_hub", "me/model")
-    assert (done.code, told in done.err) == (2, True), done.err
-
-
 def test_an_export_has_a_card_and_leaves_the_run_as_it_was(finished, sftmix, tmp_path):
     shutil.copytree(finished.path, tmp_path / "run")
     before = (tmp_path / "run" / "train" / "MANIFEST.json").read_bytes()

@@ -13,7 +13,6 @@ TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "
 @pytest.fixture
 def rows(tmp_path) -> Path:
     found = [{"instruction": f"Tell me about {t}.", "output": f"People know {t} well."} for t in TOPICS]
-    found[3] = {"instruction": "=1+1", "output": "@SUM(A1)"}
     found[5]["id"] = "-whales"
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in found))
@@ -31,15 +30,6 @@ def suspects(sftmix, rows, tmp_path):
             return {line["source"]: line for line in csv.DictReader(file)}
 
     return call
-
-
-def test_cells_that_a_spreadsheet_computes_are_text(suspects, rows, tmp_path):
-    table = suspects()
-    line = table[f"{rows}:4"]
-    assert (line["prompt"], line["response"]) == ("'=1+1", "'@SUM(A1)")
-    assert table[f"{rows}:6"]["id"] == "'-whales"
-    assert {"=1+1", "Tell me about apples."} <= {*pd.read_parquet(tmp_path / "out" / "suspects.parquet")["prompt"]}
-    assert not any(cell.startswith(("=", "+", "-", "@")) for each in table.values() for cell in each.values())
 
 
 def test_the_first_rows_or_those_above_a_score_are_to_drop_and_decisions_stay(suspects, tmp_path):

@@ -41,8 +41,11 @@ def without_the_last_id(file: Path) -> None:
     ("until", "name", "change", "column"),
     [
         ("split", "split/split.parquet", with_two_examples_exchanged, "group"),
-        ("confidence", "confidence/confidence.parquet", with_the_confidence_turned_around, "confidence"),
-        ("split", "selection/selected.parquet", without_the_last_id, "id"),
+        pytest.param(
+            *("confidence", "confidence/confidence.parquet", with_the_confidence_turned_around, "confidence"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param("split", "selection/selected.parquet", without_the_last_id, "id", marks=pytest.mark.long),
     ],
     ids=["split", "confidence", "selection"],
 )
