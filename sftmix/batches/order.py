@@ -158,9 +158,8 @@ class TrainingOrder:
     def _made(self, epoch: int) -> "Runs[list[Unit]]":
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
         pairs = self._pairs_of(epoch)
-        units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=self._singles_of(epoch))
-        if (rows := self._rows) is not None:
-            units = units.changed(lambda unit: tuple(replace(slot, row=int(rows[slot.row])) for slot in unit))
+        singles = self._singles_of(epoch)
+        units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=singles, rows=self._rows)
         batches = global_batches(units, self._size)
         if not self._pairs_known and len(batches) != self._expected:
             raise ConfigError(
@@ -206,12 +205,16 @@ class Runs(Sequence[Made]):
             return [self[number] for number in numbers]
         return self._make(int(self.starts[numbers]), int(self.starts[numbers + 1]))
 
-    def changed(self, change: Callable[[Made], Made]) -> "Runs[Made]":
-        """Return the same runs, each changed when it is made."""
-        return Runs(self.starts, lambda start, end: change(self._make(start, end)))
 
-
-def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int, singles: Rows | None = None) -> Runs[Unit]:
+def epoch_units(
+    n_rows: int,
+    pairs: Rows | None,
+    *,
+    epoch: int,
+    seed: int,
+    singles: Rows | None = None,
+    rows: Rows | None = None,
+) -> Runs[Unit]:
     """Units of one epoch, in training order; every row carries NTP loss exactly once.
 
     Rows in no pair are shuffled and spread evenly among the pairs, two at a time, so that every global batch but the
@@ -219,24 +222,26 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int, singl
 
     pairs    i64[P, 2] from the pair sampler, or None for an epoch of singles
     singles  i64[N], their order in such an epoch; None: shuffled
+    rows     i64[n_rows], the row of the data set behind each number; None: the number itself
     """
     if pairs is None:
         order = generator(seed, "order", epoch).permutation(n_rows) if singles is None else singles
-        return _units(order, np.ones(n_rows, dtype=bool), np.arange(n_rows + 1))
+        return _units(order if rows is None else rows[order], np.ones(n_rows, dtype=bool), np.arange(n_rows + 1))
     # [[0, 3], [1, 3]] -> first 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
     first = np.zeros(pairs.size, dtype=bool)
     first[np.unique(pairs, return_index=True)[1]] = True
-    rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
-    twos, odd = divmod(len(rows), 2)  # two singles share a place
+    alone = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
+    twos, odd = divmod(len(alone), 2)  # two singles share a place
     total = len(pairs) + twos
     paired = np.ones(total, dtype=bool)
     paired[((np.arange(twos) + 0.5) * total / max(twos, 1)).astype(int)] = False  # 2 pairs, 3 twos: 0, 2, 4
     slots, carries, begins = np.empty((total, 2), dtype=int), np.ones((total, 2), dtype=bool), np.ones((total, 2), bool)
-    slots[paired], slots[~paired] = pairs, rows[: 2 * twos].reshape(-1, 2)
+    slots[paired], slots[~paired] = pairs, alone[: 2 * twos].reshape(-1, 2)
     carries[paired] = first.reshape(-1, 2)
     begins[paired, 1] = False
     starts = np.append(np.flatnonzero(begins), np.arange(2 * total, 2 * total + odd + 1))  # an odd single is last
-    return _units(np.append(slots, rows[2 * twos :]), np.append(carries, np.ones(odd, dtype=bool)), starts)
+    numbers = np.append(slots, alone[2 * twos :])
+    return _units(numbers if rows is None else rows[numbers], np.append(carries, np.ones(odd, dtype=bool)), starts)
 
 
 def _units(rows: Int64, carries: Bool, starts: Int64) -> Runs[Unit]:
