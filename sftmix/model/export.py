@@ -68,7 +68,7 @@ def export_model(
                 if base and (file := directory_of(base) / SENTENCEPIECE).is_file() and file.read_bytes()[:1] == b"\n":
                     shutil.copy(file, temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
-            for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):
+            for problem in export_problems(model, tokenizer, temporary):
                 say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 let_others_read(file)

@@ -3,14 +3,13 @@
 import copy
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import get_max_memory
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -21,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sftmix.model.adapters import WEIGHTS, adapted_kinds, in_peft_format
+from sftmix.model.adapters import adapted_kinds, in_peft_format
 from sftmix.model.compared import apart, probe_ids, probing, some
 from sftmix.model.head import ADAPTER, adapter_config
 from sftmix.model.load import model_config, without_tables
@@ -75,11 +74,12 @@ def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int,
     ends  ids and tokens that end answers
     """
     yield adapted_kinds(model)
-    yield from adapters_left_out(model, in_peft_format(model, dict(model.named_parameters())), base)
+    yield from adapters_left_out(model, base)
     head: Any = model.get_output_embeddings()
     if any(p.requires_grad for p in head.parameters()):
         return
-    if untrained := [token for row, token in ends if is_untrained(head.weight, row)]:
+    rows = untrained_rows(head.weight, [row for row, _ in ends])
+    if untrained := [token for row, token in ends if row in rows]:
         yield (
             f"model.path: the LM head's rows of {', '.join(untrained)}, which end answers, look untrained beside the "
             "others, and adapters elsewhere cannot mend them, so answers may not end: train the head as well "
@@ -87,23 +87,23 @@ def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int,
         )
 
 
-def is_untrained(weight: Tensor, row: int) -> bool:
-    """Return True if a row of [V, D] is almost the mean of all rows, or there twice, as reserved and added tokens'."""
+def untrained_rows(weight: Tensor, rows: Sequence[int]) -> list[int]:
+    """Return those rows of [V, D] that are almost the mean of all, or there twice, as reserved and added tokens'."""
     mean = weight.mean(0, dtype=torch.float32)
-    shown = weight[:: max(1, len(weight) // 4096)] - mean
-    same = weight[weight[:, 0] == weight[row, 0]] == weight[row]  # [few, D]
-    near = (weight[row] - mean).norm() < UNTRAINED * shown.norm(dim=1).median()
-    return bool(near or same.all(1).sum() > 1)
+    least = UNTRAINED * (weight[:: max(1, len(weight) // 4096)] - mean).norm(dim=1).median()
+
+    def twice(row: int) -> bool:
+        same = weight[weight[:, 0] == weight[row, 0]] == weight[row]  # [few, D]
+        return int(same.all(1).sum()) > 1
+
+    return [row for row in rows if (weight[row] - mean).norm() < least or twice(row)]
 
 
 # ------------------------------------------------------------------------------------------------- exports
 
 
-def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> Iterator[str]:
-    """Yield how others would read another tokenizer or model from an exported directory than the run has.
-
-    base  the model onto which adapters are loaded; empty for a whole model
-    """
+def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> Iterator[str]:
+    """Yield how others would read another tokenizer or model from an exported directory than the run has."""
     try:
         read = AutoTokenizer.from_pretrained(path)
         if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
@@ -112,11 +112,7 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
         kinds: list[Any] = [AutoModelForCausalLM]
-        if base:
-            for problem in adapters_left_out(model, load_file(path / WEIGHTS), base):
-                yield problem
-                kinds = []  # their values differ as well
-        elif (named := _named_class(model_config(path), model)) is not type(model):
+        if adapter_config(model) is None and (named := _named_class(model_config(path), model)) is not type(model):
             kinds.append(named)
         for kind in kinds:
             if problem := _unlike(model, kind, path):
@@ -125,11 +121,12 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         yield f"it cannot be read as its files say: {error}"
 
 
-def adapters_left_out(model: PreTrainedModel, adapters: Mapping[str, Tensor], base: str) -> Iterator[str]:
+def adapters_left_out(model: PreTrainedModel, base: str) -> Iterator[str]:
     """Yield who leaves out adapters for their names or shapes: transformers or PEFT, or the class that the base names.
 
-    adapters  in PEFT's format; their values do not matter
+    These are known before the adapters are trained; their values are not looked at.
     """
+    adapters = in_peft_format(model, dict(model.named_parameters()))
     state = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
     config = model_config(base)
     named = _named_class(config, model)
