@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, TypeVar, overload
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -182,7 +182,7 @@ class TrainingOrder:
 # ---------------------------------------------------------------------------------------------------- units of an epoch
 
 
-class Runs(Sequence[Made]):
+class Runs(Generic[Made]):
     """Runs of what arrays hold, from each of `starts` i[runs + 1] to the next; a run is made when it is asked for.
 
     A million rows as objects would be 188 MiB.
@@ -195,15 +195,9 @@ class Runs(Sequence[Made]):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Made: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Made]: ...
-    def __getitem__(self, index: int | slice) -> Made | list[Made]:
-        numbers = range(len(self))[index]
-        if isinstance(numbers, range):
-            return [self[number] for number in numbers]
-        return self._make(int(self.starts[numbers]), int(self.starts[numbers + 1]))
+    def __getitem__(self, run: int) -> Made:
+        """Return a run; IndexError beyond the last, which ends a loop over them."""
+        return self._make(int(self.starts[run]), int(self.starts[run + 1]))
 
 
 def epoch_units(
@@ -260,4 +254,4 @@ def global_batches(units: Runs[Unit], global_batch_size: int) -> Runs[list[Unit]
     while cuts[-1] < len(units):  # pairs 0-3 and 1-2, then 4 and 5, in batches of 3: 0 3 | 1 2 4 | 5
         full = int(units.starts[cuts[-1]]) + global_batch_size
         cuts.append(max(int(np.searchsorted(units.starts, full, side="right")) - 1, cuts[-1] + 1))
-    return Runs(np.array(cuts), lambda start, end: units[start:end])
+    return Runs(np.array(cuts), lambda start, end: [units[number] for number in range(start, end)])

@@ -107,16 +107,20 @@ def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> 
     Raises ConfigError for a file of weights that is not one of safetensors at the top of the directory, or for weights
     that are quantised in a way that is not read.
     """
-    for part in (config, config.get_text_config()):
-        stored = getattr(part, "quantization_config", None)
-        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-        if stored and method not in QUANTIZED:
+    for method in quantized_by(config):
+        if method not in QUANTIZED:
             raise ConfigError(
                 f"model.path: the weights of {path} are quantised by {method!r:.80}, which is not read; what is read: "
                 f"{', '.join(QUANTIZED)}. Name the model it was made from"
             )
     files = [*weight_files(path, config, fetch=True), directory_of(path) / INDEX]
     _link({file.name: file for file in files if file.is_file()}, private)
+
+
+def quantized_by(config: PretrainedConfig) -> list[Any]:
+    """Return the `quant_method` of the stored weights, for the whole model and its part for text, if they have any."""
+    parts = (getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
+    return [stored.get("quant_method") if isinstance(stored, Mapping) else stored for stored in parts if stored]
 
 
 def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = False) -> list[Path]:

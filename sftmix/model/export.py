@@ -60,13 +60,8 @@ def export_model(
                 generation.save_pretrained(temporary)
             else:
                 _write_model(model, temporary, weights, dtype, generation)
-                if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
-                    for name in PROCESSOR_FILES:
-                        if (file := directory_of(base, PROCESSOR_FILES) / name).is_file():
-                            shutil.copy(file, temporary)
-                # tiktoken's file has the same name, and begins as "IQ== 0"
-                if base and (file := directory_of(base) / SENTENCEPIECE).is_file() and file.read_bytes()[:1] == b"\n":
-                    shutil.copy(file, temporary)
+                if base:
+                    _copy_beside(model, base, temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
             for problem in export_problems(model, tokenizer, temporary):
                 say_once(f"{path}: {problem}")
@@ -81,6 +76,16 @@ def export_model(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
+    """Copy the files for images, unless the model is the part for text of its base, and sentencepiece's vocabulary."""
+    images = PROCESSOR_FILES if model_config(base).model_type == model.config.model_type else ()
+    for name in (*images, SENTENCEPIECE):
+        file = directory_of(base, PROCESSOR_FILES) / name
+        # tiktoken's file has the name of sentencepiece's, and begins as "IQ== 0"
+        if file.is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
+            shutil.copy(file, path)
 
 
 def _write_model(

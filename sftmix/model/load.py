@@ -27,7 +27,15 @@ from transformers.utils import find_adapter_config_file
 from sftmix.disk.hashes import sha256_json
 from sftmix.disk.known import known_hash
 from sftmix.disk.places import commit_of, place_of
-from sftmix.model.admitted import TOKENIZER, admit, admit_weights, admitted_files, directory_of, weight_files
+from sftmix.model.admitted import (
+    TOKENIZER,
+    admit,
+    admit_weights,
+    admitted_files,
+    directory_of,
+    quantized_by,
+    weight_files,
+)
 from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
@@ -135,14 +143,12 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 
 def refuse_quantized(path: str | Path) -> None:
     """Raise ConfigError for a model whose stored weights are quantised: they have no gradient to train them with."""
-    config = model_config(path)
-    for part in (config, config.get_text_config()):
-        if stored := getattr(part, "quantization_config", None):
-            raise ConfigError(
-                f"model.path: the weights of {path} are quantised ({dict(stored).get('quant_method')}), and such "
-                "weights cannot be trained. Name the model it was made from, or another copy that is not quantised; "
-                "--model.lora.quantize 4bit quantises that one while it is loaded, and trains adapters"
-            )
+    for method in quantized_by(model_config(path)):
+        raise ConfigError(
+            f"model.path: the weights of {path} are quantised ({method}), and such weights cannot be trained. Name the "
+            "model it was made from, or another copy that is not quantised; --model.lora.quantize 4bit quantises that "
+            "one while it is loaded, and trains adapters"
+        )
 
 
 def untie(model: PreTrainedModel) -> None:
