@@ -19,7 +19,7 @@ from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
 from sftmix.model.load import model_config
 from sftmix.model.probes import export_problems
-from sftmix.model.rounding import kept_in_float32
+from sftmix.model.rounding import casting
 from sftmix.words.progress import without_bars_of_transformers
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -41,8 +41,7 @@ def export_model(
 ) -> Path:
     """Write a directory that AutoModelForCausalLM and AutoTokenizer load, whole or not at all, and return it.
 
-    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once. It is emptied as they
-                   are cast, so that no more is held than it held
+    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once
     dtype          dtype of the files and of the config
     base           the base model, whose files for images are copied; of a model with adapters, only these are written,
                    in PEFT's format, and name it
@@ -93,16 +92,12 @@ def _write_model(
 ) -> None:
     """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them).
 
-    They are taken out of `state`. What transformers keeps in float32 stays as it is.
+    What transformers keeps in float32 stays as it is.
     """
-    kept = kept_in_float32(model, dtype)
+    cast = casting(model, dtype)
     # of tied weights: {"lm_head.weight"}, beside model.embed_tokens.weight
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    weights = {}
-    for name in [*state]:
-        x = state.pop(name)
-        if name not in aliases:
-            weights[name] = (x.to(dtype) if x.is_floating_point() and not kept.search(name) else x).contiguous()
+    weights = {name: cast(name, x).contiguous() for name, x in state.items() if name not in aliases}
     saved = copy.copy(model)  # save_pretrained writes into the config
     saved.config, saved.generation_config = copy.deepcopy(model.config), generation
     vars(saved.config).pop("auto_map", None)  # names files of code, which are not written

@@ -1,11 +1,14 @@
 """A model with its values mapped from its files, or without values; the first step of `sftmix.model.meta`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from sftmix.model.head import active
 from sftmix.model.layers import freeze_unused
 from sftmix.model.load import load_model, model_config, stored_dtype, untie, weight_files_of
 
@@ -27,6 +30,25 @@ def empty_model(path: str | Path, *, attention: str | None = None, tied: bool | 
         untie(model)
     model.tie_weights()  # each parameter was moved to the meta device by itself
     return freeze_unused(model.eval())
+
+
+@contextmanager
+def standing_in(model: PreTrainedModel) -> Iterator[None]:
+    """Within, float32 zeros that take no memory are in the place of the values, for adapters made by their shapes.
+
+    PEFT gives adapters the dtype of the weight beside them. A module that is trained in full (`modules_to_save`) is a
+    copy, which has the values of the original afterwards.
+    """
+    values = {parameter: parameter.data for parameter in model.parameters()}
+    for parameter in values:
+        parameter.data = torch.zeros(()).expand(parameter.shape)
+    yield
+    for parameter, value in values.items():
+        parameter.data = value
+    for part in model.modules():
+        if (original := getattr(part, "original_module", None)) is not None:
+            for parameter, own in zip(active(part).parameters(), original.parameters(), strict=True):
+                parameter.data = own.data
 
 
 def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel | None:

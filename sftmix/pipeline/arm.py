@@ -62,7 +62,7 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None, ch
         "made_by": made_by(run.world.size),
     }
     run.directory.tell(doing="writing the model")
-    weights, to = full_weights(module), directory / "model"
+    weights, to = full_weights(module, dtype), directory / "model"
     run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
     files += [*found.files, "model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
     nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
