@@ -54,6 +54,8 @@ FILES = (
     *VOCABULARIES,
 )
 """All that is admitted but weights and further templates."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Files of a model that also takes images, which are not admitted: an export copies them, as servers need them."""
 TEMPLATES = "additional_chat_templates"
 """Folder of the templates that a tokenizer has beside its first."""
 QUANTIZED = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4", "torchao")
@@ -70,13 +72,10 @@ class _Silent(tqdm):
         super().__init__(*values, **{**options, "disable": True})
 
 
-def directory_of(path: str | Path, more: Sequence[str] = ()) -> Path:
-    """Return the directory of a model; of a hub id it is in the cache, and is named by the commit.
-
-    more  names of files that are fetched beside all that is admitted but weights
-    """
+def directory_of(path: str | Path) -> Path:
+    """Return the directory of a model; of a hub id it is in the cache, without weights, and is named by the commit."""
     name, local = model_place(path)
-    wanted = (*FILES, INDEX, f"{TEMPLATES}/*.jinja", *more)
+    wanted = (*FILES, INDEX, f"{TEMPLATES}/*.jinja", *PROCESSORS)
     return Path(name if local else _fetched(name, wanted, commit_of(name), bars=_Silent))
 
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
-from sftmix.model.admitted import CONFIG, directory_of
+from sftmix.model.admitted import CONFIG, PROCESSORS, directory_of
 from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
 from sftmix.model.load import model_config
@@ -22,8 +22,6 @@ from sftmix.model.probes import export_problems
 from sftmix.model.rounding import casting
 from sftmix.words.progress import without_bars_of_transformers
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""Files beside a model that also takes images, without which no server loads it."""
 SENTENCEPIECE = "tokenizer.model"
 """The vocabulary of some tokenizers as sentencepiece has it: llama.cpp converts Gemma 1 and 2 by it."""
 
@@ -79,9 +77,9 @@ def export_model(
 
 def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
     """Copy the files for images, unless the model is the part for text of its base, and sentencepiece's vocabulary."""
-    images = PROCESSOR_FILES if model_config(base).model_type == model.config.model_type else ()
+    images = PROCESSORS if model_config(base).model_type == model.config.model_type else ()
     for name in (*images, SENTENCEPIECE):
-        file = directory_of(base, PROCESSOR_FILES) / name
+        file = directory_of(base) / name
         # tiktoken's file has the name of sentencepiece's, and begins as "IQ== 0"
         if file.is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
             shutil.copy(file, path)

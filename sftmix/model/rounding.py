@@ -74,7 +74,7 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[st
 
 
 def casting(model: PreTrainedModel, dtype: torch.dtype | None) -> Callable[[str, Tensor], Tensor]:
-    """Return the function of a weight's name and value that casts it as an export in `dtype` has it; None: not at all."""
+    """Return the function of a name and value that casts a weight as an export in `dtype` has it; None: not at all."""
     if dtype is None:
         return lambda name, x: x
     kept = kept_in_float32(model, dtype)
