@@ -224,17 +224,17 @@ def epoch_units(
     # [[0, 3], [1, 3]] -> first 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
     first = np.zeros(pairs.size, dtype=bool)
     first[np.unique(pairs, return_index=True)[1]] = True
-    alone = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
-    twos, odd = divmod(len(alone), 2)  # two singles share a place
+    unpaired = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
+    twos, odd = divmod(len(unpaired), 2)  # two singles share a place
     total = len(pairs) + twos
     paired = np.ones(total, dtype=bool)
     paired[((np.arange(twos) + 0.5) * total / max(twos, 1)).astype(int)] = False  # 2 pairs, 3 twos: 0, 2, 4
     slots, carries, begins = np.empty((total, 2), dtype=int), np.ones((total, 2), dtype=bool), np.ones((total, 2), bool)
-    slots[paired], slots[~paired] = pairs, alone[: 2 * twos].reshape(-1, 2)
+    slots[paired], slots[~paired] = pairs, unpaired[: 2 * twos].reshape(-1, 2)
     carries[paired] = first.reshape(-1, 2)
     begins[paired, 1] = False
     starts = np.append(np.flatnonzero(begins), np.arange(2 * total, 2 * total + odd + 1))  # an odd single is last
-    numbers = np.append(slots, alone[2 * twos :])
+    numbers = np.append(slots, unpaired[2 * twos :])
     return _units(numbers if rows is None else rows[numbers], np.append(carries, np.ones(odd, dtype=bool)), starts)
 
 
