@@ -111,12 +111,8 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
-        kinds: list[Any] = [AutoModelForCausalLM]
-        if adapter_config(model) is None and (named := _named_class(model_config(path), model)) is not type(model):
-            kinds.append(named)
-        for kind in kinds:
-            if problem := _unlike(model, kind, path):
-                yield f"{kind.__name__} reads another model from it: {problem:.200}"
+        if problem := _unlike(model, path):
+            yield f"AutoModelForCausalLM reads another model from it: {problem:.200}"
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"
 
@@ -130,7 +126,7 @@ def adapters_left_out(model: PreTrainedModel, base: str) -> Iterator[str]:
     adapters = in_peft_format(model, dict(model.named_parameters()))
     state = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
     config = model_config(base)
-    named = _named_class(config, model)
+    named: Any = getattr(transformers, (config.architectures or [""])[0], type(model))  # which transformers may lack
     for kind in dict.fromkeys((type(model), named)):  # Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
         own = copy.deepcopy(adapter_config(model))
         try:
@@ -149,20 +145,16 @@ def adapters_left_out(model: PreTrainedModel, base: str) -> Iterator[str]:
             )
 
 
-def _named_class(config: PretrainedConfig, model: PreTrainedModel) -> Any:
-    """Return the class that a configuration names; the model's own if transformers has none of this name."""
-    return getattr(transformers, (config.architectures or [""])[0], type(model))
-
-
-def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
-    """Return what differs in the model that a class reads from a directory; nothing if nothing does.
+def _unlike(model: PreTrainedModel, path: Path) -> str:
+    """Return what differs in the model that transformers reads from a directory; nothing if nothing does.
 
     By its values if memory has room for them, no rank has shards alone and the base is not quantised; else by names.
     """
     by_names = isinstance(next(model.parameters()), DTensor) or hasattr(model, "hf_quantizer")
     place = "meta" if by_names or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
     with without_tables(), warnings.catch_warnings(action="ignore"):  # PEFT warns of ranks that it has given itself
-        read, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
+        options: Any = {"dtype": torch.float32, "device_map": place, "output_loading_info": True}
+        read, info = AutoModelForCausalLM.from_pretrained(path, **options)
     if names := info["missing_keys"] or info["unexpected_keys"]:
         return str(names)
     if place:

@@ -73,10 +73,8 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[st
     return re.compile("|".join(model._get_dtype_plan(dtype)).replace("*", ".*") or "(?!)")
 
 
-def casting(model: PreTrainedModel, dtype: torch.dtype | None) -> Callable[[str, Tensor], Tensor]:
-    """Return the function of a name and value that casts a weight as an export in `dtype` has it; None: not at all."""
-    if dtype is None:
-        return lambda name, x: x
+def casting(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str, Tensor], Tensor]:
+    """Return the function of a name and value that casts a weight as an export in `dtype` has it."""
     kept = kept_in_float32(model, dtype)
     return lambda name, x: x.to(dtype) if x.is_floating_point() and not kept.search(name) else x
 

@@ -53,9 +53,7 @@ def load_for_run(
 
     ends  ids and tokens that end answers, whose rows adapters may not mend
     """
-    gc.collect()  # the weights of the stage before, which modules keep alive in cycles
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
-        ctypes.CDLL(None).malloc_trim(0)
+    _let_go()
     path, attention, lora = config.model.path, config.model.attention, config.model.lora
     sharded = check_sharing(config, world)
     check_same(lambda: {"model.path": fingerprint(path)}, world)
@@ -63,9 +61,9 @@ def load_for_run(
     compute = torch.bfloat16 if halved else torch.float32
     quantization = quantization_config(lora, compute=compute)
 
-    def adapted(model: PreTrainedModel, *, mapped: bool) -> PreTrainedModel:
+    def adapted(model: PreTrainedModel) -> PreTrainedModel:
         if lora.r:
-            with standing_in(model) if mapped else contextlib.nullcontext():
+            with standing_in(model):
                 add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
             if trains and world.is_main:
                 for line in before_adapters(model, path, ends):
@@ -73,7 +71,7 @@ def load_for_run(
         return model
 
     def whole() -> PreTrainedModel:
-        return adapted(load_model(path, attention=attention, quantization=quantization), mapped=False)
+        return adapted(load_model(path, attention=attention, quantization=quantization))
 
     check = partial(check_head, trains=trains)
     if not sharded:
@@ -83,7 +81,7 @@ def load_for_run(
         # DoRA's magnitudes are made of the model's values, in float32.
         mapped = None if lora.use_dora else mapped_model(path, attention=attention)
         # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
-        loaded = adapted(mapped, mapped=True) if mapped else world.on_main(whole)
+        loaded = adapted(mapped) if mapped else world.on_main(whole)
         # As the files decide, which only ranks with the values know: config.json may say otherwise.
         tied = world.share(loaded and loaded.config.get_text_config().tie_word_embeddings)
         model = loaded or empty_model(path, attention=attention, tied=tied)
@@ -93,6 +91,13 @@ def load_for_run(
     if stored_dtype(path) == compute == torch.bfloat16 and (lora.r or not trains):  # a trained model is exported whole
         keep_in_bfloat16(model, trains=trains)
     return model
+
+
+def _let_go() -> None:
+    """Give the memory of the stage before back to the system."""
+    gc.collect()  # modules keep weights alive in cycles
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()) -> Scorer:

@@ -46,7 +46,6 @@ from sftmix.disk.files import (
     verify_directory,
 )
 from sftmix.model.head import adapter_config
-from sftmix.model.rounding import casting
 from sftmix.ranks.world import World
 from sftmix.training.optimizer_state import empty, put_state, state_of
 from sftmix.training.parallel import unwrap
@@ -300,12 +299,13 @@ def own_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): state[name] for name in names if name in state}
 
 
-def full_weights(wrapped: nn.Module, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+def full_weights(
+    wrapped: nn.Module, cast: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, x: x
+) -> dict[str, torch.Tensor]:
     """Gather what `own_weights` returns on the CPU of rank 0; call it on every rank, of which the others get nothing.
 
-    dtype  of an export, which has them in it; None: their own. One tensor is cast after the other.
+    cast  of a name and its gathered tensor, one after the other, as `sftmix.model.rounding.casting`
     """
-    cast = casting(unwrap(wrapped).model, dtype)
     whole = {}
     for name, x in own_weights(wrapped).items():
         tensor = x.full_tensor() if isinstance(x, DTensor) else x

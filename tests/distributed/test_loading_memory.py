@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.config import RunConfig
+from sftmix.model.rounding import casting
 from sftmix.options import LoraOptions, ModelOptions
 from sftmix.pipeline.loaded import load_for_run
 from sftmix.ranks.world import World
@@ -89,7 +90,7 @@ def gathered(world: World, root: str) -> None:
         module = sharded(world, Path(root) / name, LoraOptions(), "fsdp")
         whole = {name: x.full_tensor() for name, x in module.model.named_parameters()} if name == "small" else {}
         with peak_of_anonymous() as peak:
-            weights = full_weights(module, torch.bfloat16)
+            weights = full_weights(module, casting(module.model, torch.bfloat16))
         assert all(torch.equal(weights[name], x.bfloat16()) for name, x in whole.items() if world.is_main)
         half = sum(2 * p.numel() for p in module.model.parameters()) if world.is_main else 0
         assert sum(x.nbytes for x in weights.values()) >= half

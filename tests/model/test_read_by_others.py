@@ -1,4 +1,4 @@
-"""What others read from an export: by the class that its config.json names, by AutoTokenizer, by transformers 4."""
+"""What others read from an export: by AutoModelForCausalLM, by AutoTokenizer, by transformers 4."""
 
 import json
 

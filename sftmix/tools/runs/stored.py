@@ -46,5 +46,5 @@ def export_stored(
         merge_adapters(model)
     exported = export_dtype(config.model, dtype, merged=merge)
     round_weights(config, module, exported)
-    export_weights(config, encoder, model, full_weights(module, exported), to, exported)
+    export_weights(config, encoder, model, full_weights(module), to, exported)
     return step
