@@ -130,9 +130,12 @@ def model_config(path: str | Path) -> PretrainedConfig:
     return _from_pretrained(AutoConfig, path)
 
 
-def weight_files_of(path: str | Path) -> list[Path]:
-    """Return the files from which the weights of a directory or hub id are read; ConfigError as `admit_weights`."""
-    return [file for file in weight_files(path, model_config(path)) if file.exists()]
+def stored_weights(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names and weights, mapped from the files of a directory or hub id; ConfigError as `admit_weights`."""
+    for file in filter(Path.exists, weight_files(path, model_config(path))):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, it is no dictionary
+                yield name, opened.get_tensor(name)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -184,10 +187,8 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
     rules = "|".join(rule for rule in ignored if not re.search(rule, own, re.MULTILINE))
     if not rules:
         return set()
-    files = [safe_open(file, "pt") for file in weight_files_of(path)]
-    names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
     buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")  # the latter is GPT-2's causal mask
-    return {name for name in names if re.search(rules, name) and not buffers.search(name)}
+    return {name for name, _ in stored_weights(path) if re.search(rules, name) and not buffers.search(name)}
 
 
 def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], others: set[str]) -> None:

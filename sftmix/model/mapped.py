@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.model.head import active
 from sftmix.model.layers import freeze_unused
-from sftmix.model.load import load_model, model_config, stored_dtype, untie, weight_files_of
+from sftmix.model.load import load_model, model_config, stored_dtype, stored_weights, untie
 from sftmix.model.rounding import kept_in_float32
 
 
@@ -63,11 +62,9 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
-    files = [safe_open(file, framework="pt") for file in weight_files_of(path)]
-    tensors = ((name, file.get_tensor(name)) for file in files for name in file.keys())  # noqa: SIM118
     kept = kept_in_float32(model, stored)
     # None at all, if a hub has them in another snapshot than the config
-    if {tensor.dtype for name, tensor in tensors if not kept.search(name)} != {stored}:
+    if {weight.dtype for name, weight in stored_weights(path) if not kept.search(name)} != {stored}:
         return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
