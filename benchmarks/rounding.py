@@ -25,7 +25,7 @@ from sftmix.pipeline.loaded import scoring_model  # noqa: E402
 from sftmix.ranks.world import World  # noqa: E402
 from sftmix.tools.runs.export import export_run  # noqa: E402
 from sftmix.tools.runs.rows import rows_of_run  # noqa: E402
-from sftmix.training.checkpoint import full_weights  # noqa: E402
+from sftmix.training.checkpoint import own_weights  # noqa: E402
 from sftmix.training.scoring import held_out_metrics  # noqa: E402
 
 SEEDS = (0, 1, 2)
@@ -73,7 +73,7 @@ def main() -> None:
     for rounding, seed in ((None, 0), ("nearest", 0), *(("stochastic", seed) for seed in SEEDS)):
         scorer, module = scoring_model(config, World(), str(model), rows.encoder, name="rounded", packed=rows.packed)
         if rounding is not None:
-            weights = full_weights(module, gathered=False)
+            weights = own_weights(module)
             round_in_place(weights, dtype, rounding=rounding, seed=seed)
             if rounding == "nearest":
                 same = sum(int((x == base[name].to(dtype)).sum()) for name, x in weights.items())

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, TypeVar, overload
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -158,9 +158,8 @@ class TrainingOrder:
     def _made(self, epoch: int) -> "Runs[list[Unit]]":
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
         pairs = self._pairs_of(epoch)
-        units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=self._singles_of(epoch))
-        if (rows := self._rows) is not None:
-            units = units.changed(lambda unit: tuple(replace(slot, row=int(rows[slot.row])) for slot in unit))
+        singles = self._singles_of(epoch)
+        units = epoch_units(self._n_rows, pairs, epoch=epoch, seed=self._seed, singles=singles, rows=self._rows)
         batches = global_batches(units, self._size)
         if not self._pairs_known and len(batches) != self._expected:
             raise ConfigError(
@@ -183,7 +182,7 @@ class TrainingOrder:
 # ---------------------------------------------------------------------------------------------------- units of an epoch
 
 
-class Runs(Sequence[Made]):
+class Runs(Generic[Made]):
     """Runs of what arrays hold, from each of `starts` i[runs + 1] to the next; a run is made when it is asked for.
 
     A million rows as objects would be 188 MiB.
@@ -196,22 +195,20 @@ class Runs(Sequence[Made]):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Made: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Made]: ...
-    def __getitem__(self, index: int | slice) -> Made | list[Made]:
-        numbers = range(len(self))[index]
-        if isinstance(numbers, range):
-            return [self[number] for number in numbers]
-        return self._make(int(self.starts[numbers]), int(self.starts[numbers + 1]))
-
-    def changed(self, change: Callable[[Made], Made]) -> "Runs[Made]":
-        """Return the same runs, each changed when it is made."""
-        return Runs(self.starts, lambda start, end: change(self._make(start, end)))
+    def __getitem__(self, run: int) -> Made:
+        """Return a run; IndexError beyond the last, which ends a loop over them."""
+        return self._make(int(self.starts[run]), int(self.starts[run + 1]))
 
 
-def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int, singles: Rows | None = None) -> Runs[Unit]:
+def epoch_units(
+    n_rows: int,
+    pairs: Rows | None,
+    *,
+    epoch: int,
+    seed: int,
+    singles: Rows | None = None,
+    rows: Rows | None = None,
+) -> Runs[Unit]:
     """Units of one epoch, in training order; every row carries NTP loss exactly once.
 
     Rows in no pair are shuffled and spread evenly among the pairs, two at a time, so that every global batch but the
@@ -219,24 +216,26 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int, singl
 
     pairs    i64[P, 2] from the pair sampler, or None for an epoch of singles
     singles  i64[N], their order in such an epoch; None: shuffled
+    rows     i64[n_rows], the row of the data set behind each number; None: the number itself
     """
     if pairs is None:
         order = generator(seed, "order", epoch).permutation(n_rows) if singles is None else singles
-        return _units(order, np.ones(n_rows, dtype=bool), np.arange(n_rows + 1))
+        return _units(order if rows is None else rows[order], np.ones(n_rows, dtype=bool), np.arange(n_rows + 1))
     # [[0, 3], [1, 3]] -> first 1 1 1 0: the second slot of row 3 has its Mixup, and no NTP
     first = np.zeros(pairs.size, dtype=bool)
     first[np.unique(pairs, return_index=True)[1]] = True
-    rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
-    twos, odd = divmod(len(rows), 2)  # two singles share a place
+    unpaired = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
+    twos, odd = divmod(len(unpaired), 2)  # two singles share a place
     total = len(pairs) + twos
     paired = np.ones(total, dtype=bool)
     paired[((np.arange(twos) + 0.5) * total / max(twos, 1)).astype(int)] = False  # 2 pairs, 3 twos: 0, 2, 4
     slots, carries, begins = np.empty((total, 2), dtype=int), np.ones((total, 2), dtype=bool), np.ones((total, 2), bool)
-    slots[paired], slots[~paired] = pairs, rows[: 2 * twos].reshape(-1, 2)
+    slots[paired], slots[~paired] = pairs, unpaired[: 2 * twos].reshape(-1, 2)
     carries[paired] = first.reshape(-1, 2)
     begins[paired, 1] = False
     starts = np.append(np.flatnonzero(begins), np.arange(2 * total, 2 * total + odd + 1))  # an odd single is last
-    return _units(np.append(slots, rows[2 * twos :]), np.append(carries, np.ones(odd, dtype=bool)), starts)
+    numbers = np.append(slots, unpaired[2 * twos :])
+    return _units(numbers if rows is None else rows[numbers], np.append(carries, np.ones(odd, dtype=bool)), starts)
 
 
 def _units(rows: Int64, carries: Bool, starts: Int64) -> Runs[Unit]:
@@ -255,4 +254,4 @@ def global_batches(units: Runs[Unit], global_batch_size: int) -> Runs[list[Unit]
     while cuts[-1] < len(units):  # pairs 0-3 and 1-2, then 4 and 5, in batches of 3: 0 3 | 1 2 4 | 5
         full = int(units.starts[cuts[-1]]) + global_batch_size
         cuts.append(max(int(np.searchsorted(units.starts, full, side="right")) - 1, cuts[-1] + 1))
-    return Runs(np.array(cuts), lambda start, end: units[start:end])
+    return Runs(np.array(cuts), lambda start, end: [units[number] for number in range(start, end)])

@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix import __version__
 from sftmix.cli.say import for_terminal, say
-from sftmix.ranks.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
+from sftmix.ranks.launcher import BY_TORCHRUN, end_with_launcher, first_rank_reports, launch_problem, record_error
 from sftmix.words.ends import FIRST_OF_NODE, RANK_0, end_of
 from sftmix.words.errors import (
     OUTPUT_CLOSED,
@@ -116,7 +116,7 @@ def _report(error: SFTMixError | Stopped) -> int:
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
     end = end_of(error, started_by="torchrun" if BY_TORCHRUN in os.environ else "another")
-    if not (end.speaker == FIRST_OF_NODE and first_rank_tells(message)):
+    if not (end.speaker == FIRST_OF_NODE and first_rank_reports(message)):
         if not (end.speaker == RANK_0 and rank):
             shown = for_terminal(message, sys.stderr) if isinstance(error, DataError) else message
             print(f"[rank {rank}] {shown}" if rank else shown, file=sys.stderr, flush=True)

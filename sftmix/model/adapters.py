@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from sftmix.model.admitted import directory_of
 from sftmix.model.compared import say_once, some
 from sftmix.model.head import ADAPTER, FEWER, adapter_config
 from sftmix.model.layers import freeze_unused, unused_modules
@@ -200,7 +201,8 @@ def write_adapters(
     """Write adapter_config.json and adapter_model.safetensors, PEFT's format, into an existing directory.
 
     weights  the full (gathered) weights, by their names in `model`; those that are not trained may be left out
-    base     hub id or directory of the base model; a directory is written as its absolute path
+    base     hub id or directory of the base model; a directory is written as its absolute path, a hub id with the
+             commit that was loaded
     Raises ConfigError if the file would lack a trained weight.
     """
     state = {name: x.detach().to(dtype).contiguous() for name, x in in_peft_format(model, weights).items()}
@@ -216,6 +218,7 @@ def write_adapters(
         config.target_modules = sorted(config.target_modules)  # the order of a set differs from process to process
     name, local = model_place(base)
     config.base_model_name_or_path = os.path.abspath(name) if local else name
+    config.revision = None if local else directory_of(name).name  # else PEFT takes the newest commit
     config.save_pretrained(str(directory))
 
 

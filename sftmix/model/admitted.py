@@ -54,6 +54,8 @@ FILES = (
     *VOCABULARIES,
 )
 """All that is admitted but weights and further templates."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Files of a model that also takes images, which are not admitted: an export copies them, as servers need them."""
 TEMPLATES = "additional_chat_templates"
 """Folder of the templates that a tokenizer has beside its first."""
 QUANTIZED = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4", "torchao")
@@ -70,13 +72,10 @@ class _Silent(tqdm):
         super().__init__(*values, **{**options, "disable": True})
 
 
-def directory_of(path: str | Path, more: Sequence[str] = ()) -> Path:
-    """Return the directory of a model; of a hub id it is in the cache, and is named by the commit.
-
-    more  names of files that are fetched beside all that is admitted but weights
-    """
+def directory_of(path: str | Path) -> Path:
+    """Return the directory of a model; of a hub id it is in the cache, without weights, and is named by the commit."""
     name, local = model_place(path)
-    wanted = (*FILES, INDEX, f"{TEMPLATES}/*.jinja", *more)
+    wanted = (*FILES, INDEX, f"{TEMPLATES}/*.jinja", *PROCESSORS)
     return Path(name if local else _fetched(name, wanted, commit_of(name), bars=_Silent))
 
 
@@ -107,16 +106,20 @@ def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> 
     Raises ConfigError for a file of weights that is not one of safetensors at the top of the directory, or for weights
     that are quantised in a way that is not read.
     """
-    for part in (config, config.get_text_config()):
-        stored = getattr(part, "quantization_config", None)
-        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
-        if stored and method not in QUANTIZED:
+    for method in quantized_by(config):
+        if method not in QUANTIZED:
             raise ConfigError(
                 f"model.path: the weights of {path} are quantised by {method!r:.80}, which is not read; what is read: "
                 f"{', '.join(QUANTIZED)}. Name the model it was made from"
             )
     files = [*weight_files(path, config, fetch=True), directory_of(path) / INDEX]
     _link({file.name: file for file in files if file.is_file()}, private)
+
+
+def quantized_by(config: PretrainedConfig) -> list[Any]:
+    """Return the `quant_method` of the stored weights, for the whole model and its part for text, if they have any."""
+    parts = (getattr(part, "quantization_config", None) for part in (config, config.get_text_config()))
+    return [stored.get("quant_method") if isinstance(stored, Mapping) else stored for stored in parts if stored]
 
 
 def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = False) -> list[Path]:

@@ -14,16 +14,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
-from sftmix.model.admitted import CONFIG, directory_of
+from sftmix.model.admitted import CONFIG, PROCESSORS, directory_of
 from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
 from sftmix.model.load import model_config
 from sftmix.model.probes import export_problems
-from sftmix.model.rounding import kept_in_float32
+from sftmix.model.rounding import casting
 from sftmix.words.progress import without_bars_of_transformers
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""Files beside a model that also takes images, without which no server loads it."""
 SENTENCEPIECE = "tokenizer.model"
 """The vocabulary of some tokenizers as sentencepiece has it: llama.cpp converts Gemma 1 and 2 by it."""
 
@@ -41,8 +39,7 @@ def export_model(
 ) -> Path:
     """Write a directory that AutoModelForCausalLM and AutoTokenizer load, whole or not at all, and return it.
 
-    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once. It is emptied as they
-                   are cast, so that no more is held than it held
+    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once
     dtype          dtype of the files and of the config
     base           the base model, whose files for images are copied; of a model with adapters, only these are written,
                    in PEFT's format, and name it
@@ -60,15 +57,10 @@ def export_model(
                 generation.save_pretrained(temporary)
             else:
                 _write_model(model, temporary, weights, dtype, generation)
-                if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
-                    for name in PROCESSOR_FILES:
-                        if (file := directory_of(base, PROCESSOR_FILES) / name).is_file():
-                            shutil.copy(file, temporary)
-                # tiktoken's file has the same name, and begins as "IQ== 0"
-                if base and (file := directory_of(base) / SENTENCEPIECE).is_file() and file.read_bytes()[:1] == b"\n":
-                    shutil.copy(file, temporary)
+                if base:
+                    _copy_beside(model, base, temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
-            for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):
+            for problem in export_problems(model, tokenizer, temporary):
                 say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 let_others_read(file)
@@ -83,21 +75,27 @@ def export_model(
     return path
 
 
+def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
+    """Copy the files for images, unless the model is the part for text of its base, and sentencepiece's vocabulary."""
+    images = PROCESSORS if model_config(base).model_type == model.config.model_type else ()
+    for name in (*images, SENTENCEPIECE):
+        file = directory_of(base) / name
+        # tiktoken's file has the name of sentencepiece's, and begins as "IQ== 0"
+        if file.is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
+            shutil.copy(file, path)
+
+
 def _write_model(
     model: PreTrainedModel, path: Path, state: dict[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
 ) -> None:
     """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them).
 
-    They are taken out of `state`. What transformers keeps in float32 stays as it is.
+    What transformers keeps in float32 stays as it is.
     """
-    kept = kept_in_float32(model, dtype)
+    cast = casting(model, dtype)
     # of tied weights: {"lm_head.weight"}, beside model.embed_tokens.weight
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    weights = {}
-    for name in [*state]:
-        x = state.pop(name)
-        if name not in aliases:
-            weights[name] = (x.to(dtype) if x.is_floating_point() and not kept.search(name) else x).contiguous()
+    weights = {name: cast(name, x).contiguous() for name, x in state.items() if name not in aliases}
     saved = copy.copy(model)  # save_pretrained writes into the config
     saved.config, saved.generation_config = copy.deepcopy(model.config), generation
     vars(saved.config).pop("auto_map", None)  # names files of code, which are not written

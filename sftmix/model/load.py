@@ -27,7 +27,15 @@ from transformers.utils import find_adapter_config_file
 from sftmix.disk.hashes import sha256_json
 from sftmix.disk.known import known_hash
 from sftmix.disk.places import commit_of, place_of
-from sftmix.model.admitted import TOKENIZER, admit, admit_weights, admitted_files, directory_of, weight_files
+from sftmix.model.admitted import (
+    TOKENIZER,
+    admit,
+    admit_weights,
+    admitted_files,
+    directory_of,
+    quantized_by,
+    weight_files,
+)
 from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
@@ -122,9 +130,12 @@ def model_config(path: str | Path) -> PretrainedConfig:
     return _from_pretrained(AutoConfig, path)
 
 
-def weight_files_of(path: str | Path) -> list[Path]:
-    """Return the files from which the weights of a directory or hub id are read; ConfigError as `admit_weights`."""
-    return [file for file in weight_files(path, model_config(path)) if file.exists()]
+def stored_weights(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names and weights, mapped from the files of a directory or hub id; ConfigError as `admit_weights`."""
+    for file in filter(Path.exists, weight_files(path, model_config(path))):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118, it is no dictionary
+                yield name, opened.get_tensor(name)
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -135,14 +146,12 @@ def stored_dtype(path: str | Path) -> torch.dtype:
 
 def refuse_quantized(path: str | Path) -> None:
     """Raise ConfigError for a model whose stored weights are quantised: they have no gradient to train them with."""
-    config = model_config(path)
-    for part in (config, config.get_text_config()):
-        if stored := getattr(part, "quantization_config", None):
-            raise ConfigError(
-                f"model.path: the weights of {path} are quantised ({dict(stored).get('quant_method')}), and such "
-                "weights cannot be trained. Name the model it was made from, or another copy that is not quantised; "
-                "--model.lora.quantize 4bit quantises that one while it is loaded, and trains adapters"
-            )
+    for method in quantized_by(model_config(path)):
+        raise ConfigError(
+            f"model.path: the weights of {path} are quantised ({method}), and such weights cannot be trained. Name the "
+            "model it was made from, or another copy that is not quantised; --model.lora.quantize 4bit quantises that "
+            "one while it is loaded, and trains adapters"
+        )
 
 
 def untie(model: PreTrainedModel) -> None:
@@ -178,10 +187,8 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
     rules = "|".join(rule for rule in ignored if not re.search(rule, own, re.MULTILINE))
     if not rules:
         return set()
-    files = [safe_open(file, "pt") for file in weight_files_of(path)]
-    names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
     buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")  # the latter is GPT-2's causal mask
-    return {name for name in names if re.search(rules, name) and not buffers.search(name)}
+    return {name for name, _ in stored_weights(path) if re.search(rules, name) and not buffers.search(name)}
 
 
 def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], others: set[str]) -> None:

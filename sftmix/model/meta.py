@@ -1,8 +1,8 @@
 """Loading in three steps for ranks that share the weights: no rank may hold the whole model.
 
     1. a model with its values        `sftmix.model.mapped`: each rank maps the safetensors files, which copies nothing.
-                                      If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
-                                      others have an `empty_model`.
+                                      If several dtypes or DoRA do not allow this, rank 0 loads the whole model, and
+                                      the others have an `empty_model`.
     2. the values without the model   `carry`: the model keeps float32 parameters on the meta device, which are
                                       sharded like any other model's (`sftmix.training.parallel.wrap`). It carries its
                                       values, and whoever gets the model need not know of them.

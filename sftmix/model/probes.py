@@ -3,14 +3,13 @@
 import copy
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import get_max_memory
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -21,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sftmix.model.adapters import WEIGHTS, adapted_kinds, in_peft_format
+from sftmix.model.adapters import adapted_kinds, in_peft_format
 from sftmix.model.compared import apart, probe_ids, probing, some
 from sftmix.model.head import ADAPTER, adapter_config
 from sftmix.model.load import model_config, without_tables
@@ -75,11 +74,12 @@ def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int,
     ends  ids and tokens that end answers
     """
     yield adapted_kinds(model)
-    yield from adapters_left_out(model, in_peft_format(model, dict(model.named_parameters())), base)
+    yield from adapters_left_out(model, base)
     head: Any = model.get_output_embeddings()
     if any(p.requires_grad for p in head.parameters()):
         return
-    if untrained := [token for row, token in ends if is_untrained(head.weight, row)]:
+    rows = untrained_rows(head.weight, [row for row, _ in ends])
+    if untrained := [token for row, token in ends if row in rows]:
         yield (
             f"model.path: the LM head's rows of {', '.join(untrained)}, which end answers, look untrained beside the "
             "others, and adapters elsewhere cannot mend them, so answers may not end: train the head as well "
@@ -87,23 +87,23 @@ def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int,
         )
 
 
-def is_untrained(weight: Tensor, row: int) -> bool:
-    """Return True if a row of [V, D] is almost the mean of all rows, or there twice, as reserved and added tokens'."""
+def untrained_rows(weight: Tensor, rows: Sequence[int]) -> list[int]:
+    """Return those rows of [V, D] that are almost the mean of all, or there twice, as reserved and added tokens'."""
     mean = weight.mean(0, dtype=torch.float32)
-    shown = weight[:: max(1, len(weight) // 4096)] - mean
-    same = weight[weight[:, 0] == weight[row, 0]] == weight[row]  # [few, D]
-    near = (weight[row] - mean).norm() < UNTRAINED * shown.norm(dim=1).median()
-    return bool(near or same.all(1).sum() > 1)
+    least = UNTRAINED * (weight[:: max(1, len(weight) // 4096)] - mean).norm(dim=1).median()
+
+    def twice(row: int) -> bool:
+        same = weight[weight[:, 0] == weight[row, 0]] == weight[row]  # [few, D]
+        return int(same.all(1).sum()) > 1
+
+    return [row for row in rows if (weight[row] - mean).norm() < least or twice(row)]
 
 
 # ------------------------------------------------------------------------------------------------- exports
 
 
-def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> Iterator[str]:
-    """Yield how others would read another tokenizer or model from an exported directory than the run has.
-
-    base  the model onto which adapters are loaded; empty for a whole model
-    """
+def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> Iterator[str]:
+    """Yield how others would read another tokenizer or model from an exported directory than the run has."""
     try:
         read = AutoTokenizer.from_pretrained(path)
         if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
@@ -111,76 +111,50 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
-        kinds: list[Any] = [AutoModelForCausalLM]
-        if base:
-            for problem in adapters_left_out(model, load_file(path / WEIGHTS), base):
-                yield problem
-                kinds = []  # their values differ as well
-        elif (named := _named_class(model_config(path), model)) is not type(model):
-            kinds.append(named)
-        for kind in kinds:
-            if problem := _unlike(model, kind, path):
-                yield f"{kind.__name__} reads another model from it: {problem:.200}"
+        if problem := _unlike(model, path):
+            yield f"AutoModelForCausalLM reads another model from it: {problem:.200}"
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"
 
 
-def adapters_left_out(model: PreTrainedModel, adapters: Mapping[str, Tensor], base: str) -> Iterator[str]:
-    """Yield who leaves out adapters for their names or shapes: transformers or PEFT, or the class that the base names.
+def adapters_left_out(model: PreTrainedModel, base: str) -> Iterator[str]:
+    """Yield which classes leave out adapters for their names or shapes: the model's, or the one that the base names.
 
-    adapters  in PEFT's format; their values do not matter
+    These are known before the adapters are trained; their values are not looked at. transformers reads them: PEFT takes
+    the names that it changes from transformers.
     """
+    adapters = in_peft_format(model, dict(model.named_parameters()))
     state = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
     config = model_config(base)
-    named = _named_class(config, model)
+    named: Any = getattr(transformers, (config.architectures or [""])[0], type(model))  # which transformers may lack
     for kind in dict.fromkeys((type(model), named)):  # Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
-        for reader, reads in _READERS.items():
-            try:
-                with without_tables(), warnings.catch_warnings(action="ignore"):
-                    with torch.device("meta"):
-                        there = kind._from_config(config if kind is named else model.config)
-                    left = reads(there, copy.deepcopy(adapter_config(model)), state)
-                problem = left and f"leaves out {some(left)} of them, without a word"
-            except Exception as error:  # its configuration may be of another kind
-                problem = f"cannot read them: {error!s:.200}"
-            if problem:
-                yield (
-                    f"these are adapters of {type(model).__name__}, and {reader} on {kind.__name__} {problem}: export "
-                    "with --merge for it"
-                )
+        own = copy.deepcopy(adapter_config(model))
+        try:
+            with without_tables(), warnings.catch_warnings(action="ignore"):
+                with torch.device("meta"):
+                    there = kind._from_config(config if kind is named else model.config)
+                info = there.load_adapter(peft_config=own, adapter_state_dict=state, adapter_name=ADAPTER)
+            left = info.unexpected_keys or info.missing_keys  # adapters without a place, or places without adapters
+            problem = left and f"leaves out {some(left)} of them, without a word"
+        except Exception as error:  # its configuration may be of another kind
+            problem = f"cannot read them: {error!s:.200}"
+        if problem:
+            yield (
+                f"these are adapters of {type(model).__name__}, and {kind.__name__} of transformers {problem}: export "
+                "with --merge for it"
+            )
 
 
-def _by_transformers(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
-    """Return the names of adapters without a place in a model, or else of places without adapters."""
-    info = there.load_adapter(peft_config=config, adapter_state_dict=adapters, adapter_name=ADAPTER)
-    return info.unexpected_keys or info.missing_keys
-
-
-def _by_peft(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
-    from peft import PeftModel, set_peft_model_state_dict
-
-    wrapped = PeftModel(there, config)
-    missing, unexpected = set_peft_model_state_dict(wrapped, adapters, ADAPTER)  # type: ignore[attr-defined]
-    return unexpected or [name for name, p in wrapped.named_parameters() if p.requires_grad and name in missing]
-
-
-_READERS = {"transformers": _by_transformers, "PEFT": _by_peft}
-
-
-def _named_class(config: PretrainedConfig, model: PreTrainedModel) -> Any:
-    """Return the class that a configuration names; the model's own if transformers has none of this name."""
-    return getattr(transformers, (config.architectures or [""])[0], type(model))
-
-
-def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
-    """Return what differs in the model that a class reads from a directory; nothing if nothing does.
+def _unlike(model: PreTrainedModel, path: Path) -> str:
+    """Return what differs in the model that transformers reads from a directory; nothing if nothing does.
 
     By its values if memory has room for them, no rank has shards alone and the base is not quantised; else by names.
     """
     by_names = isinstance(next(model.parameters()), DTensor) or hasattr(model, "hf_quantizer")
     place = "meta" if by_names or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
     with without_tables(), warnings.catch_warnings(action="ignore"):  # PEFT warns of ranks that it has given itself
-        read, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
+        options: Any = {"dtype": torch.float32, "device_map": place, "output_loading_info": True}
+        read, info = AutoModelForCausalLM.from_pretrained(path, **options)
     if names := info["missing_keys"] or info["unexpected_keys"]:
         return str(names)
     if place:

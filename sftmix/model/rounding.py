@@ -12,7 +12,7 @@ the same bits.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -71,6 +71,12 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[st
     """
     # DeepSeek-V3: e_score_correction_bias; Llama: (?!), which finds nothing
     return re.compile("|".join(model._get_dtype_plan(dtype)).replace("*", ".*") or "(?!)")
+
+
+def casting(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str, Tensor], Tensor]:
+    """Return the function of a name and value that casts a weight as an export in `dtype` has it."""
+    kept = kept_in_float32(model, dtype)
+    return lambda name, x: x.to(dtype) if x.is_floating_point() and not kept.search(name) else x
 
 
 def refuse_overflow(model: PreTrainedModel, dtype: torch.dtype) -> None:

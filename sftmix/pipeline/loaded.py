@@ -20,7 +20,7 @@ from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import fingerprint, load_model, stored_dtype
-from sftmix.model.mapped import empty_model, mapped_model
+from sftmix.model.mapped import empty_model, mapped_model, standing_in
 from sftmix.model.meta import carry
 from sftmix.model.probes import before_adapters
 from sftmix.model.rounding import kept_in_float32, round_in_place
@@ -30,7 +30,7 @@ from sftmix.pipeline.machines import check_same
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder
-from sftmix.training.checkpoint import full_weights
+from sftmix.training.checkpoint import own_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer
 
@@ -53,9 +53,7 @@ def load_for_run(
 
     ends  ids and tokens that end answers, whose rows adapters may not mend
     """
-    gc.collect()  # the weights of the stage before, which modules keep alive in cycles
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
-        ctypes.CDLL(None).malloc_trim(0)
+    _let_go()
     path, attention, lora = config.model.path, config.model.attention, config.model.lora
     sharded = check_sharing(config, world)
     check_same(lambda: {"model.path": fingerprint(path)}, world)
@@ -63,24 +61,27 @@ def load_for_run(
     compute = torch.bfloat16 if halved else torch.float32
     quantization = quantization_config(lora, compute=compute)
 
-    def whole() -> PreTrainedModel:
-        model = load_model(path, attention=attention, quantization=quantization)
+    def adapted(model: PreTrainedModel) -> PreTrainedModel:
         if lora.r:
-            # Some are made of the model's values.
-            add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
+            with standing_in(model):
+                add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
             if trains and world.is_main:
                 for line in before_adapters(model, path, ends):
                     say_once(line)
         return model
+
+    def whole() -> PreTrainedModel:
+        return adapted(load_model(path, attention=attention, quantization=quantization))
 
     check = partial(check_head, trains=trains)
     if not sharded:
         model = whole()
         check(model)
     else:
-        mapped = None if lora.r else mapped_model(path, attention=attention)
+        # DoRA's magnitudes are made of the model's values, in float32.
+        mapped = None if lora.use_dora else mapped_model(path, attention=attention)
         # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
-        loaded = mapped or world.on_main(whole)
+        loaded = adapted(mapped) if mapped else world.on_main(whole)
         # As the files decide, which only ranks with the values know: config.json may say otherwise.
         tied = world.share(loaded and loaded.config.get_text_config().tie_word_embeddings)
         model = loaded or empty_model(path, attention=attention, tied=tied)
@@ -90,6 +91,13 @@ def load_for_run(
     if stored_dtype(path) == compute == torch.bfloat16 and (lora.r or not trains):  # a trained model is exported whole
         keep_in_bfloat16(model, trains=trains)
     return model
+
+
+def _let_go() -> None:
+    """Give the memory of the stage before back to the system."""
+    gc.collect()  # modules keep weights alive in cycles
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()) -> Scorer:
@@ -151,7 +159,7 @@ def round_weights(config: RunConfig, module: nn.Module, dtype: torch.dtype) -> N
     Every rank calls it. Raises ConfigError for a weight that `dtype` has no room for.
     """
     kept = kept_in_float32(unwrap(module).model, dtype)
-    weights = {name: x for name, x in full_weights(module, gathered=False).items() if not kept.search(name)}
+    weights = {name: x for name, x in own_weights(module).items() if not kept.search(name)}
     round_in_place(weights, dtype, rounding=config.checkpoint.rounding, seed=config.seed)
 
 
@@ -167,7 +175,7 @@ def export_weights(
 
     For a model with adapters only those are written.
 
-    weights  those that `round_weights` has rounded to `dtype`; they are taken out of it
+    weights  those that `round_weights` has rounded to `dtype`
     """
     return export_model(
         model,

@@ -105,7 +105,7 @@ def record_error(message: str) -> None:
         write_json(file, {"message": error})  # in one step: other ranks read it
 
 
-def first_rank_tells(message: str) -> bool:
+def first_rank_reports(message: str) -> bool:
     """Wait until the first rank of this node has recorded the same message; False if it does not, or is this rank.
 
     torchrun ends all ranks as soon as one fails. A rank that fails faster than the first one would have it killed

@@ -13,9 +13,9 @@ def stable_hash(*parts: object) -> int:
     """Return a 128-bit hash of the parts, the same on every machine and Python version; numpy's count as Python's."""
     text = ""
     for part in parts:
-        plain = part.item() if isinstance(part, np.generic) else part
-        value = str(plain)
-        text += f"{type(plain).__name__}:{len(value)}:{value}"  # int:1:7str:6:lambda: no two keys give one text
+        value = part.item() if isinstance(part, np.generic) else part
+        written = str(value)
+        text += f"{type(value).__name__}:{len(written)}:{written}"  # int:1:7str:6:lambda: no two keys give one text
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 

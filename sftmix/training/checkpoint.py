@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save
 from torch import nn
@@ -31,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     set_model_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from sftmix.disk.files import (
     commit_directory,
@@ -285,19 +287,31 @@ class CheckpointStore:
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
 
 
-def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torch.Tensor]:
-    """Gather the weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
+def own_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of the wrapped causal language model itself, to change in place; FSDP has its shards.
 
     These are all weights, tied ones under each of their names; with adapters, only those that are not frozen.
-
-    gathered  False: the tensors of the model itself, to change in place; FSDP has its shards
     """
     module = unwrap(wrapped)
     adapted = adapter_config(module.model) is not None
-    options = StateDictOptions(full_state_dict=gathered, cpu_offload=gathered, ignore_frozen_params=adapted)
-    state: dict[str, Any] = get_model_state_dict(module, options=options)
+    state: dict[str, Any] = get_model_state_dict(module, options=StateDictOptions(ignore_frozen_params=adapted))
     names = trained_of(module) if adapted else state.keys()
     return {name.removeprefix("model."): state[name] for name in names if name in state}
+
+
+def full_weights(
+    wrapped: nn.Module, cast: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, x: x
+) -> dict[str, torch.Tensor]:
+    """Gather what `own_weights` returns on the CPU of rank 0; call it on every rank, of which the others get nothing.
+
+    cast  of a name and its gathered tensor, one after the other, as `sftmix.model.rounding.casting`
+    """
+    whole = {}
+    for name, x in own_weights(wrapped).items():
+        tensor = x.full_tensor() if isinstance(x, DTensor) else x
+        if not (dist.is_initialized() and dist.get_rank()):
+            whole[name] = cast(name, tensor).cpu()
+    return whole
 
 
 def trained_of(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -35,7 +35,7 @@ def test_every_row_carries_ntp_loss_once_and_batches_are_full(epoch_of, epoch, s
     assert [tuple(s.row for s in u) for u in units if len(u) == 2] == [tuple(p) for p in pairs.tolist()]
     batches = global_batches(units, size)
     assert [u for b in batches for u in b] == [*units]
-    assert all(sum(len(u) for u in b) == size for b in batches[:-1])
+    assert all(sum(len(u) for u in b) == size for b in [*batches][:-1])
 
 
 def test_singles_are_spread_evenly_and_an_odd_one_comes_last():

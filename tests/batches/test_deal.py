@@ -128,20 +128,13 @@ UNLIKE = np.random.default_rng(0).lognormal(4.5, 0.7, 128).astype(int) + 8
 """Token counts that differ by much."""
 
 
-def test_random_micro_batches_of_unlike_lengths_are_half_padding():
-    """The mean of 20 deals into 16 micro-batches of 8, to compare the next test with."""
-    parts = [np.random.default_rng(seed).permutation(UNLIKE).reshape(16, 8) for seed in range(20)]
-    slots = np.mean([8 * part.max(axis=1).sum() for part in parts])
-    assert UNLIKE.sum() / slots < 0.525
-
-
 @pytest.mark.parametrize(("world", "limit"), [(1, {"micro_batch_size": 8}), (4, {"micro_batch_tokens": 1024})])
 def test_similar_lengths_meet_where_one_segment_holds_them(world, limit):
     units = epoch_units(len(UNLIKE), None, epoch=0, seed=0)
     steps = dealt(units, UNLIKE, ranks=world, **limit)
     shares = [share for step in steps for share in step.ranks]
     slots = sum(token_slots([UNLIKE[slot.row] for unit in share for slot in unit], 1) for share in shares)
-    assert UNLIKE.sum() / slots > 0.85
+    assert UNLIKE.sum() / slots > 0.85  # of micro-batches of eight at random 0.52
 
 
 @pytest.mark.parametrize("limit", [{"micro_batch_size": 8}, {"micro_batch_tokens": 1024}])

@@ -111,7 +111,7 @@ def compare(module: TrainingModule, path: Path, lora: LoraOptions) -> None:
     for name, buffer in expected.named_buffers():
         assert torch.equal(buffers[name], buffer), f"{path.name} {name}"
         assert buffers[name].dtype == buffer.dtype
-    if torch.distributed.get_rank() == 0 or not lora.r:
+    if torch.distributed.get_rank() == 0 or not lora.use_dora:
         assert found.generation_config.to_dict() == expected.generation_config.to_dict()
     assert found.config.dtype == expected.config.dtype
 

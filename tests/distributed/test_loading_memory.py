@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.config import RunConfig
+from sftmix.model.rounding import casting
 from sftmix.options import LoraOptions, ModelOptions
 from sftmix.pipeline.loaded import load_for_run
 from sftmix.ranks.world import World
+from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import LLAMA, sharded
 from tests.forked import on_ranks
 
@@ -56,13 +59,14 @@ def peak_of_anonymous() -> Iterator[list[int]]:
 
 
 def loaded(world: World, root: str) -> None:
-    """With the values mapped on every rank, and sent by rank 0."""
+    """With the values mapped on every rank, also in another dtype than theirs, and beside adapters."""
     mallopt = ctypes.CDLL(None).mallopt
     assert mallopt(M_MMAP_THRESHOLD, 2**18), "or what is freed stays with the process"
-    for lora in (LoraOptions(), LoraOptions(r=2)):
-        sharded(world, Path(root) / "small", lora, "fsdp")  # imports, and what the first collectives take
+    cases = [("", LoraOptions()), ("", LoraOptions(r=2)), ("_half", LoraOptions(r=2))]
+    for stored, lora in cases:
+        sharded(world, Path(root) / f"small{stored}", lora, "fsdp")  # imports, and what the first collectives take
         with peak_of_anonymous() as peak:
-            module = sharded(world, Path(root) / "large", lora, "fsdp")
+            module = sharded(world, Path(root) / f"large{stored}", lora, "fsdp")
         whole = sum(p.numel() * p.element_size() for p in module.model.parameters())
         own = sum(p.to_local().nbytes for p in module.model.parameters())
         assert own < 0.51 * whole
@@ -72,8 +76,32 @@ def loaded(world: World, root: str) -> None:
 def test_a_rank_never_holds_the_model(tmp_path):
     """158 MB in float32, of which a layer has 8; a few of those are gathered while the head is checked."""
     for name, options in (("small", LLAMA), ("large", LARGE)):
-        LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=True)).save_pretrained(tmp_path / name)
+        model = LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=True))
+        model.save_pretrained(tmp_path / name)
+        model.bfloat16().save_pretrained(tmp_path / f"{name}_half")
     on_ranks(loaded, str(tmp_path))
+
+
+def gathered(world: World, root: str) -> None:
+    """For an export in half precision, on rank 0."""
+    mallopt = ctypes.CDLL(None).mallopt
+    assert mallopt(M_MMAP_THRESHOLD, 2**18)
+    for name in ("small", "large"):
+        module = sharded(world, Path(root) / name, LoraOptions(), "fsdp")
+        whole = {name: x.full_tensor() for name, x in module.model.named_parameters()} if name == "small" else {}
+        with peak_of_anonymous() as peak:
+            weights = full_weights(module, casting(module.model, torch.bfloat16))
+        assert all(torch.equal(weights[name], x.bfloat16()) for name, x in whole.items() if world.is_main)
+        half = sum(2 * p.numel() for p in module.model.parameters()) if world.is_main else 0
+        assert sum(x.nbytes for x in weights.values()) >= half
+        assert peak[0] < half + 30 * MB, f"{peak[0] / MB:.0f} MB beside {half / MB:.0f}"
+
+
+def test_a_gathered_model_is_held_in_the_dtype_of_the_export(tmp_path):
+    """158 MB in float32, on no rank; 79 in bfloat16, on rank 0."""
+    for name, options in (("small", LLAMA), ("large", LARGE)):
+        LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=False)).save_pretrained(tmp_path / name)
+    on_ranks(gathered, str(tmp_path))
 
 
 def loads_after_a_stage(world: World, path: str) -> None:

@@ -197,7 +197,7 @@ HOSTILE = {
     "a rank of text": ({"r": "a"}, "PEFT "),
     "no such module": ({"target_modules": ["nothing"]}, "Error: Target modules {'nothing'} not found"),
     "another rank": ({"r": 3}, "PEFT cannot load it: RuntimeError: Error(s) in loading"),
-    "another revision of the base": ({"revision": "v1"}, "revision is 'v1', and such adapters are not loaded"),
+    "a branch of the base": ({"revision": "v1"}, "revision is 'v1', and such adapters are not loaded"),
 }
 
 

@@ -13,11 +13,13 @@ from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
+from sftmix.model.mapped import mapped_model, standing_in
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
 from sftmix.training.step import build_optimizer
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
+from tests.model.test_models import FAMILIES as MODELS
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, random_model, tokenizer
 
 __all__ = ["tokenizer"]  # the fixture
@@ -146,6 +148,34 @@ def test_initial_values_are_a_function_of_the_seed():
     assert all(torch.equal(left[k], right[k]) for k in left)
     assert not all(torch.equal(left[k], third[k]) for k in left)
     assert torch.equal(logits(one), logits(build("llama")))  # B is zero: training begins at the base model
+
+
+BESIDE = {
+    "llama": {"init_lora_weights": False},
+    "llama tied": {"target_modules": ["q_proj", "lm_head", "embed_tokens"], "init_lora_weights": "orthogonal"},
+    "phi (head bias)": {"bias": "lora_only", "modules_to_save": ["lm_head"], "init_lora_weights": "gaussian"},
+    "gpt2": {"bias": "all"},
+    "Qwen3Moe": {"target_modules": ["all-linear", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("family", BESIDE)
+def test_adapters_beside_mapped_values_are_those_of_a_plain_load(family, tmp_path):
+    """Both in float32, and the frozen values of the files where they were mapped, in bfloat16."""
+    made = build(family) if family in MODELS else experts(family)
+    made.bfloat16().save_pretrained(tmp_path)
+    lora, plain, mapped = LoraOptions(r=4, **BESIDE[family]), load_model(tmp_path), mapped_model(tmp_path)
+    places = {p.data_ptr() for p in mapped.parameters()}
+    add_adapters(plain, lora, seed=5)
+    with standing_in(mapped):
+        add_adapters(mapped, lora, seed=5)
+    found = dict(mapped.named_parameters())
+    assert list(found) == [name for name, _ in plain.named_parameters()]
+    for name, expected in plain.named_parameters():
+        assert torch.equal(found[name].float(), expected), name
+        assert found[name].requires_grad == expected.requires_grad
+        assert (found[name].data_ptr() in places) is ("lora_" not in name), name
+        assert found[name].dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCa
 from sftmix import RunConfig
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, load_tokenizer
+from sftmix.model.mapped import mapped_model
 from sftmix.model.rounding import refuse_overflow
 from sftmix.options import CheckpointOptions
 from sftmix.pipeline.loaded import round_weights
@@ -36,6 +37,17 @@ def path(tokenizer, tmp_path):
     model.save_pretrained(tmp_path / "base")
     assert load_file(tmp_path / "base" / "model.safetensors")[BIAS].unique().numel() == 32
     return tmp_path / "base"
+
+
+def test_ranks_map_them_beside_values_in_bfloat16(path):
+    """No rank loads the whole model in float32 for their sake."""
+    mapped, plain = mapped_model(path), load_model(path)
+    assert mapped is not None
+    assert {p.dtype for p in mapped.parameters()} == {torch.bfloat16}
+    found = mapped.state_dict()
+    assert found[BIAS].dtype == torch.float32
+    assert found.keys() == plain.state_dict().keys()
+    assert all(torch.equal(found[name].float(), x) for name, x in plain.state_dict().items())
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])

@@ -1,7 +1,6 @@
 """Model families, their heads, and what is exported; tiny random models, and the real ones where they are there."""
 
 import json
-import weakref
 from functools import cache
 
 import pytest
@@ -253,31 +252,6 @@ def test_export_reloads_bitwise(family, dtype, models, tokenizer, tmp_path):
     for name, x in model.state_dict().items():
         assert torch.equal(state[name], x.to(dtype)), name
     assert model.dtype == torch.float32
-
-
-class Watched(dict):
-    """A state dict that notes how many bytes of its tensors, and of what they were cast to, are held at each take."""
-
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        super().__init__({name: x.clone() for name, x in state.items()})
-        self.alive = [(weakref.ref(x), x.nbytes) for x in self.values()]
-        self.held: list[int] = []
-
-    def pop(self, *given):
-        self.held.append(sum(size for one, size in self.alive if one() is not None))
-        return super().pop(*given)
-
-
-def test_an_export_lets_go_of_what_it_has_cast(tokenizer, tmp_path):
-    """Of 282 GB in float32 no 141 GB are beside them: of the given weights the last two are held in the end."""
-    model = build("llama")
-    state = Watched(model.state_dict())
-    sizes = [size for _, size in state.alive]
-    export_model(model, tokenizer, tmp_path / "model", dtype=torch.bfloat16, state_dict=state)
-    assert not state
-    # At each take what was taken before is gone, but for the tensor that was cast last.
-    assert len(state.held) == len(sizes)
-    assert all(held <= sum(sizes[max(k - 1, 0) :]) for k, held in enumerate(state.held))
 
 
 def test_tied_weights_are_stored_once(tokenizer, tmp_path):

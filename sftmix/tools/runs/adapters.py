@@ -1,6 +1,7 @@
 """Adapters that are stored, of a run or of others: read, put onto their base model, and merged into its weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ target_parameters trainable_token_indices
 alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
 lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
 """The keys of adapter_config.json that may have any value. Every other one must have PEFT's default: `megatron_config`
-imports a module that the file names, `revision` is of the base model, which is loaded by its name alone, and others
-change what the adapters compute."""
+imports a module that the file names, and others change what the adapters compute. `revision` may be a commit of the
+base model, and no branch or tag, which move."""
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def stored_config(directory: Path) -> Any:
@@ -40,7 +42,10 @@ def stored_config(directory: Path) -> Any:
         stored = json.loads(file.read_text(encoding="utf-8"))
         if stored["peft_type"] != "LORA":
             raise ConfigError(f"{file}: peft_type is {stored['peft_type']!r:.80}; only LORA is loaded")
-        for key in sorted(stored.keys() - TAKEN.split()):
+        taken = TAKEN.split()
+        if COMMIT.fullmatch(str(stored.get("revision"))):
+            taken.append("revision")
+        for key in sorted(stored.keys() - taken):
             if stored[key] and stored[key] != default.get(key):  # null, false: another version's "velora_config": null
                 raise ConfigError(
                     f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "

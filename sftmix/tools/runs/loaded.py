@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.data import prepare
 from sftmix.disk.hashes import sha256_json
-from sftmix.disk.places import is_outside
+from sftmix.disk.places import is_outside, started
 from sftmix.model.adapters import quantization_config
 from sftmix.model.compared import apart, probe_ids, probing, say_once
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
@@ -70,8 +70,18 @@ def weights_of(finished: FinishedModel) -> str:
     own, directory = fingerprint(finished.path), Path(finished.path)
     if finished.run is None and (directory / "adapter_config.json").exists():
         # Equal adapters on other weights are another model.
-        return sha256_json([own, fingerprint(stored_config(directory).base_model_name_or_path)])
+        with as_started(None):
+            return sha256_json([own, fingerprint(_base_of(directory))])
     return own
+
+
+def _base_of(adapters: Path) -> str:
+    """Return the base model that adapters name; its hub id means the commit they name, until `as_started` ends."""
+    config = stored_config(adapters)
+    base = config.base_model_name_or_path
+    if config.revision:
+        started.set(started.get()._replace(model=f"{base}@{config.revision}"))
+    return base
 
 
 def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
@@ -87,7 +97,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     with named(f"model {finished.name}"), as_started(finished.run):
         base = finished.path
         if adapters:  # of a run its own record of the base counts, which is found after a move, too
-            base = options.path or stored_config(directory).base_model_name_or_path
+            base = options.path or _base_of(directory)
         kind = asked or stored_dtype(base)
         quantization = None
         if adapters or finished.name == "base":  # of a run with adapters: quantised as it was in training

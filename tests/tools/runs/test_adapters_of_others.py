@@ -1,6 +1,10 @@
 """Adapters that PEFT itself wrote: each kind loads as PEFT loads it, and a file that lacks some of them is refused."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,6 +19,8 @@ from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_adapters import change, experts, logits
 from tests.model.test_models import build
+from tests.tiny import ROOT, contents
+from tests.tools.sharing.hub import Hub
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -92,10 +98,68 @@ def test_what_a_file_lacks_or_has_besides_is_named(kind, tmp_path):
         loaded(tmp_path)
 
 
-def test_a_revision_of_the_base_is_refused(tmp_path):
-    """The base is loaded by its name, so it would be another one without a word."""
+@pytest.mark.parametrize("revision", ["v1", "main", "a" * 39, "a" * 41, "A" * 40, ["a" * 40]])
+def test_a_revision_that_is_no_commit_is_refused(revision, tmp_path):
+    """A branch or a tag moves, and is another base then without a word."""
     written(tmp_path, build("llama"), **ALL)
     file = tmp_path / "adapters" / FILE
-    file.write_text(json.dumps({**json.loads(file.read_text()), "revision": "v1"}))
-    with pytest.raises(ConfigError, match=r"revision is 'v1', .* another base, .* merge them into their base model"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "revision": revision}))
+    problem = re.escape(f"revision is {revision!r:.80}")
+    with pytest.raises(ConfigError, match=problem + ", .* another base, .* merge them into their base model"):
         loaded(tmp_path)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from peft import AutoPeftModelForCausalLM
+from sftmix.model.adapters import add_adapters, write_adapters
+from sftmix.model.load import load_model, load_tokenizer
+from sftmix.options import LoraOptions
+from sftmix.tools.runs.loaded import load_finished, weights_of
+from sftmix.tools.runs.models import FinishedModel
+
+kind, place = sys.argv[1:]
+if kind == "write":
+    model = load_model("me/model")
+    add_adapters(model, LoraOptions(r=2), seed=0)
+    write_adapters(model, model.state_dict(), Path(place), base="me/model", dtype=torch.float32)
+    load_tokenizer("me/model").save_pretrained(place)
+elif kind == "peft":
+    AutoPeftModelForCausalLM.from_pretrained(place)
+elif kind == "answer":
+    load_finished(FinishedModel("own", place, None))
+else:
+    print(weights_of(FinishedModel("own", place, None)))
+"""
+
+
+@pytest.mark.slow
+def test_adapters_name_the_commit_of_their_base_and_are_loaded_onto_it(tiny, tmp_path):
+    """PEFT asks for it, and so do the commands, once the repository has a newer one."""
+    place = tmp_path / "adapters"
+    place.mkdir()
+
+    def asked_by(kind):
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / kind), "HF_HUB_OFFLINE": "0"}
+        environment = {**os.environ, **own, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
+        hub.asked.clear()
+        words = [sys.executable, "-c", SCRIPT, kind, str(place)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with Hub() as hub:
+        hub.repositories["models", "me/model"] = contents(tiny.model)
+        first = hub.sha(("models", "me/model"))
+        asked_by("write")
+        assert json.loads((place / FILE).read_text())["revision"] == first
+        identity = asked_by("identity")
+        hub.repositories["models", "me/model"]["README.md"] = b"another commit"
+        assert hub.sha(("models", "me/model")) != first
+        for kind in ("peft", "answer"):
+            asked_by(kind)
+            weights = [line for line in hub.asked if line.endswith("/model.safetensors")]
+            assert {line.partition("/resolve/")[2] for line in weights} == {f"{first}/model.safetensors"}
+        assert asked_by("other") == identity

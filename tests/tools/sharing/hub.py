@@ -55,7 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.hub.repositories[key].items()
             self._json([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
         else:
-            self._json({"id": key[1], "sha": self.hub.sha(key), "private": False, "tags": []})
+            sha = self._commit(key, path.partition("/revision/")[2])
+            self._json({"id": key[1], "sha": sha, "private": False, "tags": []})
 
     do_HEAD = do_GET
 
@@ -67,12 +68,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, path: str) -> None:
         before, _, after = path.partition("/resolve/")
         kind, name = ("datasets", before[10:]) if before.startswith("/datasets/") else ("models", before[1:])
-        data = self.hub.repositories.get((kind, name), {}).get(after.partition("/")[2])
+        revision, _, file = after.partition("/")
+        data = self.hub.repositories.get((kind, name), {}).get(file)
         if data is None:
             self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
         else:
             etag = f'"{hashlib.sha256(data).hexdigest()}"'
-            self._bytes(data, 200, {"X-Repo-Commit": self.hub.sha((kind, name)), "ETag": etag})
+            self._bytes(data, 200, {"X-Repo-Commit": self._commit((kind, name), revision), "ETag": etag})
+
+    def _commit(self, key: tuple[str, str], revision: str) -> str:
+        """Return the commit that is asked for, whose files are today's, or else the newest."""
+        return revision if len(revision) == 40 else self.hub.sha(key)
 
     def _json(self, value: object, code: int = 200, more: dict[str, str] | None = None) -> None:
         self._bytes(json.dumps(value).encode(), code, {"Content-Type": "application/json", **(more or {})})
