@@ -3,7 +3,7 @@
 import copy
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,31 +118,46 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def adapters_left_out(model: PreTrainedModel, base: str) -> Iterator[str]:
-    """Yield which classes leave out adapters for their names or shapes: the model's, or the one that the base names.
+    """Yield who leaves out adapters for their names or shapes: transformers or PEFT, or the class that the base names.
 
-    These are known before the adapters are trained; their values are not looked at. transformers reads them: PEFT takes
-    the names that it changes from transformers.
+    These are known before the adapters are trained; their values are not looked at.
     """
     adapters = in_peft_format(model, dict(model.named_parameters()))
     state = {name: torch.empty_like(x, device="meta") for name, x in adapters.items()}
     config = model_config(base)
     named: Any = getattr(transformers, (config.architectures or [""])[0], type(model))  # which transformers may lack
     for kind in dict.fromkeys((type(model), named)):  # Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration
-        own = copy.deepcopy(adapter_config(model))
-        try:
-            with without_tables(), warnings.catch_warnings(action="ignore"):
-                with torch.device("meta"):
-                    there = kind._from_config(config if kind is named else model.config)
-                info = there.load_adapter(peft_config=own, adapter_state_dict=state, adapter_name=ADAPTER)
-            left = info.unexpected_keys or info.missing_keys  # adapters without a place, or places without adapters
-            problem = left and f"leaves out {some(left)} of them, without a word"
-        except Exception as error:  # its configuration may be of another kind
-            problem = f"cannot read them: {error!s:.200}"
-        if problem:
-            yield (
-                f"these are adapters of {type(model).__name__}, and {kind.__name__} of transformers {problem}: export "
-                "with --merge for it"
-            )
+        for reader, reads in _READERS.items():
+            try:
+                with without_tables(), warnings.catch_warnings(action="ignore"):
+                    with torch.device("meta"):
+                        there = kind._from_config(config if kind is named else model.config)
+                    left = reads(there, copy.deepcopy(adapter_config(model)), state)
+                problem = left and f"leaves out {some(left)} of them, without a word"
+            except Exception as error:  # its configuration may be of another kind
+                problem = f"cannot read them: {error!s:.200}"
+            if problem:
+                yield (
+                    f"these are adapters of {type(model).__name__}, and {reader} on {kind.__name__} {problem}: export "
+                    "with --merge for it"
+                )
+
+
+def _by_transformers(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
+    """Return the names of adapters without a place in a model, or else of places without adapters."""
+    info = there.load_adapter(peft_config=config, adapter_state_dict=adapters, adapter_name=ADAPTER)
+    return info.unexpected_keys or info.missing_keys
+
+
+def _by_peft(there: Any, config: Any, adapters: dict[str, Tensor]) -> Collection[str]:
+    from peft import PeftModel, set_peft_model_state_dict
+
+    wrapped = PeftModel(there, config)
+    missing, unexpected = set_peft_model_state_dict(wrapped, adapters, ADAPTER)  # type: ignore[attr-defined]
+    return unexpected or [name for name, p in wrapped.named_parameters() if p.requires_grad and name in missing]
+
+
+_READERS = {"transformers": _by_transformers, "PEFT": _by_peft}
 
 
 def _unlike(model: PreTrainedModel, path: Path) -> str:

@@ -155,18 +155,19 @@ def test_what_a_line_says_before_the_training_is_what_others_read(family, tokeni
     after = capsys.readouterr().err
     assert after.count("\n") == bool(after)
     by_peft = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out)
-    for read in (logits(AutoModelForCausalLM.from_pretrained(out)), logits(by_peft)):
+    others = [logits(AutoModelForCausalLM.from_pretrained(out)), logits(by_peft)]
+    for reader, read in zip(("transformers", "PEFT"), others, strict=True):
         same = float((read - expected).abs().max()) < 2e-5 * float(expected.abs().max())
-        assert any(f"and {type(model).__name__} of transformers leaves out" in line for line in before) is not same
-        assert (f"{out}: AutoModelForCausalLM reads another model from it: " in after) is not same
+        assert any(f"and {reader} on {type(model).__name__} leaves out" in line for line in before) is not same
+        assert reader == "PEFT" or (f"{out}: AutoModelForCausalLM reads another model from it: " in after) is not same
 
 
 def test_what_others_leave_out_loads_here_and_can_be_merged(tokenizer, tmp_path, capsys):
     model = adapted("laguna", tmp_path)
     expected = logits(model)
-    (told,) = adapters_left_out(model, str(tmp_path / "base"))
-    assert "leaves out 6 weights (" in told
-    assert told.endswith("of them, without a word: export with --merge for it")
+    told = "".join(adapters_left_out(model, str(tmp_path / "base")))
+    assert told.count("leaves out 6 weights (") == 2
+    assert told.count("of them, without a word: export with --merge for it") == 2
     out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(tmp_path / "base"))
     capsys.readouterr()
     assert sum(".shared_experts." in name for name in load_file(out / WEIGHTS)) == 6
