@@ -222,8 +222,8 @@ import sftmix.tools.runs.read, sftmix.tools.runs.start, sftmix.tools.answers.cha
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command, sftmix.tools.preview.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
-import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command, sftmix.tools.trackers.command
-import sftmix.tools.suspects.command
+import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command
+import sftmix.tools.suspects.command, sftmix.tools.trackers.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
 

@@ -44,8 +44,7 @@ def results_of(run: Path) -> dict[str, Any] | None:
         folder = run.absolute() / stage / "model"
         if any(entry["model"] == name for entry in results) and folder.is_dir():
             weights = weights_of(FinishedModel(name, str(folder), run))
-            # A result that has no weights, as of an earlier version, is believed.
-            results = [entry for entry in results if entry["model"] != name or entry.get("weights", weights) == weights]
+            results = [entry for entry in results if entry["model"] != name or entry["weights"] == weights]
     return _tables(results) if results else None
 
 
