@@ -26,7 +26,7 @@ from sftmix.config.schema import component_bases, import_class, is_list, option_
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
 from sftmix.tools.listing.command import NESTED
-from sftmix.tools.runs.words import add_options
+from sftmix.tools.runs.arguments import add_options
 from sftmix.words import errors
 from tests.tiny import Tiny, make_tiny
 

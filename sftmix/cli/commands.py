@@ -53,6 +53,6 @@ def call(name: str, argv: Sequence[str]) -> None:
     if not hasattr(command, "Options"):  # it reads options of a run
         return copy_context().run(command.main, name, argv)  # what names mean there ends with it
 
-    args = import_module("sftmix.tools.runs.words").read_words(name, command, argv)
+    args = import_module("sftmix.tools.runs.arguments").read_words(name, command, argv)
     with import_module("sftmix.tools.runs.read").reading(args):
         command.main(args)

@@ -16,8 +16,8 @@ from sftmix.disk.places import unwritable
 from sftmix.pipeline.validity import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
+from sftmix.tools.runs.output import write_jsonl
 from sftmix.tools.runs.read import Reading, read_finished, read_json_if_there
-from sftmix.tools.runs.shown import write_jsonl
 from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.fields import TEXT
 from sftmix.words.plain import as_list

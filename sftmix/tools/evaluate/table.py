@@ -8,8 +8,8 @@ import numpy as np
 
 from sftmix.disk.files import hashed, read_json, write_json, write_text
 from sftmix.disk.hashes import sha256_json
+from sftmix.tools.runs.output import markdown_table
 from sftmix.tools.runs.read import read_json_if_there
-from sftmix.tools.runs.shown import markdown_table
 
 Score = dict[str, Any]
 """A figure of a task with its standard error: see `scores_of`, and `difference`."""

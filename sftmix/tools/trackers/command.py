@@ -6,8 +6,8 @@ from typing import Literal
 
 from sftmix.components.component import missing_package
 from sftmix.disk.files import read_json
+from sftmix.tools.runs.output import flatten
 from sftmix.tools.runs.read import refuse_no_run
-from sftmix.tools.runs.shown import flatten
 from sftmix.tools.trackers import TRACKERS
 from sftmix.words.errors import ConfigError
 
