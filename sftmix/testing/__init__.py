@@ -73,7 +73,7 @@ def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> 
         split = contracts.check_split(component, component.split(table, seed=SEED), table)
         return np.unique(split.labels, return_inverse=True)[1]
 
-    check_rows(splitter, scores or _tables_for(splitter), ask)
+    check_rows(splitter, _tables_for(splitter) if scores is None else scores, ask)
 
 
 def check_selector(selector: base.Selector, *, scores: Tables | None = None) -> None:
@@ -85,7 +85,7 @@ def check_selector(selector: base.Selector, *, scores: Tables | None = None) -> 
     def ask(component, table):
         return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))
 
-    check_rows(selector, scores or _tables_for(selector), ask)
+    check_rows(selector, _tables_for(selector) if scores is None else scores, ask)
 
 
 def _tables_for(component: Component) -> Tables:

@@ -1,13 +1,14 @@
 """The command `estimate`: memory and hours of a run on some machine, before anything is started."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sftmix.cli.parsing import configuration
-from sftmix.cli.say import say_wrapped
+from sftmix.cli.say import wrapped
 from sftmix.tools.runs.output import rendered
 from sftmix.training.gpus import MFU
 
@@ -46,10 +47,8 @@ def main(name: str, argv: Sequence[str]) -> None:
     options = vars(values)
     as_json = options.pop("json")
     needs = estimate(config, Machine(**options))
-    if as_json:
-        print(json.dumps(needs, indent=1))
-    else:
-        say_wrapped(described(needs))
+    columns = shutil.get_terminal_size().columns
+    print(json.dumps(needs, indent=1) if as_json else wrapped(described(needs), columns))
 
 
 def described(estimate: Mapping[str, Any]) -> str:

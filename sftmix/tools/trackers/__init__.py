@@ -24,8 +24,6 @@ from sftmix.pipeline.stages import TRAINED
 
 _NOT_PLOTTED = ("step", "time", "rows")
 """Keys of metrics.jsonl: rows is a hash."""
-MOST = 6000
-"""Most characters of an option's value that MLflow takes."""
 
 
 class Row(NamedTuple):
@@ -286,9 +284,9 @@ class MLflow(Tracker):
             experiment = self._client.get_experiment_by_name(self.project)
             place = experiment.experiment_id if experiment else self._client.create_experiment(self.project)
             new = self._client.create_run(place, run_name=self.run.name).info.run_id
-            # {training: {epochs: 3}} -> training.epochs
+            # {training: {epochs: 3}} -> training.epochs; MLflow cuts a value behind 6,000 characters.
             (options,) = json_normalize([self.config]).to_dict("records")
-            self._client.log_batch(new, params=[Param(key, str(value)[:MOST]) for key, value in options.items()])
+            self._client.log_batch(new, params=[Param(key, str(value)) for key, value in options.items()])
             write_text(file, new)
         self._id = file.read_text(encoding="utf-8")
         self._client.update_run(self._id, status="RUNNING")
@@ -299,9 +297,10 @@ class MLflow(Tracker):
         from mlflow.entities import Metric
 
         # One request for the whole row. MLflow takes no other characters in names, as of a label C++.
-        names = {re.sub(r"[^\w/. :-]", "_", name): value for name, value in row.values.items()}
-        milliseconds = int(1000 * row.time)
-        metrics = [Metric(name, value, milliseconds, row.step) for name, value in names.items()]
+        metrics = [
+            Metric(re.sub(r"[^\w/. :-]", "_", name), value, int(1000 * row.time), row.step)
+            for name, value in row.values.items()
+        ]
         self._client.log_batch(self._id, metrics)
 
     def close(self) -> None:
