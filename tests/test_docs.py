@@ -26,7 +26,7 @@ from sftmix.config.schema import component_bases, import_class, is_list, option_
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
 from sftmix.tools.listing.command import NESTED
-from sftmix.tools.runs.words import add_options
+from sftmix.tools.runs.arguments import add_options
 from sftmix.words import errors
 from tests.tiny import Tiny, make_tiny
 
@@ -222,8 +222,8 @@ import sftmix.tools.runs.read, sftmix.tools.runs.start, sftmix.tools.answers.cha
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command, sftmix.tools.preview.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
-import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command, sftmix.tools.trackers
-import sftmix.tools.suspects.command
+import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command
+import sftmix.tools.suspects.command, sftmix.tools.trackers.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
 
@@ -235,7 +235,7 @@ tools.runs.export.export_run = lambda *args, **options: None
 tools.runs.models.finished_models = tools.runs.read.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
-tools.trackers.main = tools.quickstart.command.main = lambda args: None
+tools.trackers.command.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.main = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.answers.generate.main = tools.evaluate.command.main = tools.verify.command.main = lambda args: None

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence import suspects  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.disk.tables import read_dynamics  # noqa: E402
-from sftmix.tools.runs.shown import markdown_table  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
 from sftmix.tools.suspects.rows import SuspectRows  # noqa: E402
 from sftmix.tools.suspects.signals import ranked  # noqa: E402
 from sftmix.tools.suspects.table import default_signals, kinds_of  # noqa: E402

@@ -39,7 +39,9 @@ COMMANDS = {
     "evaluate": Command("measure the models of a run on benchmarks, in one table", "sftmix.tools.evaluate.command"),
     "verify": Command("check a result: make some steps of a run again and compare them", "sftmix.tools.verify.command"),
     "status": Command("show how far runs are", "sftmix.tools.status.command"),
-    "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", "sftmix.tools.trackers"),
+    "track": Command(
+        "send the metrics of a run to MLflow, TensorBoard, W&B, trackio or SwanLab", "sftmix.tools.trackers.command"
+    ),
     "components": Command("list what can be swapped", "sftmix.tools.listing.command"),
 }
 """The import paths are whole, so that tests/test_architecture.py reads what the command line imports."""
@@ -51,6 +53,6 @@ def call(name: str, argv: Sequence[str]) -> None:
     if not hasattr(command, "Options"):  # it reads options of a run
         return copy_context().run(command.main, name, argv)  # what names mean there ends with it
 
-    args = import_module("sftmix.tools.runs.words").read_words(name, command, argv)
+    args = import_module("sftmix.tools.runs.arguments").read_words(name, command, argv)
     with import_module("sftmix.tools.runs.read").reading(args):
         command.main(args)

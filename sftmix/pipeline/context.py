@@ -184,8 +184,10 @@ class RunContext:
 
     def train(self, stage: Stage) -> StageResult:
         """Train to the end, from the newest valid checkpoint on; Stopped if a signal came after the last look."""
+        from sftmix.pipeline.loaded import return_memory
         from sftmix.training.loop import train
 
         result = train(stage, self.world)
+        return_memory()  # what is measured and written next takes its place
         self.stop.check(self.world)
         return result

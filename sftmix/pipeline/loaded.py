@@ -43,6 +43,13 @@ def check_sharing(config: RunConfig, world: World) -> bool:
     return sharded
 
 
+def return_memory() -> None:
+    """Give freed memory back: the weights, gradients and optimizer of what was trained before."""
+    gc.collect()  # modules keep their weights alive in cycles
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def load_for_run(
     config: RunConfig, world: World, *, trains: bool = False, ends: Sequence[tuple[int, str]] = ()
 ) -> PreTrainedModel:
@@ -53,7 +60,7 @@ def load_for_run(
 
     ends  ids and tokens that end answers, whose rows adapters may not mend
     """
-    _let_go()
+    return_memory()
     path, attention, lora = config.model.path, config.model.attention, config.model.lora
     sharded = check_sharing(config, world)
     check_same(lambda: {"model.path": fingerprint(path)}, world)

@@ -1,11 +1,12 @@
 """The check of renderers: what is trained is behind the prompt that is served."""
 
 import copy
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from sftmix.components.renderer import Renderer
+from sftmix.text.mask import encode_examples
 from sftmix.types import Example, RenderedTurn
 
 
@@ -26,8 +27,8 @@ def check_renderer(
     assert backwards[::-1] == found, "the turns of a conversation depend on those before it: keep no state"
     for example, turns in zip(examples, found, strict=True):
         assert used.turns(example) == turns, f"{example.id}: training calls `batch`, and `turns` returns something else"
+        encode_examples(used, [example], sys.maxsize)  # as training does, which checks the number of turns, and weights
         trained = [place for place, message in enumerate(example.messages) if message.trained]
-        assert len(trained) == len(turns), f"{example.id}: allowed: one answer for each trained turn"
         for place, turn in zip(trained, turns, strict=True):
             _check_turn(used, turn, example, place)
 
@@ -42,7 +43,6 @@ def _check_turn(renderer: Renderer, turn: RenderedTurn, example: Example, place:
     # by slices: an empty answer fails as well
     assert {*answer[-1:]} & {*renderer.ends}, f"{where}: its last id is none of {renderer.ends}"
     assert not set(answer[:-1]) & {*renderer.ends}, f"{where}: an id that ends a turn is inside it"
-    assert all(math.isfinite(weight) and weight >= 0 for _, weight in turn.parts), f"{where}: a weight is below 0"
     message = example.messages[place]
     given = any(weight for _, weight in message.parts) if message.parts else message.weight
     assert any(weight for _, weight in turn.parts) or not given, f"{where}: all its weights are 0: nothing is trained"

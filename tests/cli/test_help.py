@@ -9,8 +9,9 @@ from sftmix.cli.commands import COMMANDS
 from sftmix.cli.help import OF_REFERENCE, OF_ROWS, OF_TARGET, option_docs
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, option_hints
-from sftmix.tools import trackers
 from sftmix.tools.estimate.command import EstimateOptions
+from sftmix.tools.trackers import TRACKERS
+from sftmix.tools.trackers import command as track
 from sftmix.tools.verify import command as verify
 from sftmix.tools.verify import window
 from sftmix.training.gpus import GPUS
@@ -120,4 +121,4 @@ def test_what_a_docstring_repeats_of_a_module_is_what_stands_there():
     of_verify = option_docs(verify.Options)["steps"]
     assert f"{window.STEPS} if they are over {window.NEAR} away" in of_verify
     assert option_docs(EstimateOptions)["gpu"].startswith(f"{', '.join(GPUS)} or cpu;")
-    assert set(get_args(get_type_hints(trackers.Options)["to"])) == set(trackers.TRACKERS)
+    assert set(get_args(get_type_hints(track.Options)["to"])) == set(TRACKERS)

@@ -54,6 +54,11 @@ def test_alpaca_without_input_is_the_instruction(extra):
     assert convert({"instruction": "Hi.", "output": "Yo", **extra}, "alpaca").messages[0] == U("Hi.")
 
 
+def test_alpaca_with_an_empty_instruction_is_the_input():
+    """As LLaMA-Factory joins them."""
+    assert convert({"instruction": "", "input": "Hi.", "output": "Yo"}, "alpaca").messages[0] == U("Hi.")
+
+
 def test_a_turn_of_weight_0_is_not_trained():
     row = {"messages": [*TURNS, TURNS[0], {**A_TURN, "weight": 0}]}
     assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, False]

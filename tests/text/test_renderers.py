@@ -120,7 +120,7 @@ def test_another_keeps_it(name):
         (Endless, "its last id is none of"),
         (Twice, "an id that ends a turn is inside it"),
         (Silent, "'The salmon.' is not once in"),
-        (Negative, "a weight is below 0"),
+        (Negative, "a turn for each trained one, .* weights are from 0 to"),
         (Counting, "depend on those before it"),
         (Unweighted, "all its weights are 0"),
         (Unbatched, "training calls `batch`, and `turns` returns something else"),

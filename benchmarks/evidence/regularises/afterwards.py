@@ -31,7 +31,7 @@ from benchmarks.evidence.regularises.rows import PILOT_SEEDS  # noqa: E402
 from benchmarks.evidence.regularises.run import ARMS  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS, read_tier  # noqa: E402
 from sftmix.disk.files import read_json  # noqa: E402
-from sftmix.tools.runs.shown import markdown_table  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
 from sftmix.types import Float64  # noqa: E402
 
 FOLDER = RESULTS / "regularises"

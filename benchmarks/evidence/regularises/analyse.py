@@ -28,7 +28,7 @@ from benchmarks.evidence.regularises.run import ARMS, LATER  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.disk.files import read_json  # noqa: E402
 from sftmix.tools.compare.statistics import holm, interval, per_example  # noqa: E402
-from sftmix.tools.runs.shown import markdown_table  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
 from sftmix.types import Float64  # noqa: E402
 
 BLOCK, LEAST = 4, 8

@@ -30,7 +30,7 @@ from benchmarks.evidence.regularises.analyse import (  # noqa: E402
 )
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.tools.compare.statistics import interval  # noqa: E402
-from sftmix.tools.runs.shown import markdown_table  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
 
 GREEN = "#2f855a"
 SHOWN = {"last": (BLUE, -0.22), "tempered": (GREEN, 0.0), "best": (BROWN, 0.22)}

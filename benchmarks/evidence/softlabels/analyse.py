@@ -47,7 +47,7 @@ from sftmix.disk.files import read_json, write_json  # noqa: E402
 from sftmix.disk.tables import read_dynamics  # noqa: E402
 from sftmix.measure.summary import made_by  # noqa: E402
 from sftmix.tools.compare.statistics import ALPHA, holm, interval  # noqa: E402
-from sftmix.tools.runs.shown import markdown_table  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
 from sftmix.types import Scores  # noqa: E402
 
 HEAD = ["contrast", "seeds", *before.HEAD[1:]]

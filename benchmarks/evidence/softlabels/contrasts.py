@@ -23,7 +23,7 @@ from benchmarks.evidence.regularises.analyse import (  # noqa: E402
 )
 from benchmarks.evidence.softlabels.run import BF16, FIRST, ORDER  # noqa: E402
 from sftmix.tools.compare.statistics import ALPHA  # noqa: E402
-from sftmix.tools.runs.shown import markdown_table  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
 
 STOP = datetime(2026, 12, 5, 12, tzinfo=UTC)
 PLANNED = [*ORDER, *BF16, *((arm, seed) for seed in FIRST for arm in ("NTP", "SFTMix", "SoftLabels"))]

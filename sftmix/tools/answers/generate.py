@@ -16,8 +16,8 @@ from sftmix.disk.places import unwritable
 from sftmix.pipeline.validity import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
+from sftmix.tools.runs.output import write_jsonl
 from sftmix.tools.runs.read import Reading, read_finished, read_json_if_there
-from sftmix.tools.runs.shown import write_jsonl
 from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.fields import TEXT
 from sftmix.words.plain import as_list
@@ -122,7 +122,7 @@ def _held_out(name: str, run: Path | None) -> list[Question]:
     """Return the held-out conversations of a run; ConfigError if it has none."""
     from sftmix.tools.runs.rows import rows_of_run
 
-    prepared = rows_of_run(run, progress=True)[1].prepared if run else None
+    prepared = rows_of_run(run)[1].prepared if run else None
     if prepared is None or prepared.options.format == TEXT or prepared.eval is None:  # plain text asks nothing
         raise ConfigError(f"--prompts is not given, and {name} has no held-out conversations to ask")
     return [question_of(example) for example in prepared.eval.examples(whole=True)]

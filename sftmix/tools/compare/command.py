@@ -15,7 +15,7 @@ from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
-from sftmix.tools.runs.shown import rendered
+from sftmix.tools.runs.output import rendered
 from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError
 from sftmix.words.shown import counted

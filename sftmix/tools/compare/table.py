@@ -30,7 +30,7 @@ from sftmix.tools.compare.statistics import (
     seeds_needed,
 )
 from sftmix.tools.compare.written import Table, write_result
-from sftmix.tools.runs.shown import flatten
+from sftmix.tools.runs.output import flatten
 from sftmix.words.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 
 SETTINGS = ("seed", "world_size", "data.max_length")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.disk.files import write_json, write_text
 from sftmix.tools.compare.plan import shown_options
-from sftmix.tools.runs.shown import markdown_table, narrow_tables, rendered
+from sftmix.tools.runs.output import markdown_table, narrow_tables, rendered
 from sftmix.words.errors import nearest, told
 from sftmix.words.shown import short
 

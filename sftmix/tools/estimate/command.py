@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.cli.parsing import configuration
 from sftmix.cli.say import wrapped
-from sftmix.tools.runs.shown import rendered
+from sftmix.tools.runs.output import rendered
 from sftmix.training.gpus import MFU
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.

@@ -155,9 +155,11 @@ def _settings(files: Sequence[Path], args: Options) -> dict[str, Any]:
 
 
 def _asked(harness: Any, task: str, manager: Any, args: Options) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
-    return simple_evaluate(
+    # It records the commit of the working directory; git writes "fatal: not a git repository" outside a checkout.
+    evaluator.get_git_commit_hash = str
+    return evaluator.simple_evaluate(
         model=harness,
         tasks=[task],
         task_manager=manager,

@@ -8,8 +8,8 @@ import numpy as np
 
 from sftmix.disk.files import hashed, read_json, write_json, write_text
 from sftmix.disk.hashes import sha256_json
+from sftmix.tools.runs.output import markdown_table
 from sftmix.tools.runs.read import read_json_if_there
-from sftmix.tools.runs.shown import markdown_table
 
 Score = dict[str, Any]
 """A figure of a task with its standard error: see `scores_of`, and `difference`."""
@@ -44,8 +44,7 @@ def results_of(run: Path) -> dict[str, Any] | None:
         folder = run.absolute() / stage / "model"
         if any(entry["model"] == name for entry in results) and folder.is_dir():
             weights = weights_of(FinishedModel(name, str(folder), run))
-            # A result that has no weights, as of an earlier version, is believed.
-            results = [entry for entry in results if entry["model"] != name or entry.get("weights", weights) == weights]
+            results = [entry for entry in results if entry["model"] != name or entry["weights"] == weights]
     return _tables(results) if results else None
 
 

@@ -12,7 +12,7 @@ from sftmix.components.listing import Shipped, as_shipped, catalogue
 from sftmix.components.renderer import Renderer
 from sftmix.components.row_format import RowFormat
 from sftmix.config.schema import chosen_by, component_bases, find_component, import_class
-from sftmix.tools.runs.shown import rendered
+from sftmix.tools.runs.output import rendered
 from sftmix.words.errors import ConfigError, ContractError
 
 ABOUT = """List the components that can be swapped, one line each by the option that chooses them.

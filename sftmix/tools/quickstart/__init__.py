@@ -9,7 +9,7 @@ import numpy as np
 
 from sftmix.disk.files import let_others_read
 from sftmix.ranks.rng import generator
-from sftmix.tools.runs.shown import write_jsonl as write_jsonl
+from sftmix.tools.runs.output import write_jsonl as write_jsonl
 
 Row = dict[str, str]
 

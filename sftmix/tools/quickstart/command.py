@@ -28,7 +28,7 @@ def main(args: Options) -> None:
     from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
-    from sftmix.tools.runs.shown import rendered
+    from sftmix.tools.runs.output import rendered
 
     out, seed = Path(args.out), args.seed
     inputs = materialise(out / f"materials-{seed}", seed=seed)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sftmix.disk.files import BEST, CHECKPOINTS, steps_in
-from sftmix.disk.places import is_there
 from sftmix.pipeline.signature import is_own
 from sftmix.pipeline.validity import is_finished, origin
 from sftmix.text.windows import Documents
@@ -29,12 +28,10 @@ def export_run(
     best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
     merge       for a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; for
                 a finished run without checkpoints, the adapters of train/model, whose step is None
-    Raises ConfigError if there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
-    if it is damaged, DifferenceError if train/model is.
+    Raises ConfigError if there is no such checkpoint or nothing to merge, CheckpointError if it is damaged,
+    DifferenceError if train/model is.
     """
     run, to = run.absolute(), to.absolute()  # `as_started` moves relative names
-    if is_there(to):
-        raise ConfigError(f"{to} exists; name a directory that does not")
     config = read_finished(run)
     if merge and not config.model.lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")

@@ -9,7 +9,7 @@ from typing import Any
 from sftmix.config.merge import merge
 from sftmix.config.schema import ForeignClassError, trusting
 from sftmix.pipeline.stages import by_name
-from sftmix.tools.runs.shown import rendered
+from sftmix.tools.runs.output import rendered
 from sftmix.words.shown import counted, short
 
 

@@ -15,9 +15,9 @@ from sftmix.config.read import TABLE, read_yaml
 from sftmix.disk.files import MANIFEST, naming_damage, read_steps
 from sftmix.disk.places import is_there
 from sftmix.disk.regular import keep_within
+from sftmix.tools.runs.output import markdown_table
 from sftmix.tools.runs.read import read_json_if_there, stages_in
 from sftmix.tools.runs.results import at, held_out
-from sftmix.tools.runs.shown import markdown_table
 from sftmix.words.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
 from sftmix.words.shown import counted
 

@@ -1,6 +1,7 @@
 """The same question with another answer."""
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Conflict(Signal):
         return np.where(repeats, near - _rowwise(responses, responses[other]), 0.0)
 
 
+@cache
 def nearest_prompts(rows: SuspectRows) -> tuple[Rows, Float64]:
     """Return i64[N], the other row whose prompt is nearest to each, and f64[N], the cosines."""
     prompts, _ = rows.vectors

@@ -47,7 +47,8 @@ def embedded(texts: Sequence[str], model: Path) -> Any:
     vectors = torch.empty(len(once), network.config.hidden_size)
     with progress_bar("Embedding", total=len(once), unit=" texts", delay=1) as bar, torch.inference_mode():
         while order:
-            some, order = _split(order, PADDED // len(ids[order[0]]))
+            size = PADDED // len(ids[order[0]])
+            some, order = order[:size], order[size:]
             batch = tokenizer.pad({"input_ids": [ids[k] for k in some]}, return_tensors="pt")
             mask = batch["attention_mask"][..., None]  # [B, T, 1]
             vectors[some] = (network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
@@ -56,11 +57,7 @@ def embedded(texts: Sequence[str], model: Path) -> Any:
     return unit[[place[text] for text in texts]]
 
 
-def _split(items: list[int], at: int) -> tuple[list[int], list[int]]:
-    return items[:at], items[at:]
-
-
-@dataclass
+@dataclass(eq=False)  # so that what is found of them is remembered
 class SuspectRows:
     """N rows as signals see them.
 

@@ -191,7 +191,6 @@ class OtherLanguage(Signal):
 
 # -------------------------------------------------------------------------------------------------------- numbers
 
-NUMBER = re.compile(r"(?<![\w.,])\d+(?:\.\d+)?(?!\w)")
 _N = r"(\d+(?:\.\d+)?)"
 SUM = re.compile(rf"(?<![\d.+*/×x÷=-])(?<![-+*/×x÷^] ){_N} ?([-+*/×x÷]) ?{_N} ?= ?(-?\d+(?:\.\d+)?)(?![\d^/])")
 DOES: dict[str, Callable[[float, float], float]] = {
@@ -205,27 +204,14 @@ DOES: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def _is_slip(one: str, other: str) -> bool:
-    """Return True if two numbers of as many digits, four or more, differ in one digit or in the order of two."""
-    differ = [pair for pair in zip(one, other, strict=False) if pair[0] != pair[1]]
-    swapped = len(differ) == 2 and differ[0] == differ[1][::-1]
-    return len(one) == len(other) >= 4 and (len(differ) == 1 or swapped)
-
-
 class AlteredNumbers(OfTexts):
-    """A number of the response is one slip away from a number of the prompt that it lacks, or a sum is wrong.
-
-    A number that nothing in the row contradicts is not found.
-    """
+    """A sum of the response is wrong. A number that nothing in the row contradicts is not found."""
 
     @staticmethod
     def rule(prompt: str, response: str) -> float:
-        # 1,946 -> 1946
-        asked, said = ({*NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text))} for text in (prompt, response))
-        slips = sum(any(_is_slip(one, other) for other in asked - said) for one in said - asked)
         wrong = 0
         for one, sign, other, result in SUM.findall(response.replace(",", "")):
             if sign not in "/÷" or float(other):
                 places = len(result.partition(".")[2])
                 wrong += abs(DOES[sign](float(one), float(other)) - float(result)) > 0.51 * 10.0**-places
-        return slips + wrong
+        return wrong

@@ -6,24 +6,21 @@ room, and each client is imported when it is used.
 
 import atexit
 import contextlib
+import os
+import re
 import sys
 import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sftmix.components.base import Callback, StageState
-from sftmix.components.component import missing_package
 from sftmix.config.read import read_yaml
-from sftmix.disk.files import read_json, read_object, write_text
+from sftmix.disk.files import read_object, write_text
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import TRAINED
-from sftmix.tools.runs.read import refuse_no_run
-from sftmix.tools.runs.shown import flatten
-from sftmix.words.errors import ConfigError
 
 _NOT_PLOTTED = ("step", "time", "rows")
 """Keys of metrics.jsonl: rows is a hash."""
@@ -270,49 +267,45 @@ class SwanLab(Tracker):
         self._client.config.update(figures)
 
 
-TRACKERS = {kind.client: kind for kind in (SwanLab, TensorBoard, Trackio, WandB)}
+class MLflow(Tracker):
+    """A run of MLflow, at MLFLOW_TRACKING_URI or in RUN/trackers/mlflow/mlflow.db; an experiment is a project."""
+
+    package = client = "mlflow"
+
+    def open(self) -> int:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+        from pandas import json_normalize
+
+        # No global state of mlflow is used, in which a run of somebody else may be active.
+        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder / 'mlflow.db'}")
+        file = self.folder / "id"
+        if not file.exists():
+            experiment = self._client.get_experiment_by_name(self.project)
+            place = experiment.experiment_id if experiment else self._client.create_experiment(self.project)
+            new = self._client.create_run(place, run_name=self.run.name).info.run_id
+            # {training: {epochs: 3}} -> training.epochs; MLflow cuts a value behind 6,000 characters.
+            (options,) = json_normalize([self.config]).to_dict("records")
+            self._client.log_batch(new, params=[Param(key, str(value)) for key, value in options.items()])
+            write_text(file, new)
+        self._id = file.read_text(encoding="utf-8")
+        self._client.update_run(self._id, status="RUNNING")
+        # Every row counts its tokens.
+        return sum(len(self._client.get_metric_history(self._id, f"{stage}/tokens")) for stage in TRAINED)
+
+    def write(self, row: Row) -> None:
+        from mlflow.entities import Metric
+
+        # One request for the whole row. MLflow takes no other characters in names, as of a label C++.
+        metrics = [
+            Metric(re.sub(r"[^\w/. :-]", "_", name), value, int(1000 * row.time), row.step)
+            for name, value in row.values.items()
+        ]
+        self._client.log_batch(self._id, metrics)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+TRACKERS = {kind.client: kind for kind in (MLflow, SwanLab, TensorBoard, Trackio, WandB)}
 """The name that `sftmix track --to` takes -> the class."""
-
-
-# ------------------------------------------------------------------------------------------------ the command
-
-
-ABOUT = """Send the metrics of a run to a tracker: every step that the tracker lacks, each once, then the summary.
-It reads files only, so it works while a run goes on, after it has ended, and where a live tracker had no network.
-
-  sftmix track runs/first --to tensorboard
-  sftmix track runs/first --to wandb --project my-project"""
-
-
-@dataclass
-class Options:
-    run: str
-    """RUN: run directory"""
-    _: KW_ONLY
-    to: Literal["swanlab", "tensorboard", "trackio", "wandb"]
-    """the tracker; its package must be installed"""
-    project: str = "sftmix"
-    """NAME: project of the tracker [%(default)s]; tensorboard has none"""
-
-
-def main(args: Options) -> None:
-    """Send the rows that a tracker lacks of a run, and the figures of its summary; say how many these were.
-
-    The run may be finished, interrupted, or going on in another process. Raises ConfigError for what is no run and for
-    a package that is missing, InUseError if another process sends this run to the same client.
-    """
-    run, tracker = Path(args.run).resolve(), TRACKERS[args.to](project=args.project)
-    refuse_no_run(run)
-    if problem := missing_package(tracker):
-        raise ConfigError(f"--to {tracker.client} {problem}")
-    try:
-        tracker.begin(run)
-        sent = tracker.send()
-        if (run / "summary.json").exists():
-            figures = flatten({"summary": read_json(run / "summary.json")})
-            # stages.train.steps is sent as summary/stages/train/steps.
-            tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
-    finally:
-        tracker.end()
-    others = ", which had the others" * (sent < tracker.rows)
-    print(f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}{others}")

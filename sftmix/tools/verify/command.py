@@ -6,8 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.cli.say import say
+from sftmix.tools.runs.output import rendered
 from sftmix.tools.runs.read import Reading
-from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.window import Trained, refuse_too_few_ranks, window_of
 from sftmix.words.errors import DifferenceError
 

@@ -34,8 +34,8 @@ from sftmix.pipeline.stages import BASE, LAST_SPLIT, STAGES
 from sftmix.pipeline.start import entered
 from sftmix.pipeline.validity import differences, is_finished
 from sftmix.ranks.world import start_world
+from sftmix.tools.runs.output import rendered
 from sftmix.tools.runs.read import as_started, read_whole, stages_in
-from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sftmix.tools.answers import generate as command
+from sftmix.tools.runs.arguments import read_words
 from sftmix.tools.runs.loaded import LoadedModel, load_finished
 from sftmix.tools.runs.models import finished_models
-from sftmix.tools.runs.words import read_words
 
 
 @pytest.fixture(scope="session")

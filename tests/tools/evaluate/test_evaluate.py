@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.cli import main
 from sftmix.disk.files import read_json, write_json
 from sftmix.tools.evaluate.table import difference, write_tables
 from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, write_rows
@@ -173,15 +174,19 @@ doc_to_target: answer
 
 
 @pytest.mark.slow
-def test_a_task_beside_its_group_and_the_shots_that_each_had(finished, sftmix, tmp_path):
-    """lm-eval asks a task whose file says 0 shots without any, whatever --num_fewshot is."""
+def test_a_task_beside_its_group_and_the_shots_that_each_had(finished, capfd, tmp_path, monkeypatch):
+    """lm-eval asks a task whose file says 0 shots without any, whatever --num_fewshot is.
+
+    git, which it starts, is in no checkout, and says nothing of it.
+    """
+    monkeypatch.chdir(tmp_path)
     write_rows(tmp_path, "pubmedqa", 4)
     for name, own in (("zero", "num_fewshot: 0\n"), ("free", "")):
         (tmp_path / f"{name}.yaml").write_text(MINE.format(name, tmp_path / "pubmedqa.jsonl", own))
     (tmp_path / "both.yaml").write_text("group: both\ntask: [zero, free]\naggregate_metric_list: [{metric: acc}]\n")
     words = ("--tasks", "both,zero,free", "--include_path", str(tmp_path), "--to", str(tmp_path / "to"))
-    done = sftmix("evaluate", str(finished.tiny.model), *words, "--num_fewshot", "2")
-    assert done.code == 0, done.err
+    code, said = main(["evaluate", str(finished.tiny.model), *words, "--num_fewshot", "2"]), capfd.readouterr().err
+    assert (code, "fatal" in said) == (0, False), said
     lines = [row[:2] for row in read_json(tmp_path / "to" / "table.json")["table"][1:]]
     assert lines == [
         ["both", "up to 2-shot, seed 1234"],

@@ -12,8 +12,8 @@ from sftmix.components import SFTMix
 from sftmix.components.base import Callback, Schedule
 from sftmix.config import RunConfig
 from sftmix.options.training import TrainingOptions
+from sftmix.tools.runs.output import narrow_tables
 from sftmix.tools.runs.results import held_out, names_own_classes, results
-from sftmix.tools.runs.shown import narrow_tables
 from sftmix.tools.runs.start import doubted
 from sftmix.training.metrics import figures_shown
 

@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from sftmix import __version__
+from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json, write_json
 from sftmix.tools.sharing.cards import model_card, without_directories, write_scores
 from sftmix.tools.sharing.command import write_run_cards
@@ -39,6 +40,10 @@ def test_the_card_of_a_model(copied, finished):
     assert recipe["data"]["eval"] == [finished.tiny.eval.name]
     baseline = model_card(copied, "baseline")
     assert ("objective NTP" in baseline, "NTP baseline, same rows" in baseline) == (True, False)
+    assert ("\n# run: SFTMix target\n" in card, "\n# run: NTP baseline\n" in baseline) == (True, True)
+    plain = read_yaml(copied / "config.yaml")
+    write_json(copied / "config.yaml", {**plain, "objective": "NTP"})
+    assert "\n# run: NTP target\n" in model_card(copied, "train")
 
 
 def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_card_says_how_they_are_read(copied):

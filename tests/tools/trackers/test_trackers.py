@@ -56,8 +56,29 @@ def of_trackio(run: Path) -> tuple[Rows, Any]:
     return [(step, json.loads(text)) for step, text in lines], config
 
 
-READERS = {"tensorboard": of_tensorboard, "trackio": of_trackio}
-"""Clients whose store is read back here; but for trackio's, every process begins one, and it gets all rows."""
+def of_mlflow(run: Path) -> tuple[Rows, Any]:
+    """The rows by stage and step; a name has the history of a metric, and options are texts."""
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{run / 'trackers' / 'mlflow' / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("sftmix").experiment_id])
+    assert (found.info.run_name, found.info.status) == (run.name, "FINISHED")
+    rows: dict[tuple[int, int], dict[str, float]] = {}
+    for name in found.data.metrics:
+        stage = [*TRAINED, "summary"].index(name.partition("/")[0])
+        for one in client.get_metric_history(found.info.run_id, name):
+            assert rows.setdefault((stage, one.step), {}).setdefault(name, one.value) == one.value
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    of_training = {name: f"{value}" for name, value in config["training"].items()}
+    assert {name: found.data.params[f"training.{name}"] for name in of_training} == of_training
+    assert found.data.params["objective.init_args.mu"] == "0.2"
+    return [(step, rows[stage, step]) for stage, step in sorted(rows)], config
+
+
+READERS = {"mlflow": of_mlflow, "tensorboard": of_tensorboard, "trackio": of_trackio}
+"""Clients whose store is read back here."""
+KEEP = ("mlflow", "trackio")
+"""Clients that have one store; of the others every process begins one, and it gets all rows."""
 
 
 def expected(run: Path) -> Rows:
@@ -85,7 +106,7 @@ def test_a_replay_sends_every_step_of_all_stages_once(client, finished, tmp_path
         done = command("track", str(run), "--to", client)
         assert done.returncode == 0, done.stderr
         sent.append(done.stdout.partition(f"{run}: ")[2].partition(" steps")[0])
-    assert sent == [f"{total} of {total}", f"{0 if client == 'trackio' else total} of {total}"]
+    assert sent == [f"{total} of {total}", f"{0 if client in KEEP else total} of {total}"]
     if client in READERS:
         rows, config = READERS[client](run)
         assert rounded([row for row in rows if "summary/eval_nll_after" not in row[1]]) == rounded(expected(run))
@@ -129,9 +150,9 @@ def test_a_killed_and_resumed_run_has_every_step_once(client, tiny, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "failed" not in again.stderr
     done = command("track", str(run), "--to", client)
-    sent = f"{run}: {0 if client == 'trackio' else 14} of 14 steps sent to {client}"
+    sent = f"{run}: {0 if client in KEEP else 14} of 14 steps sent to {client}"
     assert sent in done.stdout, done.stderr
-    assert ("which had the others" in done.stdout) == (client == "trackio")
+    assert ("which had the others" in done.stdout) == (client in KEEP)
     if client in READERS:
         (*rows, _), _ = READERS[client](run)
         assert rounded(rows) == rounded(expected(run))

@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser, owner: type) -> None:
         if hint is bool:
             parser.add_argument(f"--{key}", dest=name, action="store_true", help=doc)
             continue
-        # Without a form the metavar is the choices: swanlab|tensorboard|trackio|wandb.
+        # Without a form the metavar is the choices: mlflow|swanlab|tensorboard|trackio|wandb.
         value = {"help": doc, "metavar": form or "|".join(choices(hint)), "default": option.default}
         flag = bool in alternatives(hint)  # as of `run`: --data.skip_bad, or --data.skip_bad true
         count = "+" if is_list(hint) else "?" if flag else None
