@@ -100,13 +100,6 @@ def load_for_run(
     return model
 
 
-def _let_go() -> None:
-    """Give the memory of the stage before back to the system."""
-    gc.collect()  # modules keep weights alive in cycles
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()) -> Scorer:
     """Make the scorer of rows under a wrapped module, for the stage of that name.
 
