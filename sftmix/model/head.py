@@ -7,12 +7,12 @@ logits: `check_head` compares the logits of both on a probe batch and refuses a 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sftmix.functional import logits_of
 from sftmix.model.compared import ROUNDING, n_embeddings, probe_ids, probing, some
 from sftmix.model.packing import attending, attention_of, is_flash
 from sftmix.model.varlen import VARLEN
@@ -73,10 +73,9 @@ class Head:
         copy = None if bias is None else bias.detach().clone()
         return {"weight": weight.detach().clone(), "bias": copy, "softcap": self.softcap, "scale": self.scale}
 
-    def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the logits of this formula, for probes and measurements; `dtype` after the matmul (None: its own)."""
-        z = self.scale * F.linear(hidden, self.weight, self.bias).to(dtype)
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of this formula, for probes and measurements; float32 or better."""
+        return logits_of(hidden, self.weight, self.bias, softcap=self.softcap, scale=self.scale)
 
 
 def head_of(model: PreTrainedModel) -> Head:
