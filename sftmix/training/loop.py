@@ -31,8 +31,9 @@ from sftmix.training.parallel import few_plans, resolve_precision, training_modu
 from sftmix.training.rehearsal import kept, rehearse
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
-from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
+from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, prepare_step, train_step
 from sftmix.training.teacher import give_teacher
+from sftmix.training.update import build_optimizer
 from sftmix.words.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.words.progress import progress_bar
 

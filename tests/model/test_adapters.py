@@ -15,7 +15,7 @@ from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
-from sftmix.training.step import build_optimizer
+from sftmix.training.update import build_optimizer
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, random_model, tokenizer

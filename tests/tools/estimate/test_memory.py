@@ -25,7 +25,8 @@ from sftmix.tools.estimate.run import parts_of
 from sftmix.tools.estimate.work import Work
 from sftmix.training.footprint import Footprint, Workload, kept_of, without_values
 from sftmix.training.parallel import shards_of, training_module
-from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
+from sftmix.training.step import PreparedStep, plans_of, train_step
+from sftmix.training.update import build_optimizer
 from sftmix.types import Batch
 from tests.fast import some_fast
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, fake_ranks, machine, micro_batch, small_llama
