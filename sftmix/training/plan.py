@@ -2,7 +2,7 @@
 
 Memory is that of `sftmix.training.footprint`. Time is a roofline, which compares layouts and predicts no step: products
 at the peak of a data sheet, bytes over its bandwidths, and launches. What ranks send is hidden behind what they
-compute, or hides it, but for embeddings and head. Attention is left out, and so is padding: all layouts have the same.
+compute, or hides it, but for embeddings. Attention is left out, and so is padding: all layouts have the same.
 """
 
 import math
@@ -191,8 +191,9 @@ def seconds_of(memory: Footprint, work: Workload, layout: StepLayout, slots: int
         reduced = memory.reduced * part.trained * (passes if layout.reduce_each_micro_batch else 1)
         return _sending(memory, work.world, gpu, gathered, reduced)
 
-    # FSDP gathers embeddings and head before the first layer, and reduces their gradients after the last one.
-    exposed, hidden = sending(numbers.outside, 1), sending(numbers.layers, 1 + layout.reshard_after_forward)
+    # FSDP gathers embeddings before the first layer, and reduces their gradients after the last one.
+    exposed = sending(numbers.embeddings, 1)
+    hidden = sending(numbers.outside, 1) - exposed + sending(numbers.layers, 1 + layout.reshard_after_forward)
     return exposed + max(hidden, _computing(memory, layout, tokens, passes, gpu))
 
 
