@@ -133,7 +133,7 @@ def _asked(options: TrainingOptions, world: World) -> TrainingOptions:
 
 
 def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object]) -> bool:
-    """Return True if layers are to be compiled: as asked, or (auto) on CUDA for enough work, if they become one graph."""
+    """Return True to compile the layers: as asked, or (auto) on CUDA for enough work, if they become one graph."""
     if asked != "auto":  # or the machine that was recorded last has decided
         return bool(asked)
     saved = saved_by_compiling(setup)

@@ -65,12 +65,9 @@ class Teacher:
     def taught(self, batches: Sequence[Batch], world: World, precision: str) -> list[Taught]:
         """Return the teacher's states of each micro-batch, on the device; all ranks call it together."""
         with self._in_place(), eval_mode(self._wrapped, world, precision) as target:
-            head = target.read(self._head)
+            head = target.read(lambda module: module.head.copied(base=self._base))
             hidden = [target.read(partial(TrainingModule.hidden_states, batch=batch)).detach() for batch in batches]
         return [Taught(states, **head) for states in hidden]
-
-    def _head(self, module: TrainingModule) -> dict[str, Any]:
-        return module.head.copied(base=self._base)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
