@@ -53,7 +53,7 @@ def unwrap(wrapped: Any) -> TrainingModule:
     return wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
 
 
-def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
+def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[Any]:
     """Reduce gradients over ranks only if `enabled`, as in the last micro-batch of a step.
 
     Use it around forward and backward: around the backward alone it would do nothing under DDP, and under FSDP head and
