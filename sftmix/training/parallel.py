@@ -5,18 +5,15 @@ reduced over all ranks.
 """
 
 import contextlib
-import math
-import socket
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_group
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
@@ -35,6 +32,7 @@ from sftmix.model.varlen import VARLEN
 from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
+from sftmix.training.mesh import hybrid_mesh
 from sftmix.training.module import TrainingModule
 from sftmix.training.replicated import replicated
 from sftmix.types import Int64
@@ -252,7 +250,7 @@ def wrap(
     if parallel == "fsdp":
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
-        mesh = _hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
+        mesh = hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
     dtypes: Any = {"param_dtype": torch.bfloat16} if precision == "bf16" else {}
     if dtypes or reduce_dtype != torch.float32:  # None: that of the parameters
         dtypes["reduce_dtype"] = reduce_dtype
@@ -293,37 +291,6 @@ def _norm_and_head(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[
     # Llama: norm; GPT-2: ln_f, beside the positions wpe; Bloom has a norm behind the embeddings as well.
     norms = [one for one in own if [*one.parameters()] and not isinstance(one, nn.Embedding)]
     return [*norms, head] if len(norms) == 1 else [head]
-
-
-@cache
-def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
-    """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
-
-    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout, or if one would
-    be spread over more hosts than its ranks need.
-    """
-    smallest, largest = -world.max(-group), world.max(group)
-    if smallest != largest:
-        raise ConfigError(
-            f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
-            "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
-        )
-    hosts = world.gather(socket.gethostname())
-    for first in range(0, world.size, group):
-        among = dict.fromkeys(hosts[first : first + group])
-        if len(among) > math.ceil(group / world.local_size):
-            raise ConfigError(
-                f"training.parallel hsdp: the {group} ranks from {first} on would share one copy of the weights, but "
-                f"they are on {', '.join(among)}: number the ranks host by host (srun --distribution=block), or set "
-                "training.shard_group_size to a divisor of the ranks of each host"
-            )
-    mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
-    # Its groups would have torch's own timeout, whatever training.timeout says.
-    timeout = ranks._get_backend(world.device).options._timeout
-    set_timeout = getattr(dist, "set_timeout", _set_pg_timeout)  # public from torch 2.14 on
-    for part in mesh.get_all_groups():
-        set_timeout(timeout, part)
-    return mesh
 
 
 def shards_of(options: TrainingOptions, world: World) -> int:
