@@ -31,13 +31,12 @@ from sftmix.functional import kernels  # noqa: E402
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TARGETS = ["cuda 80 32", "cuda 90 32"]
 NUMBERS = {"x": "*bf16", "label": "*i64", "weight": "*fp32", "nll": "*fp32", "V": "i32", "softcap": "constexpr"}
-ROWS = {**NUMBERS, "correct": "*i1", "entropy": "*fp32", "trains": "constexpr", "with_entropy": "constexpr"}
+ROWS = {**NUMBERS, "correct": "*i1", "trains": "constexpr"}
 PAIRS = {**NUMBERS, "lam": "*fp32", "pair_weight": "*fp32", "mixup": "*fp32", "M": "i32"}
 KERNELS: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
-    (kernels._rows, ROWS, {"softcap": 0.0, "trains": True, "with_entropy": False}),
-    (kernels._rows, ROWS, {"softcap": 0.0, "trains": False, "with_entropy": False}),
-    (kernels._rows, ROWS, {"softcap": 0.0, "trains": False, "with_entropy": True}),
-    (kernels._rows, ROWS, {"softcap": 30.0, "trains": True, "with_entropy": False}),
+    (kernels._rows, ROWS, {"softcap": 0.0, "trains": True}),
+    (kernels._rows, ROWS, {"softcap": 0.0, "trains": False}),
+    (kernels._rows, ROWS, {"softcap": 30.0, "trains": True}),
     (kernels._pairs, PAIRS, {"softcap": 0.0}),
     (kernels._pairs, PAIRS, {"softcap": 30.0}),
     (kernels._scaled, {"x": "*bf16", "factor": "*fp32", "size": "i32"}, {}),

@@ -12,7 +12,7 @@ from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import unwrap, wrap
-from sftmix.training.step import build_optimizer
+from sftmix.training.update import build_optimizer
 from tests.toy import toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])

@@ -22,6 +22,8 @@ _STEPS_ALONE = (
 )
 
 
+_OF_HEAD = ("weight", "bias", "softcap", "scale")
+"""What logits are made of beside states."""
 _OF_ROWS = ("nll", "correct", "entropy")
 """Fields of an SFTLoss with a value for each token row."""
 
@@ -43,12 +45,11 @@ class Taught:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [r, V], the logits of r rows of `hidden`: hand these rows to `chunked_loss` as a column."""
         import torch
-        import torch.nn.functional as F
+
+        from sftmix.functional import logits_of
 
         with torch.no_grad():
-            z = F.linear(hidden, self.weight, self.bias)
-            z = self.scale * z.to(torch.promote_types(z.dtype, torch.float32))
-            return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+            return logits_of(hidden, **self._formula)
 
     def figures(self, f: Callable[..., Tensor], *columns: Tensor) -> Tensor:
         """Return [T], `f` of the teacher's logits of each response token, as `LossView.figures` of the trained ones."""
@@ -56,9 +57,12 @@ class Taught:
 
         from sftmix.functional import chunked_loss
 
-        formula = {name: getattr(self, name) for name in ("weight", "bias", "softcap", "scale")}
         with torch.no_grad():
-            return chunked_loss(self.hidden, f, *columns, **formula).each
+            return chunked_loss(self.hidden, f, *columns, **self._formula).each
+
+    @property
+    def _formula(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _OF_HEAD}
 
 
 class LossView:
@@ -102,8 +106,8 @@ class LossView:
 
     @cached_property
     def _formula(self) -> dict[str, Any]:
-        names = ("weight", "bias", "softcap", "scale")  # an adapted head computes its weight at each use
-        return {name: getattr(self.head, name) for name in names} | {"chunk_size": self._chunk_size}
+        # An adapted head computes its weight at each use.
+        return {name: getattr(self.head, name) for name in _OF_HEAD} | {"chunk_size": self._chunk_size}
 
     def sft_loss(
         self,

@@ -29,6 +29,7 @@ __all__ = [
     "align",
     "aligned_pairs",
     "chunked_loss",
+    "logits_of",
     "reference_sft_loss",
     "sft_loss",
 ]
@@ -64,7 +65,7 @@ def sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: Tensor | Rule,
+    row_weight: Tensor,
     pair_weight: Tensor,
     rule: Rule | None = None,
     bias: Tensor | None = None,
@@ -87,7 +88,7 @@ def sft_loss(
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
     pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
     lam              [M], share of column 0: a floating dtype, in [0, 1], which is not checked
-    row_weight       [T]; a row of weight 0 carries no NTP loss. Or a rule, if all weights are 1
+    row_weight       [T]; a row of weight 0 carries no NTP loss
     pair_weight      [M]
     rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
@@ -98,8 +99,6 @@ def sft_loss(
 
     Raises ValueError for inputs that do not fit, RuntimeError on a second derivative.
     """
-    if callable(row_weight):
-        rule, row_weight = row_weight, torch.ones(len(labels), device=labels.device)
     if not (0 <= label_smoothing < 1 and (softcap is None or softcap > 0) and (chunk_size is None or chunk_size >= 1)):
         raise ValueError(
             f"label_smoothing {label_smoothing}, softcap {softcap}, chunk_size {chunk_size}; allowed: label_smoothing "
@@ -134,6 +133,15 @@ def sft_loss(
     return SFTLoss(head.attach(loss), figures.nll, mixup, *asked)
 
 
+def logits_of(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, softcap: float | None = None, scale: float = 1.0
+) -> Tensor:
+    """Return the logits [..., V] of states [..., D] through the head, float32 or better: cap(scale (W h + b))."""
+    z = F.linear(hidden, weight, bias)
+    z = scale * z.to(statistics_dtype(z))
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
 def reference_sft_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -141,7 +149,7 @@ def reference_sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: Tensor | Rule,
+    row_weight: Tensor,
     pair_weight: Tensor,
     rule: Rule | None = None,
     bias: Tensor | None = None,
@@ -156,15 +164,8 @@ def reference_sft_loss(
 
     It mixes hidden states, applies the head to them again, and takes dense soft labels. `chunk_size` has no effect.
     """
-    if callable(row_weight):
-        rule, row_weight = row_weight, torch.ones(len(labels), device=labels.device)
-    kind = statistics_dtype(hidden)
-
-    def log_softmax(h: Tensor) -> Tensor:
-        z = scale * F.linear(h, weight, bias).to(kind)
-        return torch.log_softmax(z if softcap is None else softcap * torch.tanh(z / softcap), dim=-1)
-
-    logp_TV = log_softmax(hidden)
+    formula: dict[str, Any] = {"weight": weight, "bias": bias, "softcap": softcap, "scale": scale}
+    logp_TV = logits_of(hidden, **formula).log_softmax(-1)
     nll_T = -logp_TV.gather(1, labels[:, None]).squeeze(1)
     ntp_T = nll_T
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
@@ -175,12 +176,13 @@ def reference_sft_loss(
     if rule is not None:  # 0 stays 0, whatever the rule returns
         w_T = torch.where(row_weight == 0, 0.0, row_weight * rule(nll_T.detach(), entropy_T))
 
-    (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
+    (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(logp_TV.dtype)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]
     soft_MV = logp_TV.new_zeros(len(pairs), len(weight))
     # added, not written: both labels may be one token
     soft_MV.scatter_add_(1, labels[i, None], lam_M1).scatter_add_(1, labels[j, None], 1 - lam_M1)
-    mixup_M = -(soft_MV * log_softmax(mixed_MD.to(hidden.dtype))).sum(-1)
+    mixed_MV = logits_of(mixed_MD.to(hidden.dtype), **formula).log_softmax(-1)
+    mixup_M = -(soft_MV * mixed_MV).sum(-1)
 
     loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
     correct_T = logp_TV.argmax(-1) == labels if stats else None

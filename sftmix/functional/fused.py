@@ -126,7 +126,7 @@ class Pass:
 
     def plain(self, pairs: Tensor) -> bool:
         """Whether the Triton kernels compute what is asked for: stats only without gradients, pairs only with them."""
-        return not (self.rule or self.smoothing or (self.stats or self.entropy if self.trains else len(pairs)))
+        return not (self.rule or self.smoothing or self.entropy or (self.stats if self.trains else len(pairs)))
 
     def start(self, *weights: Tensor, chunks: int, repeats: bool) -> None:
         """Make room for the gradients, and choose what lifts those of float16 logits.
@@ -197,8 +197,7 @@ class Pass:
                 start += len(rows)
                 lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
                 if kernels is not None:
-                    settings = self.softcap, self.trains, self.entropy
-                    kernels.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, *settings)
+                    kernels.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, self.softcap, self.trains)
                 else:
                     self.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height)
                 self.backward(rows, x_KV)
@@ -367,13 +366,13 @@ def working_kernels(device: torch.device, dtype: torch.dtype, softcap: float | N
             figures.append([])
             for trains in (True, False):
                 with torch.set_grad_enabled(trains):
-                    one = Pass(hidden, weight, None, softcap, stats=not trains, entropy=not trains)
+                    one = Pass(hidden, weight, None, softcap, stats=not trains)
                 one.kernels = backend
                 m = 2 * trains
                 pairs = rows[: 2 * m].view(m, 2), lam[:m], share, share[:m], rows[2 * m :]
                 _, of_rows, mixup = one.loss(labels, *pairs, chunk_size=4)
                 times = [scaled(g, lam[0], False, backend) for g in one.gradients if g is not None]
-                figures[-1] += [of_rows.nll, of_rows.correct.float(), of_rows.entropy, mixup, *times]
+                figures[-1] += [of_rows.nll, of_rows.correct.float(), mixup, *times]
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
         torch.testing.assert_close(*figures, rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way

@@ -27,28 +27,18 @@ class GradientsInForward(torch.autograd.Function):
     def forward(ctx, loss, gradients, kernels, *inputs):
         ctx.gradients = gradients
         ctx.kernels = kernels
-        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
         return loss.clone()
 
     @staticmethod
     def backward(ctx, upstream):
+        if torch.is_grad_enabled():  # what was computed has no graph: a second derivative would leave this loss out
+            raise RuntimeError(
+                "sft_loss has no second derivative, which create_graph=True asks for: use reference_sft_loss."
+            )
         if ctx.gradients is None:
             raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         gradients = [None if g is None else scaled(g, upstream, keep, ctx.kernels) for g in ctx.gradients]
         if not keep:
             ctx.gradients = None
-        if torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
-            inputs = [x for x in ctx.saved_tensors if x is not None]
-            gradients = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in gradients]
         return None, None, None, *gradients  # autograd casts them to the dtypes of the inputs
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gradient, *inputs):
-        return gradient.detach()
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")

@@ -71,14 +71,6 @@ def _joined(k, total, z):
 
 
 @triton.jit
-def _powers(powers, before, had, k, z):
-    """The sum of e log2(e) of each lane with RUN more logits; `before` and `had` are its k and sum without them."""
-    power = tl.maximum(z * LOG2E - k[:, None], LOW)  # finite for masked tokens, too
-    # With another k each e becomes e 2^d, d = before - k, and its log2 grows by d.
-    return tl.exp2(before - k) * (powers + (before - k) * had) + tl.sum(tl.exp2(power) * power, 1)
-
-
-@triton.jit
 def _of_row(k, total):
     """The k and the sum of all lanes."""
     top = tl.max(k, 0)
@@ -106,32 +98,22 @@ def _store(x, at, gradient, V):
 
 
 @triton.jit
-def _rows(
-    x, label, weight, nll, correct, entropy, V, softcap: tl.constexpr, trains: tl.constexpr, with_entropy: tl.constexpr
-):
-    """Fill `nll`; then write gradients over x if it trains, else fill `correct`, and `entropy` if it is asked for."""
+def _rows(x, label, weight, nll, correct, V, softcap: tl.constexpr, trains: tl.constexpr):
+    """Fill `nll`; then write gradients over x if it trains, else fill `correct`."""
     row = tl.program_id(0).to(tl.int64)
     x += row * V
     y = tl.load(label + row).to(tl.int32)
     own = _logits(x, y, V)  # read before the row is overwritten
     k, total = _none()
-    high, early, powers = k, k, total
+    high, early = k, k
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z = _logits(x, at, V)
-        dealt = _dealt(z, at < V, softcap)
-        before, had = k, total
-        k, total = _joined(k, total, dealt)
-        if with_entropy:
-            powers = _powers(powers, before, had, k, dealt)
+        k, total = _joined(k, total, _dealt(z, at < V, softcap))
         if not trains:
             high, early = _highest(high, z), _highest(early, tl.where(at < y, z, LOW))
-    before, had = k, total
     k, total = _of_row(k, total)
     tl.store(nll + row, _nll(own, k, total, softcap))
-    if with_entropy:
-        powers = tl.sum(tl.exp2(before - k) * (powers + (before - k) * had), 0)
-        tl.store(entropy + row, tl.log(total) - powers / total / LOG2E)
     if trains:
         share = tl.load(weight + row) / total
         tl.debug_barrier()  # threads of a program wait for each other: none writes before all have read
@@ -210,22 +192,20 @@ def differentiate(
     mixup: Tensor,
     softcap: float | None,
     trains: bool,
-    with_entropy: bool = False,
 ) -> None:
     """Turn logits x [K, V] into gradients, in place; fill nll, ntp and mixup. The first rows are the columns of pairs.
 
     uses  `fused.Figures` of the K rows
     lam, pair_weight, mixup  f32[M], 2 M <= K
     trains  False: only fill nll, ntp and correct; M is 0
-    with_entropy  also fill entropy, without gradients
     """
     pairs, vocabulary, cap = len(lam), x.shape[1], softcap or 0.0
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
         if pairs:
             _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, cap, num_warps=WARPS)
         if len(alone := x[2 * pairs :]):
-            of_alone = uses.part(slice(2 * pairs, None))[:5]
-            _rows[(len(alone),)](alone, *of_alone, vocabulary, cap, trains, with_entropy, num_warps=WARPS)
+            of_alone = uses.part(slice(2 * pairs, None))[:4]
+            _rows[(len(alone),)](alone, *of_alone, vocabulary, cap, trains, num_warps=WARPS)
     uses.ntp.copy_(uses.nll)
 
 

@@ -7,12 +7,13 @@ logits: `check_head` compares the logits of both on a probe batch and refuses a 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sftmix.functional import logits_of
 from sftmix.model.compared import ROUNDING, n_embeddings, probe_ids, probing, some
 from sftmix.model.packing import attending, attention_of, is_flash
 from sftmix.model.varlen import VARLEN
@@ -48,7 +49,7 @@ class Head:
         With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
         modules_to_save: its trained copy. Read this once per forward: each use writes [V, D] anew.
         """
-        layer = active(self.module)
+        layer = active(gathered(self.module))
         if not hasattr(layer, "base_layer"):
             return layer.weight
         weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
@@ -58,7 +59,7 @@ class Head:
     @property
     def bias(self) -> Tensor | None:
         """[V], the bias that belongs to the effective weight; None if the layer has none."""
-        layer = active(self.module)
+        layer = active(gathered(self.module))
         return getattr(getattr(layer, "base_layer", layer), "bias", None)
 
     def copied(self, *, base: bool = False) -> dict[str, Any]:
@@ -68,15 +69,15 @@ class Head:
         """
         layer: Any = self
         if base:
-            layer = getattr(self.module, "base_layer", getattr(self.module, "original_module", self.module))
+            module = gathered(self.module)
+            layer = getattr(module, "base_layer", getattr(module, "original_module", module))
         weight, bias = layer.weight, getattr(layer, "bias", None)
         copy = None if bias is None else bias.detach().clone()
         return {"weight": weight.detach().clone(), "bias": copy, "softcap": self.softcap, "scale": self.scale}
 
-    def logits(self, hidden: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the logits of this formula, for probes and measurements; `dtype` after the matmul (None: its own)."""
-        z = self.scale * F.linear(hidden, self.weight, self.bias).to(dtype)
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of this formula, for probes and measurements; float32 or better."""
+        return logits_of(hidden, self.weight, self.bias, softcap=self.softcap, scale=self.scale)
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -197,6 +198,13 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     caps = (number(key) for key in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"))
     cap = next(filter(None, caps), None)
     return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
+
+
+def gathered(module: nn.Module) -> Any:
+    """Return the module with whole weights, which FSDP gathers unless a forward has; all ranks call it."""
+    if isinstance(module, FSDPModule):
+        module.unshard()
+    return module
 
 
 def active(module: nn.Module) -> Any:

@@ -37,7 +37,7 @@ from sftmix.testing.renderers import check_renderer as check_renderer
 from sftmix.testing.shared import Ask, answer_of, check_rows, no_global_draws, on_examples, with_needs_alone
 from sftmix.testing.strategies import rows_in_memory as rows_in_memory
 from sftmix.testing.strategies import score_tables, training_dynamics
-from sftmix.training.step import build_optimizer
+from sftmix.training.update import build_optimizer
 from sftmix.types import RowScores, Scores, TrainingDynamics
 from sftmix.words.errors import BadRow
 

@@ -41,15 +41,12 @@ def plan_wrapping(stage: Stage, precision: str, world: World, recorded: Sequence
     if world.device.type == "cpu" or world.size == 1 or "auto" not in given or given[0] == "ddp":
         return options
     free = -world.max(-free_memory(world.device))  # the least of all ranks
-    odd = world.local_rank != world.rank % world.local_size or world.size % world.local_size
-    by_node = not world.max(odd) and world.max(world.local_size) == -world.max(-world.local_size)
     parts = (stage.data, stage.order, stage.objective, stage.optimizer, _asked(options, world))
     work = Workload(stage.model, *parts, precision, world)
 
     def chosen() -> tuple[Any, str]:
-        among = parallels_of(options, world, by_node=by_node)
         try:
-            memories = imitated(stage.model, work, among)
+            memories = imitated(stage.model, work, parallels_of(options, world))
         except Exception as error:  # models of strangers raise anything
             return (resolve_parallel(options.parallel, world), True), f"the model cannot be followed: {error}"
         held = sum(one.nbytes for one in stage.model.parameters())
@@ -68,7 +65,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Say) -> None:
 
     A stage that goes on, on the machine that was recorded last, has what was decided there: on a GPU while it fits. On
     a CPU layers are neither recomputed nor compiled. How ranks share the weights, and whether examples share a row, was
-    decided with the module; it is written down here. Says what was decided, and what length groups cost a GPU.
+    decided with the module; it is written down here. Says what was decided.
 
     recorded  the machines that made the steps so far
     """
@@ -95,12 +92,6 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Say) -> None:
     else:
         options = replace(options, **had)
     options = replace(options, compile=_compiles(setup, options.compile, say))
-    if kind != "cpu" and (options.length_groups or 1) > 1:
-        say(
-            f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
-            "GPU more than the padding of short rows (steps of Alpaca's lengths took 3.6 times as long in 4 groups as "
-            "padded, on an H200); leave it out, or set training.padding_free true"
-        )
     layers: dict[str, Any] = {
         "activation_checkpointing": options.activation_checkpointing is True,
         "reduce_each_micro_batch": options.reduce_each_micro_batch is True,
@@ -142,25 +133,17 @@ def _asked(options: TrainingOptions, world: World) -> TrainingOptions:
 
 
 def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object]) -> bool:
-    """Return True if layers are to be compiled: as asked, or (auto) on CUDA for enough work, if they become one graph.
-
-    Says what speaks against it, also where it was asked for: what breaks a graph runs as it is.
-    """
-    auto = asked == "auto"
-    if not asked or asked != setup.stage.options.compile:  # the machine that was recorded last has decided
+    """Return True to compile the layers: as asked, or (auto) on CUDA for enough work, if they become one graph."""
+    if asked != "auto":  # or the machine that was recorded last has decided
         return bool(asked)
     saved = saved_by_compiling(setup)
-    if auto and (setup.world.device.type != "cuda" or saved <= COMPILING):
+    if setup.world.device.type != "cuda" or saved <= COMPILING:
         return False
     problem = compile_problem(setup)
-    compiled = not (auto and problem)
-    if problem or auto:
-        why = problem or f"it saves about {saved:.0f} s and takes {COMPILING:.0f}"
-        say(
-            f"layers of {type(unwrap(setup.module).model).__name__} are {'' if compiled else 'not '}compiled "
-            f"(training.compile {asked}): {why}"
-        )
-    return compiled
+    why = problem or f"it saves about {saved:.0f} s and takes {COMPILING:.0f}"
+    name = type(unwrap(setup.module).model).__name__
+    say(f"layers of {name} are {'not ' if problem else ''}compiled (training.compile auto): {why}")
+    return not problem
 
 
 def saved_by_compiling(setup: StepSetup) -> float:
@@ -203,14 +186,3 @@ def compile_problem(setup: StepSetup) -> str | None:
             hooks.enter_context(layer.register_forward_pre_hook(trace, with_kwargs=True))
         kept_by_forward(workload_of(setup), int(setup.stage.data.lengths.max()), nullcontext())
     return next(chain.from_iterable(setup.world.gather(problems)), None)
-
-
-def compiled(options: TrainingOptions, say: Callable[[str], object]) -> dict[str, float]:
-    """Return, and say, the seconds for which torch has compiled in this process; nothing without compiled layers."""
-    if not options.compile:
-        return {}
-    from torch._dynamo.utils import calculate_time_spent  # takes a second to import
-
-    seconds = calculate_time_spent().get("total_wall_time", 0.0)
-    say(f"torch has compiled for {seconds:.1f} s in this process")
-    return {"compile_seconds": seconds}

@@ -256,7 +256,7 @@ class Footprint:
         numbers, of_shards = self.numbers, 4 * self.numbers.whole.trained / self.shards
         working = of_shards * self.copies
         if self.shards > 1:
-            working = max(working, (self.size + self.reduced) * numbers.outside.trained)
+            working = max(working, (self.size + self.reduced) * numbers.embeddings.trained)
         # A tied head's gradient is made apart, and then added.
         if layout.several_micro_batches or (numbers.tied and self.shards == 1):
             working = max(working, self._of_head)

@@ -22,18 +22,18 @@ from sftmix.training.asked import evaluate, read_step, score_rows
 from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.choices import compiled, decide, plan_wrapping
+from sftmix.training.choices import decide, plan_wrapping
 from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
-from sftmix.training.pace import Pace
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.rehearsal import kept, rehearse
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
-from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
+from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, prepare_step, train_step
 from sftmix.training.teacher import give_teacher
+from sftmix.training.update import build_optimizer
 from sftmix.words.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.words.progress import progress_bar
 
@@ -77,7 +77,6 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         self.saved = 0  # the last step that has a checkpoint, or needs none: the start
-        self.pace = Pace(world.device)
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
@@ -97,6 +96,7 @@ class TrainingLoop:
         self.built = kept(self.module, self.optimizer)
         self.callback_state = CallbackState(stage.callbacks, world, (stage.objective, stage.perturbation))
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
+        check_memory(self.setup)
         self.store.second = give_teacher(self.setup)  # of the weights before a checkpoint is loaded
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
@@ -140,7 +140,6 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "machines": self.machines,
-            **compiled(stage.options, self._say),
             **last,
         }
         return StageResult(self.module, figures)
@@ -155,8 +154,8 @@ class TrainingLoop:
             return error
         return None
 
-    def _newest(self) -> int | None:
-        """Take over the state of the newest valid checkpoint, without tensors; return its step, or None."""
+    def _newest(self) -> dict[str, Any] | None:
+        """Take over the state of the newest valid checkpoint, without tensors; return it, or None."""
         store = self.store
         store.clean()
         if (newest := store.newest_valid()) is None:
@@ -172,7 +171,7 @@ class TrainingLoop:
         for name in SAVED:
             setattr(self, name, state[name])
         self.evaluations = dict(state["evaluations"])
-        return newest
+        return state
 
     def _resume(self) -> None:
         """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
@@ -183,24 +182,22 @@ class TrainingLoop:
         decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
         stage = self.stage = self.setup.stage
         if self.newest is not None:
-            store.load(self.newest, self.module, self.optimizer)
-            self.callback_state.put(store.state(self.newest)["callbacks"])
+            store.load(self.step, self.module, self.optimizer)
+            self.callback_state.put(self.newest["callbacks"])
             if stage.online:
-                stage.online.restore(store.arrays(self.newest))  # the epoch is under way
+                stage.online.restore(store.arrays(self.step))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
-        if self.step == 0:
-            check_memory(self.setup)
         if self.best:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
 
-    def _say(self, text: str | None) -> None:
-        if text and self.world.is_main:
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
             print(f"{self.stage.name}: {text}", flush=True)
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
@@ -254,7 +251,6 @@ class TrainingLoop:
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]  # of all ranks
         self.step += 1
         tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
-        self._say(self.pace.after(tokens, seconds))
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.

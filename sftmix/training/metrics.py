@@ -92,15 +92,16 @@ class Totals:
         self.skipped += done.skipped
         self.updates += done.updates
         effective = 0.0
-        if done.mixup_count:
-            self.ntp_count += done.ntp_count
-            self.mixup_count += done.mixup_count
-            if done.mixup_mean == "own":
-                self.mu_own += done.mu * done.mixup_count
-                effective = done.mu * done.ntp_count / done.mixup_count  # mu 0.2 of 300 NTP tokens, 100 pairs: 0.6
+        counts = done.counts
+        if counts.mixup:
+            self.ntp_count += counts.ntp
+            self.mixup_count += counts.mixup
+            if counts.mixup_mean == "own":
+                self.mu_own += counts.mu * counts.mixup
+                effective = counts.mu * counts.ntp / counts.mixup  # mu 0.2 of 300 NTP tokens, 100 pairs: 0.6
             else:
-                self.mu_ntp += done.mu * done.mixup_count
-                effective = done.mu
+                self.mu_ntp += counts.mu * counts.mixup
+                effective = counts.mu
         return {
             **{name: getattr(done, name) for name in (*OF_LOSSES, *OF_EXAMPLES) if hasattr(done, name)},
             "mu_effective": effective,

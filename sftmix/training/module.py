@@ -44,9 +44,9 @@ class TrainingModule(nn.Module):
         self.head = head_of(model)
         self.chunk_size = chunk_size
 
-    def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
-        return self.token_states(batch, perturb)[: len(batch.labels)]
+        return self.token_states(batch)[: len(batch.labels)]
 
     def token_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """Return hidden[T + Q, D]: behind the states of `hidden_states` those that predict the prompts' tokens."""

@@ -33,10 +33,11 @@ class Count:
 class Numbers:
     """The numbers of a model, whose parameters may be DTensors, or have no values; a tied weight's count once.
 
-    whole    all of them
-    layers   those of the `n_layers` decoder layers
-    outside  those of embeddings, last norm and head; what text never goes through is in neither
-    head     the weight of the LM head, [V, D]
+    whole       all of them
+    layers      those of the `n_layers` decoder layers
+    outside     those of embeddings, last norm and head; what text never goes through is in neither
+    embeddings  those of the input embeddings, which may be the head's as well
+    head        the weight of the LM head, [V, D]
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -44,6 +45,7 @@ class Numbers:
         inside = {one for layer in layers for one in layer.parameters()}
         self.whole, self.layers = Count(model.parameters()), Count(inside)
         self.outside = Count({*model.get_decoder().parameters(), *head.parameters()} - inside)
+        self.embeddings = Count(model.get_input_embeddings().parameters())
         self.n_layers = max(len(layers), 1)
         self.head = head.weight
         self.head_trains = any(one.requires_grad for one in head.parameters())

@@ -5,16 +5,15 @@ reduced over all ranks.
 """
 
 import contextlib
-import math
-import socket
-from functools import cache
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_group
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
 
@@ -33,6 +32,7 @@ from sftmix.model.varlen import VARLEN
 from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
+from sftmix.training.mesh import hybrid_mesh
 from sftmix.training.module import TrainingModule
 from sftmix.training.replicated import replicated
 from sftmix.types import Int64
@@ -51,16 +51,19 @@ def unwrap(wrapped: Any) -> TrainingModule:
     return wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
 
 
-def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
+def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[Any]:
     """Reduce gradients over ranks only if `enabled`, as in the last micro-batch of a step.
 
-    Use it around forward and backward: around the backward alone it would do nothing under DDP.
+    Use it around forward and backward: around the backward alone it would do nothing under DDP, and under FSDP head and
+    norm are there until its end.
     """
     if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not enabled:
         return wrapped.no_sync()
+    after = contextlib.ExitStack()
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(enabled)
-    return contextlib.nullcontext()
+        after.callback(reshard, wrapped)
+    return after
 
 
 def reshard(wrapped: nn.Module) -> None:
@@ -229,11 +232,11 @@ def wrap(
     """Wrap the module, whose forward runs backbone, head and losses.
 
     fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
-    group per decoder layer, one for the input embeddings and one for the rest (norm, head, and embeddings tied to it).
-    The last two are gathered once per forward and kept until the backward is done; `reshard_after_forward` False keeps
-    the layers so as well. Modules that no forward runs have groups of their own, which stay sharded. Each group moves
-    to the device when it is sharded. The values that a model on the meta device carries go into the shards: no rank
-    holds the whole model. Without shards each rank takes them whole.
+    group per decoder layer, one for the input embeddings, one for last norm and head (`_norm_and_head`), and one for
+    the rest. All but the layers are gathered once per forward and kept until the backward is done;
+    `reshard_after_forward` False keeps the layers so as well. Modules that no forward runs have groups of their own,
+    which stay sharded. Each group moves to the device when it is sharded. The values that a model on the meta device
+    carries go into the shards: no rank holds the whole model. Without shards each rank takes them whole.
     """
     if parallel not in SHARDED:
         check = fill(module.model)
@@ -247,20 +250,26 @@ def wrap(
     if parallel == "fsdp":
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
-        mesh = _hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
+        mesh = hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
     dtypes: Any = {"param_dtype": torch.bfloat16} if precision == "bf16" else {}
     if dtypes or reduce_dtype != torch.float32:  # None: that of the parameters
         dtypes["reduce_dtype"] = reduce_dtype
     layers = [*decoder_layers(module.model), *unused_modules(module.model).values()]
     groups = dict.fromkeys(layers, reshard_after_forward)
-    embeddings, head = module.model.get_input_embeddings(), module.model.get_output_embeddings()
-    if {*embeddings.parameters()}.isdisjoint(head.parameters()):
-        groups[embeddings] = False
+    last = _norm_and_head(module.model, layers)
+    if last:
+        groups[module.model.get_input_embeddings()] = False
     for part, again in groups.items():
         fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes), reshard_after_forward=again)
     # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights
     # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
+    if last:
+        fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        # Another pass, or another term of the loss, may need them after the backward of this pass.
+        last[0].set_reshard_after_backward(False, recurse=False)
+    for one, following in pairwise([*decoder_layers(module.model), *last[:1]]):
+        one.set_modules_to_forward_prefetch([following])
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(module, "read")
     if check := fill(module.model):
@@ -269,35 +278,19 @@ def wrap(
     return module
 
 
-@cache
-def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
-    """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
+def _norm_and_head(model: PreTrainedModel, layers: Sequence[nn.Module]) -> list[Any]:
+    """Return the head and what is in front of it, to be gathered in the last layer and reduced after the loss.
 
-    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout, or if one would
-    be spread over more hosts than its ranks need.
+    Nothing, if the head has the weights of the embeddings. The loss reads the head's weight and never calls the head:
+    it is gathered with the module in front of it, which runs, or when it is read.
     """
-    smallest, largest = -world.max(-group), world.max(group)
-    if smallest != largest:
-        raise ConfigError(
-            f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
-            "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
-        )
-    hosts = world.gather(socket.gethostname())
-    for first in range(0, world.size, group):
-        among = dict.fromkeys(hosts[first : first + group])
-        if len(among) > math.ceil(group / world.local_size):
-            raise ConfigError(
-                f"training.parallel hsdp: the {group} ranks from {first} on would share one copy of the weights, but "
-                f"they are on {', '.join(among)}: number the ranks host by host (srun --distribution=block), or set "
-                "training.shard_group_size to a divisor of the ranks of each host"
-            )
-    mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
-    # Its groups would have torch's own timeout, whatever training.timeout says.
-    timeout = ranks._get_backend(world.device).options._timeout
-    set_timeout = getattr(dist, "set_timeout", _set_pg_timeout)  # public from torch 2.14 on
-    for part in mesh.get_all_groups():
-        set_timeout(timeout, part)
-    return mesh
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not {*embeddings.parameters()}.isdisjoint(head.parameters()):
+        return []
+    own = [one for one in model.get_decoder().children() if {embeddings, *layers}.isdisjoint(one.modules())]
+    # Llama: norm; GPT-2: ln_f, beside the positions wpe; Bloom has a norm behind the embeddings as well.
+    norms = [one for one in own if [*one.parameters()] and not isinstance(one, nn.Embedding)]
+    return [*norms, head] if len(norms) == 1 else [head]
 
 
 def shards_of(options: TrainingOptions, world: World) -> int:

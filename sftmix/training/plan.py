@@ -2,7 +2,7 @@
 
 Memory is that of `sftmix.training.footprint`. Time is a roofline, which compares layouts and predicts no step: products
 at the peak of a data sheet, bytes over its bandwidths, and launches. What ranks send is hidden behind what they
-compute, or hides it, but for embeddings and head. Attention is left out, and so is padding: all layouts have the same.
+compute, or hides it, but for embeddings. Attention is left out, and so is padding: all layouts have the same.
 """
 
 import math
@@ -75,7 +75,7 @@ def plans(
 ) -> list[StepPlan]:
     """Return the plans of a step that the options allow, in the order in which those of an unknown device are tried.
 
-    fsdp is before hsdp and ddp; layers that are kept before recomputed ones; one micro-batch before several, of which
+    fsdp is before ddp; layers that are kept before recomputed ones; one micro-batch before several, of which
     gradients reduced at the end before those reduced in each; layers gathered twice before once.
 
     memories  by the values of training.parallel
@@ -129,11 +129,11 @@ def imitated(model: PreTrainedModel, work: Workload, parallels: Sequence[str]) -
     return found
 
 
-def parallels_of(options: TrainingOptions, world: World, *, by_node: bool) -> list[str]:
-    """Return the values of training.parallel among which is chosen; by_node: nodes have as many ranks, in order."""
+def parallels_of(options: TrainingOptions, world: World) -> list[str]:
+    """Return the values of training.parallel among which is chosen. hsdp, which wants nodes alike, is asked for."""
     if options.parallel != "auto" or world.device.type == "cpu" or world.size == 1:
         return [resolve_parallel(options.parallel, world)]
-    return ["fsdp", *["hsdp"] * (by_node and world.size > world.local_size), "ddp"]
+    return ["fsdp", "ddp"]
 
 
 def shares_rows(options: TrainingOptions, attention: str | None, device: torch.device) -> bool:
@@ -191,8 +191,9 @@ def seconds_of(memory: Footprint, work: Workload, layout: StepLayout, slots: int
         reduced = memory.reduced * part.trained * (passes if layout.reduce_each_micro_batch else 1)
         return _sending(memory, work.world, gpu, gathered, reduced)
 
-    # FSDP gathers embeddings and head before the first layer, and reduces their gradients after the last one.
-    exposed, hidden = sending(numbers.outside, 1), sending(numbers.layers, 1 + layout.reshard_after_forward)
+    # FSDP gathers embeddings before the first layer, and reduces their gradients after the last one.
+    exposed = sending(numbers.embeddings, 1)
+    hidden = sending(numbers.outside, 1) - exposed + sending(numbers.layers, 1 + layout.reshard_after_forward)
     return exposed + max(hidden, _computing(memory, layout, tokens, passes, gpu))
 
 

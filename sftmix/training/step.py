@@ -2,9 +2,9 @@
 
     1. the micro-batches of this rank            `micro_batches`, on the host
     2. a plan of each: weights, pairs, lambdas   `Objective.plan`, on the host; then both go to the device
-    3. two counts over the whole global batch    summed over ranks and micro-batches
-    4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
-    5. clip, and update                          `clip_gradients`, then the optimizer at `learning_rate`
+    3. two counts over the whole global batch    `counts_of`, over ranks and micro-batches
+    4. forward and backward of each micro-batch  `forward_backward`: `normalise`, `TrainingModule.forward`
+    5. clip, and update                          `sftmix.training.update`, at `learning_rate`
 
 Each loss is divided by a count:
 
@@ -30,10 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
@@ -48,11 +46,18 @@ from sftmix.functional.fused import rows_alone
 from sftmix.options.training import CheckpointOptions, TrainingOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
+from sftmix.training.module import Perturb
 from sftmix.training.parallel import autocast, gradient_sync, unwrap
 from sftmix.training.scoring import Scorer, with_batch_nll
+from sftmix.training.update import (
+    clip_and_update,
+    clip_gradients,
+    decides_on_device,
+    gradient_norm,
+    learning_rate,
+)
 from sftmix.types import Batch, Plan, Split
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_written
 
 if TYPE_CHECKING:
     from sftmix.training.dynamics import OnlineLosses
@@ -116,6 +121,24 @@ class PreparedStep(NamedTuple):
     problem: str | None
 
 
+class Counts(NamedTuple):
+    """What the losses of a step are divided by: sums over the whole global batch.
+
+    ntp, mixup      the two denominators (weights: an objective may count sequences)
+    mu, mixup_mean  those of the plans that mix
+    """
+
+    ntp: float
+    mixup: float
+    mu: float
+    mixup_mean: str
+
+    @property
+    def any(self) -> bool:
+        """True if something counts. If nothing does every gradient is 0, but AdamW would still move the weights."""
+        return self.ntp > 0 or (self.mixup > 0 and self.mixup_mean == "own")
+
+
 @dataclass
 class StepResult:
     """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
@@ -123,9 +146,7 @@ class StepResult:
     loss           the minimised loss: both terms, weighted and divided
     ntp            mean NLL of the tokens that carried NTP loss, whatever their weights; 0 if there are none
     ntp_loss, mixup    each term by itself, over its count and without mu; 0 if there is none
-    ntp_count, mixup_count    the two denominators (weights: an objective may count sequences)
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
-    mu, mixup_mean            those of the plans that mix
     grad_norm      before clipping; if it or the loss is not finite, the step is skipped
     batches, plans this rank's micro-batches, and the plan of each, unnormalised, on the device
     nll            the NLL of the token rows [T] of each micro-batch, detached
@@ -135,14 +156,11 @@ class StepResult:
     ntp: float
     ntp_loss: float
     mixup: float
-    ntp_count: float
-    mixup_count: float
     ntp_tokens: int
     mixup_tokens: int
-    mu: float
-    mixup_mean: str
-    learning_rate: float
     grad_norm: float
+    counts: Counts
+    learning_rate: float
     batches: list[Batch]
     plans: list[Plan]
     nll: list[torch.Tensor]
@@ -153,8 +171,8 @@ class StepResult:
 
     @property
     def updates(self) -> bool:
-        """True if the weights change. With no count every gradient is 0, but AdamW would still move the weights."""
-        return not self.skipped and (self.ntp_count > 0 or (self.mixup_count > 0 and self.mixup_mean == "own"))
+        """True if the weights change."""
+        return not self.skipped and self.counts.any
 
 
 def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> PreparedStep:
@@ -175,87 +193,42 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
 
     meanwhile  work of the host that is done while the device computes
     """
-    stage = setup.stage
-    module = setup.module
-    optimizer = setup.optimizer
-    world = setup.world
-    step, batches, plans, problem = prepared
-    perturbation: Any = stage.perturbation
-    # learning rate, and the seed of dropout
-    module.train()
+    stage, world, step = setup.stage, setup.world, prepared.number
+    setup.module.train()
     rate = learning_rate(step, stage.order.total_steps, stage.options)
-    for group in optimizer.param_groups:
+    for group in setup.optimizer.param_groups:
         group["lr"] = rate
     torch.manual_seed(stable_hash(stage.seed, "dropout", step, world.rank) % 2**63)
 
-    if plans is None:
-        batches = with_batch_nll(batches, stage.data.ids, module, world, setup.precision)
-        plans, problem = plans_of(setup, batches, step)
+    # 2. plans, if they need the weights of this step
+    if prepared.plans is None:
+        batches = with_batch_nll(prepared.batches, stage.data.ids, setup.module, world, setup.precision)
+        prepared = PreparedStep(step, batches, *plans_of(setup, batches, step))
     # 3. counts over all ranks
-    by_ntp = sum(p.mixup_count for p in plans if p.mixup_mean == "ntp")  # above 0: so says the log
-    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), by_ntp, problem is not None]
-    mu_of_ranks = [0.0] * world.size  # each rank fills its place; a plan without pairs has mu 0
-    mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
-    ntp_count, mixup_count, by_ntp, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
-    if broken:  # every rank raises the message, so that none waits for another
-        raise ConfigError(next(filter(None, world.gather(problem))))
-    batches = [to_device(batch, world.device) for batch in batches]
-    plans = [to_device(plan, world.device) for plan in plans]
+    counts = counts_of(prepared, world)
+    batches = [to_device(batch, world.device) for batch in prepared.batches]
+    plans = [to_device(plan, world.device) for plan in prepared.plans or ()]
 
     # 4. forward and backward
-    second = setup.teacher
-    taught = second.taught(batches, world, setup.precision) if second else [None] * len(batches)
-
-    def perturb(e, mask, *, ids):  # of a segment: [b, l, D], i64[b, l], b ids
-        changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
-        return check_embeddings(perturbation, e, changed)
-
-    sums = torch.zeros(6, dtype=torch.float64, device=world.device)
-    nll = []
-    for number, (batch, plan, teacher) in enumerate(zip(batches, plans, taught, strict=True), start=1):
-        scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
-        last = number == len(batches)
-        reduced = last or stage.options.reduce_each_micro_batch is True
-        with gradient_sync(module, enabled=reduced):
-            with autocast(module, setup.precision, world.device):
-                how = {"perturb": None if perturbation is None else perturb, "loss": stage.objective.loss}
-                out = module(batch, scaled, **how, teacher=teacher)
-            check_loss(stage.objective, out, plan)
-            out.loss.backward()
-        if reduced:
-            refuse_unreached(module, stage.objective)
-        sums += step_sums(plan, out)
-        nll.append(out.nll)
-        del out  # frees its graph before the next forward
+    sums, nll = forward_backward(setup, step, batches, plans, counts)
 
     # 5. clip and update
-    norm = clip_gradients(module, stage.options.max_grad_norm)
+    norm, limit = gradient_norm(setup.module), stage.options.max_grad_norm
+    on_device = counts.any and decides_on_device(setup.optimizer)
+    if on_device:
+        clip_and_update(setup.optimizer, norm, sums[0], limit, world)
+    else:
+        clip_gradients(setup.module, norm, limit)
     if meanwhile is not None:
         meanwhile()
-    *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-    loss, nll_sum, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
-    result = StepResult(
-        loss=loss / world.size,  # each rank's loss was multiplied by it
-        ntp=nll_sum / ntp_tokens if ntp_tokens else 0.0,
-        ntp_loss=ntp / ntp_count if ntp_count else 0.0,
-        mixup=mixup / mixup_count if mixup_count else 0.0,
-        ntp_count=ntp_count,
-        mixup_count=mixup_count,
-        ntp_tokens=int(ntp_tokens),
-        mixup_tokens=int(mixup_tokens),
-        mu=max(mu_of_ranks),
-        mixup_mean="ntp" if by_ntp else "own",
-        learning_rate=rate,
-        grad_norm=grad_norm,
-        batches=batches,
-        plans=plans,
-        nll=nll,
-    )
+    figures = read_sums(sums, norm, counts, world)
+    result = StepResult(**figures, counts=counts, learning_rate=rate, batches=batches, plans=plans, nll=nll)
     if result.updates:  # decided by sums over all ranks, so alike on every rank
-        optimizer.step()
-        if second:
-            second.update()
-    optimizer.zero_grad(set_to_none=True)
+        if not on_device:
+            setup.optimizer.step()
+        if setup.teacher:
+            setup.teacher.update()
+    setup.optimizer.zero_grad(set_to_none=True)
     return result
 
 
@@ -301,7 +274,63 @@ def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[lis
     return plans, None
 
 
+# ------------------------------------------------------------------------------ 3. counts over all ranks
+
+
+def counts_of(prepared: PreparedStep, world: World) -> Counts:
+    """Add up what the plans of all ranks count. Raises ConfigError on every rank if a plan of any is wrong."""
+    plans, problem = prepared.plans or [], prepared.problem
+    by_ntp = sum(p.mixup_count for p in plans if p.mixup_mean == "ntp")  # above 0: so says the log
+    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), by_ntp, problem is not None]
+    mu_of_ranks = [0.0] * world.size  # each rank fills its place; a plan without pairs has mu 0
+    mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
+    ntp, mixup, by_ntp, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
+    if broken:  # every rank raises the message, so that none waits for another
+        raise ConfigError(next(filter(None, world.gather(problem))))
+    return Counts(ntp, mixup, max(mu_of_ranks), "ntp" if by_ntp else "own")
+
+
 # --------------------------------------------------------------------------------- 4. forward and backward
+
+
+def forward_backward(
+    setup: StepSetup, step: int, batches: Sequence[Batch], plans: Sequence[Plan], counts: Counts
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Give the weights their gradients; return the sums of `step_sums` and the NLL [T] of each micro-batch."""
+    stage, module, world = setup.stage, setup.module, setup.world
+    second = setup.teacher
+    taught = second.taught(batches, world, setup.precision) if second else [None] * len(batches)
+    how: dict[str, Any] = {"perturb": perturbing(stage, step), "loss": stage.objective.loss}
+    sums = torch.zeros(6, dtype=torch.float64, device=world.device)
+    nll = []
+    for number, (batch, plan, teacher) in enumerate(zip(batches, plans, taught, strict=True), start=1):
+        scaled = normalise(plan, ntp_count=counts.ntp, mixup_count=counts.mixup, world_size=world.size)
+        reduced = number == len(batches) or stage.options.reduce_each_micro_batch is True
+        with gradient_sync(module, enabled=reduced):
+            with autocast(module, setup.precision, world.device):
+                out = module(batch, scaled, **how, teacher=teacher)
+            check_loss(stage.objective, out, plan)
+            out.loss.backward()
+        if reduced:
+            refuse_unreached(module, stage.objective)
+        sums += step_sums(plan, out)
+        nll.append(out.nll)
+        del out  # frees its graph before the next forward
+    return sums, nll
+
+
+def perturbing(stage: Stage, step: int) -> Perturb | None:
+    """Return the change of the input embeddings in a step; None if the stage has none."""
+    perturbation = stage.perturbation
+    if perturbation is None:
+        return None
+
+    def perturb(e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor:
+        """e  [b, l, D] of a segment with its mask i64[b, l] and b ids"""
+        changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
+        return check_embeddings(perturbation, e, changed)
+
+    return perturb
 
 
 def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: int) -> Plan:
@@ -344,49 +373,16 @@ def refuse_unreached(module: nn.Module, objective: Objective) -> None:
 # -------------------------------------------------------------------------------------- 5. clip and update
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Clip the gradients to the norm `max_norm` (0: only measure); return the norm over all shards before clipping, [].
-
-    Squares are summed in float64: in float32 the norm of 7M gradients is off by 1e-5 on a CPU, and how far depends on
-    how the ranks divide the gradients. Under FSDP and HSDP they are those of this rank's shards, and the ranks that
-    share one copy of the weights add them up; every parameter is sharded there.
-    """
-    gradients: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
-    shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shards, 2.0, torch.float64)))
-    if isinstance(model, FSDPModule):
-        dist.all_reduce(square := norm.square(), group=gradients[0].device_mesh.get_group(-1))
-        norm = square.sqrt()
-    norm = norm.to(torch.promote_types(gradients[0].dtype, torch.float32))
-    if max_norm > 0:
-        torch._foreach_mul_(shards, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
-
-
-def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:
-    """Return the learning rate of step `step` (from 0): linear warm-up in ceil(ratio * total), then the schedule."""
-    warmup = math.ceil(as_written(options.warmup_ratio) * total_steps)
-    if step < warmup:
-        return options.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
-    return options.learning_rate * {"cosine": cosine, "linear": 1.0 - progress, "constant": 1.0}[options.schedule]
-
-
-def build_optimizer(model: nn.Module, options: TrainingOptions, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer over all trainable parameters of `model` and nothing else.
-
-    Raises ConfigError if it takes other parameters than these, or some twice.
-    """
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    built = optimizer.build(trainable, training=options)
-    # A checkpoint would leave out an empty one, as of weights that an adapter freezes, and then not fit.
-    built.param_groups[:] = [group for group in built.param_groups if group["params"]]
-    left = {id(p): name for name, p in trainable.items()}
-    taken = [left.pop(id(p), None) for group in built.param_groups for p in group["params"]]
-    if left or None in taken:
-        raise ConfigError(
-            f"optimizer {optimizer} must take each of {len(trainable)} parameters once; it has {len(taken)}, and left "
-            f"out {list(left.values())[:3]}"
-        )
-    return built
+def read_sums(sums: torch.Tensor, norm: torch.Tensor, counts: Counts, world: World) -> dict[str, Any]:
+    """Wait for the device; return those fields of a StepResult that it has computed, over all ranks."""
+    *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
+    loss, nll_sum, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
+    return {
+        "loss": loss / world.size,  # each rank's loss was multiplied by it
+        "ntp": nll_sum / ntp_tokens if ntp_tokens else 0.0,
+        "ntp_loss": ntp / counts.ntp if counts.ntp else 0.0,
+        "mixup": mixup / counts.mixup if counts.mixup else 0.0,
+        "ntp_tokens": int(ntp_tokens),
+        "mixup_tokens": int(mixup_tokens),
+        "grad_norm": grad_norm,
+    }

@@ -17,7 +17,6 @@ from sftmix.components.base import Objective
 from sftmix.components.component import Need
 from sftmix.components.view import Taught
 from sftmix.ranks.world import World
-from sftmix.training.memory import check_memory
 from sftmix.training.module import TrainingModule
 from sftmix.training.numbers import is_base
 from sftmix.training.parallel import reshard, unwrap
@@ -29,11 +28,10 @@ from sftmix.types import Batch
 def give_teacher(setup: StepSetup) -> dict[str, torch.Tensor]:
     """Give the setup of a stage its teacher, if the objective needs one; return what checkpoints hold of it.
 
-    Call it before a checkpoint is loaded. Raises ConfigError if the second weights do not fit into what is free.
+    Call it before a checkpoint is loaded.
     """
     if Need.TEACHER not in setup.stage.objective.needs:
         return {}
-    check_memory(setup)
     setup.teacher = Teacher(setup.module, setup.stage.objective)
     return setup.teacher.stored
 
@@ -67,12 +65,9 @@ class Teacher:
     def taught(self, batches: Sequence[Batch], world: World, precision: str) -> list[Taught]:
         """Return the teacher's states of each micro-batch, on the device; all ranks call it together."""
         with self._in_place(), eval_mode(self._wrapped, world, precision) as target:
-            head = target.read(self._head)
+            head = target.read(lambda module: module.head.copied(base=self._base))
             hidden = [target.read(partial(TrainingModule.hidden_states, batch=batch)).detach() for batch in batches]
         return [Taught(states, **head) for states in hidden]
-
-    def _head(self, module: TrainingModule) -> dict[str, Any]:
-        return module.head.copied(base=self._base)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sftmix.batches.order import Slot, TrainingOrder, digest, epoch_units, global_batches
 from sftmix.options import TrainingOptions
-from sftmix.training.step import learning_rate
+from sftmix.training.update import learning_rate
 
 
 def order(n=10, **options):

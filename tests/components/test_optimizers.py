@@ -20,7 +20,7 @@ from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.step import build_optimizer
+from sftmix.training.update import build_optimizer
 from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
 from tests.toy import rounding, toy_model

@@ -28,7 +28,8 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import tensors_of
 from sftmix.training.parallel import training_module
-from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
+from sftmix.training.step import PreparedStep, plans_of, train_step
+from sftmix.training.update import build_optimizer
 from tests.tools.estimate.configs import micro_batch
 from tests.toy import Answers, FakeRank, toy_model, toy_setup
 

@@ -56,7 +56,7 @@ OWN += [EAFT(mixup=EmbeddingMixup(mu=MU))]
 OBJECTIVES = {"SFTMix": SFTMix(mu=MU), **{type(objective).__name__: objective for objective in OWN}}
 """The others have passes of their own, of which rank 1 makes as many as rank 0."""
 WAYS = [(parallel, name, tied) for parallel in ("ddp", "fsdp") for name in OBJECTIVES for tied in (True, False)]
-WAYS = [way for way in WAYS if way[2] or way[1] == "SFTMix"]
+WAYS = [way for way in WAYS if way[2] or way[1] in ("SFTMix", "EAFT")]
 
 
 def accumulate(world: World, parallel: str, name: str, tied: bool, shares: list[int]):
@@ -120,14 +120,13 @@ def test_gradients_of_two_ranks_are_those_of_one_process(found, way):
 
 
 def gathered_sizes(tied: bool) -> list[int]:
-    """Elements of the group of final norm and head, and of the embeddings': one group if these are tied.
-
-    Every parameter is padded to two equal shards.
+    """Elements of the groups: final norm and head, the embeddings, and the positions, which are outside both; one group
+    if head and embeddings are tied. Every parameter is padded to two equal shards.
     """
     sizes = {name: -(-p.shape[0] // 2) * 2 * p[0].numel() for name, p in toy_model(tied=tied).named_parameters()}
     outside = sum(size for name, size in sizes.items() if ".h." not in name)
-    embeddings = sizes["transformer.wte.weight"]
-    return [outside] if tied else [outside - embeddings, embeddings]
+    embeddings, positions = sizes["transformer.wte.weight"], sizes["transformer.wpe.weight"]
+    return [outside] if tied else [outside - embeddings - positions, embeddings, positions]
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

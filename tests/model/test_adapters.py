@@ -16,7 +16,7 @@ from sftmix.model.load import load_model
 from sftmix.model.mapped import mapped_model, standing_in
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
-from sftmix.training.step import build_optimizer
+from sftmix.training.update import build_optimizer
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
 from tests.model.test_models import FAMILIES as MODELS

@@ -162,7 +162,7 @@ def stepped(world: World, **options) -> tuple[set[tuple], list[float], dict[str,
     known = pairs_and_lambdas(setup, world.size)
     setup.world = world
     done = train_step(setup, prepare_step(setup, STEP, UNITS_OF_STEP, None))
-    numbers = [done.loss, done.ntp, done.mixup, done.grad_norm, done.ntp_count, done.mixup_count]
+    numbers = [done.loss, done.ntp, done.mixup, done.grad_norm, done.counts.ntp, done.counts.mixup]
     return known, numbers, {name: p.detach() for name, p in model.named_parameters()}
 
 

@@ -153,7 +153,7 @@ def test_the_examples_that_have_fallen_most_are_left_out(model, path):
     expected = sum(means[row] * size[row] for row in stay) / sum(size[row] for row in stay)
     done = one_step(model, TailSFT(dynamics=path), rate=0.125)
     assert done.loss == pytest.approx(expected, rel=1e-6)
-    assert done.ntp_count == sum(size[row] for row in stay)
+    assert done.counts.ntp == sum(size[row] for row in stay)
     assert Need.BATCH_NLL in TailSFT(dynamics=path).needs
 
 

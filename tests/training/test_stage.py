@@ -17,7 +17,7 @@ from sftmix.training import loop
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, train
-from sftmix.training.step import learning_rate
+from sftmix.training.update import learning_rate
 from sftmix.types import Split
 from sftmix.words.errors import NonFiniteError, Stopped
 from tests.forked import on_ranks

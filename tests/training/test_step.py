@@ -32,7 +32,8 @@ from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.metrics import Totals
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import with_batch_nll
-from sftmix.training.step import StepResult, clip_gradients, normalise, prepare_step, train_step
+from sftmix.training.step import StepResult, normalise, prepare_step, train_step
+from sftmix.training.update import clip_gradients, gradient_norm
 from sftmix.types import Encoded, Plan
 from tests.batches.test_deal import dealt
 from tests.fast import some_fast
@@ -261,7 +262,7 @@ def test_a_step_moves_the_weights_against_the_gradient_at_the_rate_of_the_schedu
 def test_the_losses_of_the_log_add_up_to_the_loss(model, objective):
     """loss = NTP term + mu Mixup, or mu times N_mix / N_ntp of it, as the log tells them apart."""
     done = one_step(model, objective, rate=0.125)
-    share = done.mixup_count / done.ntp_count if objective.mixup_mean == "ntp" else 1
+    share = done.counts.mixup / done.counts.ntp if objective.mixup_mean == "ntp" else 1
     assert done.loss == pytest.approx(done.ntp_loss + 0.75 * done.mixup * share, rel=1e-6)
     assert done.mixup > 1e-3
 
@@ -322,7 +323,7 @@ def test_prompts_are_in_the_weighted_term_of_the_log_alone(model):
     done, plain = (one_step(model, one, rate=0.0) for one in (Asked(divided_by="tokens"), SFTMix(mu=0.75)))
     assert done.loss == pytest.approx(done.ntp_loss + 0.75 * done.mixup, rel=1e-6)
     assert (done.ntp, done.ntp_tokens, done.mixup) == (plain.ntp, plain.ntp_tokens, plain.mixup)
-    assert done.ntp_count > plain.ntp_count
+    assert done.counts.ntp > plain.counts.ntp
 
 
 def test_the_first_token_of_a_document_is_predicted_by_nothing():
@@ -359,11 +360,11 @@ def test_a_step_in_which_no_token_counts_moves_nothing(model, objective, mixed):
     """Of repeats alone NTP trains nothing; AdamW would go on with what it remembers, and decay."""
     adamw = torch.optim.AdamW(model.parameters(), weight_decay=0.5)
     done = one_step(model, objective, rate=0.125, optimizer=adamw)
-    assert done.ntp_count > 0
+    assert done.counts.ntp > 0
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     repeats: list[Unit] = [(Slot(6, 0.0), Slot(2, 0.0))]
     done = one_step(model, objective, rate=0.125, units=repeats, optimizer=adamw)
-    assert (done.ntp_count, done.mixup_count, done.loss, done.skipped) == (0, mixed, 0, False)
+    assert (done.counts.ntp, done.counts.mixup, done.loss, done.skipped) == (0, mixed, 0, False)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
@@ -374,8 +375,10 @@ def test_the_norm_of_a_million_gradients_is_exact_in_float32():
         p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(number))
     exact = math.sqrt(math.fsum(x * x for p in model for x in p.grad.flatten().tolist()))
     before = [p.grad.clone() for p in model]
-    assert clip_gradients(model, 0.0) == float(np.float32(exact))
+    norm = gradient_norm(model)
+    assert norm == float(np.float32(exact))
+    clip_gradients(model, norm, 0.0)
     assert all(torch.equal(p.grad, was) for p, was in zip(model, before, strict=True))
-    assert clip_gradients(model, 2.0) == float(np.float32(exact))
+    clip_gradients(model, norm, 2.0)
     for p, was in zip(model, before, strict=True):
         torch.testing.assert_close(p.grad, was * (2.0 / exact), rtol=1e-6, atol=0)

@@ -90,12 +90,12 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
     """
     import torch
 
-    from sftmix.functional.fused import block_rows, statistics_dtype
+    from sftmix.functional.fused import block_rows
 
     block = block_rows(len(head.weight), hidden.device)
     parts = []
     for h, y in zip(hidden.split(max(block, _ROWS)), labels.split(max(block, _ROWS)), strict=True):
-        logits = head.logits(h, dtype=statistics_dtype(hidden))
+        logits = head.logits(h)
         with torch.autocast(hidden.device.type, enabled=False):
             parts += [_block_statistics(x, y) for x, y in zip(logits.split(block), y.split(block), strict=True)]
         del logits  # before the next ones are made
