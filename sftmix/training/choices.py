@@ -41,12 +41,15 @@ def plan_wrapping(stage: Stage, precision: str, world: World, recorded: Sequence
     if world.device.type == "cpu" or world.size == 1 or "auto" not in given or given[0] == "ddp":
         return options
     free = -world.max(-free_memory(world.device))  # the least of all ranks
+    odd = world.local_rank != world.rank % world.local_size or world.size % world.local_size
+    by_node = not world.max(odd) and world.max(world.local_size) == -world.max(-world.local_size)
     parts = (stage.data, stage.order, stage.objective, stage.optimizer, _asked(options, world))
     work = Workload(stage.model, *parts, precision, world)
 
     def chosen() -> tuple[Any, str]:
+        among = parallels_of(options, world, by_node=by_node)
         try:
-            memories = imitated(stage.model, work, parallels_of(options, world))
+            memories = imitated(stage.model, work, among)
         except Exception as error:  # models of strangers raise anything
             return (resolve_parallel(options.parallel, world), True), f"the model cannot be followed: {error}"
         held = sum(one.nbytes for one in stage.model.parameters())

@@ -27,6 +27,7 @@ from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
+from sftmix.training.pace import Pace
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.rehearsal import kept, rehearse
 from sftmix.training.signals import StopSignal
@@ -77,6 +78,7 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         self.saved = 0  # the last step that has a checkpoint, or needs none: the start
+        self.pace = Pace(world.device)
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
@@ -196,8 +198,8 @@ class TrainingLoop:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
 
-    def _say(self, text: str) -> None:
-        if self.world.is_main:
+    def _say(self, text: str | None) -> None:
+        if text and self.world.is_main:
             print(f"{self.stage.name}: {text}", flush=True)
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
@@ -251,6 +253,7 @@ class TrainingLoop:
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]  # of all ranks
         self.step += 1
         tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
+        self._say(self.pace.after(tokens, seconds))
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.

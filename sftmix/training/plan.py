@@ -75,7 +75,7 @@ def plans(
 ) -> list[StepPlan]:
     """Return the plans of a step that the options allow, in the order in which those of an unknown device are tried.
 
-    fsdp is before ddp; layers that are kept before recomputed ones; one micro-batch before several, of which
+    fsdp is before hsdp and ddp; layers that are kept before recomputed ones; one micro-batch before several, of which
     gradients reduced at the end before those reduced in each; layers gathered twice before once.
 
     memories  by the values of training.parallel
@@ -129,11 +129,11 @@ def imitated(model: PreTrainedModel, work: Workload, parallels: Sequence[str]) -
     return found
 
 
-def parallels_of(options: TrainingOptions, world: World) -> list[str]:
-    """Return the values of training.parallel among which is chosen. hsdp, which wants nodes alike, is asked for."""
+def parallels_of(options: TrainingOptions, world: World, *, by_node: bool) -> list[str]:
+    """Return the values of training.parallel among which is chosen; by_node: nodes have as many ranks, in order."""
     if options.parallel != "auto" or world.device.type == "cpu" or world.size == 1:
         return [resolve_parallel(options.parallel, world)]
-    return ["fsdp", "ddp"]
+    return ["fsdp", *["hsdp"] * (by_node and world.size > world.local_size), "ddp"]
 
 
 def shares_rows(options: TrainingOptions, attention: str | None, device: torch.device) -> bool:

@@ -65,7 +65,7 @@ def planned(
     given = TrainingOptions(**{"global_batch_size": batch, "micro_batch_tokens": "auto"} | options)
     order: Any = FixedOrder([[(Slot(row % len(lengths)),) for row in range(batch)]])
     work = Workload(model, data, order, objective or NTP(), AdamW(), given, "bf16", world)
-    memories = imitated(model, work, parallels_of(given, world))
+    memories = imitated(model, work, parallels_of(given, world, by_node=True))
     held = sum(one.nbytes for one in model.parameters())
     free = {name: 1e9 * GPUS[gpu].gigabytes - held / one.shards for name, one in memories.items()}
     return plans(memories, work, free, padded=False, gpu=GPUS[gpu] if known else None)

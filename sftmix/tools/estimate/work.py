@@ -226,8 +226,9 @@ def _planned(
     options = replace(options, micro_batch_tokens=options.limits(machine.device.type)[1])
     given = Workload(model.model, data, order, objective, config.optimizer, options, model.precision, world)
     objective.begin(data)
+    even = world.size % world.local_size == 0
     try:
-        memories = imitated(model.model, given, parallels_of(options, world))
+        memories = imitated(model.model, given, parallels_of(options, world, by_node=even))
     except RuntimeError as error:
         raise ConfigError(
             f"model.path: estimate cannot follow {model.path}, whose computation may depend on values: {error}. "
