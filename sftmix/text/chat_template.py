@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
 from sftmix.text.layout import layout_of
+from sftmix.text.probes import with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
-from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
+from sftmix.text.templates import CLOCK, LETTERS, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
 from sftmix.text.thoughts import (
     INLINE,
     closing_at_head,
@@ -24,7 +25,6 @@ from sftmix.text.thoughts import (
     without_thought_tags,
     written_behind,
 )
-from sftmix.text.trial import with_text_arguments
 from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -92,6 +92,10 @@ class ChatTemplate(Renderer):
 
         super().begin(tokenizer, thinks=thinks)
         self.name, source = chosen(tokenizer, self.chosen)
+        if len(source) > LETTERS:
+            raise ConfigError(
+                f"data.template: {self.name}: it has {len(source):,} characters; at most {LETTERS:,} are allowed"
+            )
         options = self.template_options or {}
         # tools, documents, bos_token, ...: a value for one of these at the head of the template would never be read.
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}

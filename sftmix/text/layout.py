@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sftmix.text.probes import AND_NOW, ANSWERED, ASKED, CALL, RESULT, SYSTEM, TOOLS, with_text_arguments
 from sftmix.text.templates import Template, defaults
 from sftmix.text.thoughts import (
     INLINE,
@@ -36,14 +37,13 @@ from sftmix.text.thoughts import (
     without_thought_tags,
     written_behind,
 )
-from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS, with_text_arguments
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.shown import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUESTION, ANSWER = (turn["content"] for turn in PROBE)
+QUESTION, ANSWER = ASKED["content"], ANSWERED["content"]
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
 
@@ -95,15 +95,15 @@ def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | No
     """
     thought: dict[str, str] = {} if thinks is False else dict.fromkeys(THOUGHT_FIELDS, THOUGHT)
     ways = [(Template(tokenizer, source, listed), more) for more in ({}, thought) for listed in (False, True)]
-    fitting = (way for way in ways if ANSWER in way[0].tried(PROBE[0], {**PROBE[1], **way[1]}))
+    fitting = (way for way in ways if ANSWER in way[0].tried(ASKED, {**ANSWERED, **way[1]}))
     template, more = next(fitting, ways[1])  # SmolVLM takes lists alone
     key, thinking = _key_of(template)
     return Trial(
         template=template,
         more=more,
-        asked=template.rendered(PROBE[0]),
-        prompt=template.rendered(PROBE[0], prompt=True),
-        plain=template.rendered(PROBE[0], {**PROBE[1], **more}),
+        asked=template.rendered(ASKED),
+        prompt=template.rendered(ASKED, prompt=True),
+        plain=template.rendered(ASKED, {**ANSWERED, **more}),
         key=key,
         thinking=thinking,
     )
@@ -111,10 +111,10 @@ def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | No
 
 def _key_of(template: Template) -> tuple[str | None, str]:
     """Return the key by which a template takes a thought, and what it writes of one; None, "" if it leaves them out."""
-    said: list[dict[str, Any]] = [PROBE[1], {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
+    said: list[dict[str, Any]] = [ANSWERED, {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
     ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
-    for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
-        text = template.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
+    for key, turn in [*ways, ("", {**ANSWERED, "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
+        text = template.tried(ASKED, turn, tools=TOOLS if "tool_calls" in turn else ())
         if ANSWER in text.partition(THOUGHT)[2]:
             return key, text
     return None, ""
@@ -178,7 +178,7 @@ def found(trial: Trial) -> Layout:
     opening = _opening_of(trial)
     thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True, opening=opening) or ""
     begun, _, behind = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-    later = opened_by(template.tried(PROBE[0], {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
+    later = opened_by(template.tried(ASKED, {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
     if key == "" and later.strip() not in ("", OPENING.strip()):
         key, begun, behind = None, later, ""  # Gemma 4 of unsloth: '<|channel>thought\n' is behind a result alone
     tag = opened_by(prompt, opening) or opened_by(begun) or OPENING
@@ -204,7 +204,7 @@ def found(trial: Trial) -> Layout:
         ending=before + mark if mark else end,
         call_end=_call_end(template, call, end),
         text_arguments=text_arguments,
-        around=frozenset(template.marks(prompt + lead + tail + template.tried(*SYSTEM, PROBE[0]))),
+        around=frozenset(template.marks(prompt + lead + tail + template.tried(SYSTEM, ASKED))),
         notices=notices,
     )
 
@@ -226,7 +226,7 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
     """
     template, eos = trial.template, trial.template.tokenizer.eos_token
     ends = [mark for mark in template.marks(tail) if mark not in inside]
-    between = template.tried(PROBE[0], {**PROBE[1], **trial.more}, AND_NOW).rpartition(ANSWER)[2] or tail
+    between = template.tried(ASKED, {**ANSWERED, **trial.more}, AND_NOW).rpartition(ANSWER)[2] or tail
     # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
     if eos in ends and eos in template.marks(common_start(tail, between)):
         return str(eos), ()
@@ -243,9 +243,9 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
 
 def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
     """Return what is written from a call on, "" if it is not, or not as JSON; True for arguments as JSON text."""
-    asked = template.tried(PROBE[0], tools=TOOLS, prompt=True)
+    asked = template.tried(ASKED, tools=TOOLS, prompt=True)
     for as_text, call in enumerate([{**CALL, **more}, {**with_text_arguments(CALL), **more}]):
-        rendered = template.tried(PROBE[0], call, tools=TOOLS)
+        rendered = template.tried(ASKED, call, tools=TOOLS)
         written = rendered[len(common_start(asked, rendered)) :]
         if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
             return written, bool(as_text)
