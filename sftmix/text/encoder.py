@@ -20,7 +20,7 @@ from sftmix.text.templates import backend_text, decode, token_roles
 from sftmix.text.windows import Documents
 from sftmix.types import Int64, Message
 from sftmix.words.errors import ConfigError
-from sftmix.words.fields import TEXT, SpecialTokens, Thoughts
+from sftmix.words.fields import TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,26 +147,5 @@ def encoder_for(
             "model.path: its tokenizer_config.json has split_special_tokens: true, by which the tokens of a chat "
             "template are taken apart as well: remove the line; rows have none (data.special_tokens)"
         )
-    renderer.begin(tokenizer, thinks=thinks)
-    return Encoder(tokenizer, renderer)
-
-
-def make_encoder(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    *,
-    thoughts: Thoughts = "train",
-    thinks: bool | None = False,
-    variables: Mapping[str, Any] | None = None,
-) -> Encoder:
-    """Make the encoder of a chat template; see `ChatTemplate` for the options and errors.
-
-    template   None (the tokenizer's own, or alpaca if it has none), "alpaca", "chatml", or the path of a Jinja file
-    variables  values of the template's variables, also in the exported template
-    """
-    renderer = ChatTemplate(
-        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts
-    )
     renderer.begin(tokenizer, thinks=thinks)
     return Encoder(tokenizer, renderer)

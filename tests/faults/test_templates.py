@@ -14,14 +14,14 @@ from sftmix.data.report import DataReport
 from sftmix.data.tokenise import tokenise
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text.encoder import encoder_for, make_encoder
+from sftmix.text.encoder import encoder_for
 from sftmix.text.mask import encode_examples
 from sftmix.text.templates import CHATML, LETTERS, MEGABYTES, allowed
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.fields import TEXT
 from tests.forked import on_ranks
-from tests.text.small_tokenizers import chatml_tokenizer
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
 
 FILLS = "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

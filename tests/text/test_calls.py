@@ -4,9 +4,9 @@ import json
 
 from transformers import AutoTokenizer
 
-from sftmix.text.encoder import make_encoder
 from sftmix.tools.answers.generate import read_questions
 from sftmix.tools.preview.text import render_preview
+from tests.text.small_tokenizers import make_encoder
 from tests.text.test_turns import CALL, RESULT, TOOL, answer, turns
 
 TEMPLATE = """{% if tools %}<|im_start|>system

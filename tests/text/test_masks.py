@@ -8,10 +8,9 @@ from transformers import AddedToken
 
 from sftmix.components import Renderer
 from sftmix.text.chat_template import MARK_IN_ESCAPES
-from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import SPLIT, encode_examples
 from sftmix.types import Example, Message
-from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
+from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, make_encoder, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
