@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,8 @@ class SpecialSpellings:
          as text is the same token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int], become: SpecialTokens) -> None:
-        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Sequence[int], become: SpecialTokens) -> None:
+        """Collect the spellings; `written` are ids that the template writes, the end of a turn first.
 
         become  what they become in rows; tokens: there are none to look for
         """
@@ -73,6 +73,15 @@ class SpecialSpellings:
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
         sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
         self._forms = {*sought, *map(self._normalize, sought)} - {""}
+        self._parting = self._parting_at(written[0])
+
+    def _parting_at(self, number: int) -> str:
+        """Return the spelling of a token, if the tokenizer takes texts apart behind it, whatever is there; else ""."""
+        added = self._tokenizer.added_tokens_decoder
+        token = added.get(number)
+        if self._backend is None or token is None or token.normalized or token.rstrip or token.single_word:
+            return ""  # Phi-3: '<|end|>' takes the white space behind it away
+        return "" if any(token.content in other.content for n, other in added.items() if n != number) else token.content
 
     def broken(self, content: str) -> str:
         """Return the content of a turn, with a mark behind the first character of each spelling in it.
@@ -100,8 +109,27 @@ class SpecialSpellings:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts with `as_text` parts; no token is added.
 
+        A text may go on from an earlier one, through the end of a turn. If the tokenizer takes texts apart there, only
+        the rest is tokenised, behind that token: the ids are the same, and a conversation takes the time of its length.
         Raises ConfigError for a tokenizer without a twin, TokenizerFailure if an expression in it runs away.
         """
+        known = -1
+        fronts = list[int]()
+        pieces = list[str]()
+        for place, text in enumerate(texts):
+            fronts.append(known if known >= 0 and text.startswith(texts[known]) else -1)
+            pieces.append(self._parting + text[len(texts[known]) :] if fronts[-1] >= 0 else text)
+            if self._parting and text.endswith(self._parting):
+                known = place
+        ids = list[list[int]]()
+        for text, front, piece in zip(texts, fronts, self._tokenized(pieces), strict=True):
+            if front >= 0:  # both have the token, unless it is within another one's spelling
+                piece = ids[front] + piece[1:] if ids[front][-1:] == piece[:1] else self._tokenized([text])[0]
+            ids.append(piece)
+        return ids
+
+    def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts, each by itself."""
         try:
             # All texts in one call, which uses several threads; few need the twin.
             found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)

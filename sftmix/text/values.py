@@ -122,7 +122,7 @@ def place_behind(text: str, *parts: Any) -> int:
 
 def holds(text: str, part: Any) -> bool:
     """True if a text has a text or value, in any spelling."""
-    return place_behind(text, part) >= 0
+    return str(part).strip() in text or place_behind(text, part) >= 0
 
 
 def holds_calls(text: str, turn: Mapping[str, Any]) -> bool:
