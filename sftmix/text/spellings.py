@@ -76,12 +76,15 @@ class SpecialSpellings:
         self._parting = self._parting_at(written[0])
 
     def _parting_at(self, number: int) -> str:
-        """Return the spelling of a token, if the tokenizer takes texts apart behind it, whatever is there; else ""."""
+        """Return the spelling of a token, if the tokenizer takes texts apart there, whatever is beside it; else ""."""
         added = self._tokenizer.added_tokens_decoder
         token = added.get(number)
-        if self._backend is None or token is None or token.normalized or token.rstrip or token.single_word:
+        if self._backend is None or token is None or token.normalized or token.lstrip or token.rstrip:
             return ""  # Phi-3: '<|end|>' takes the white space behind it away
-        return "" if any(token.content in other.content for n, other in added.items() if n != number) else token.content
+        spelling = token.content
+        others = [other.content for place, other in added.items() if place != number]
+        overlaps = any(spelling[0] in other[1:] or other.startswith(spelling) for other in others)
+        return "" if token.single_word or overlaps else spelling
 
     def broken(self, content: str) -> str:
         """Return the content of a turn, with a mark behind the first character of each spelling in it.
@@ -109,24 +112,19 @@ class SpecialSpellings:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts with `as_text` parts; no token is added.
 
-        A text may go on from an earlier one, through the end of a turn. If the tokenizer takes texts apart there, only
-        the rest is tokenised, behind that token: the ids are the same, and a conversation takes the time of its length.
+        The parts of a text between ends of turns are tokenised apart, if the tokenizer itself takes texts apart there.
+        The ids are the same. A part that several texts have, as the prompts of a conversation do, is tokenised once.
         Raises ConfigError for a tokenizer without a twin, TokenizerFailure if an expression in it runs away.
         """
-        known = -1
-        fronts = list[int]()
-        pieces = list[str]()
-        for place, text in enumerate(texts):
-            fronts.append(known if known >= 0 and text.startswith(texts[known]) else -1)
-            pieces.append(self._parting + text[len(texts[known]) :] if fronts[-1] >= 0 else text)
-            if self._parting and text.endswith(self._parting):
-                known = place
-        ids = list[list[int]]()
-        for text, front, piece in zip(texts, fronts, self._tokenized(pieces), strict=True):
-            if front >= 0:  # both have the token, unless it is within another one's spelling
-                piece = ids[front] + piece[1:] if ids[front][-1:] == piece[:1] else self._tokenized([text])[0]
-            ids.append(piece)
-        return ids
+        divided = [self._pieces(text) for text in texts]
+        pieces = [*dict.fromkeys(piece for of_one in divided for piece in of_one)]
+        ids = dict(zip(pieces, self._tokenized(pieces), strict=True))
+        return [[number for piece in of_one for number in ids[piece]] for of_one in divided]
+
+    def _pieces(self, text: str) -> list[str]:
+        """Return the parts of a text, of which all but the first begin with the end of a turn."""
+        first, *rest = text.split(self._parting) if self._parting else [text]
+        return [first] * (not rest or first != "") + [self._parting + piece for piece in rest]
 
     def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts, each by itself."""
