@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,12 +97,12 @@ class Clock:
 
     To start and stop it costs more than a short call, so one start may serve many.
 
-    thread  the one in which it runs, or None
-    left    seconds that the call under way has; None: there is none
+    runs  it looks at the time
+    left  seconds that the call under way has; None: there is none
     """
 
     def __init__(self) -> None:
-        self.thread: int | None = None
+        self.runs = False
         self.left: float | None = None
 
     def _tick(self, *_: object) -> None:
@@ -114,30 +114,34 @@ class Clock:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run while the block does. Elsewhere than in the main thread, or on Windows, nothing is bounded."""
-        thread = threading.get_ident()
-        if self.thread is not None or thread != threading.main_thread().ident or not hasattr(signal, "setitimer"):
+        if self.runs or not _in_main_thread() or not hasattr(signal, "setitimer"):
             yield
             return
         before = signal.signal(signal.SIGVTALRM, self._tick)
-        self.thread = thread
+        self.runs = True
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
             with bounded_memory():
                 yield
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            self.thread = None
+            self.runs = False
             signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
 
     def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
         """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
-        with nullcontext() if self.thread else self.running():
-            if self.thread == threading.get_ident():
-                self.left = seconds
+        if not _in_main_thread():
+            return function(**given)
+        with self.running():
+            self.left = seconds
             try:
                 return function(**given)
             finally:
                 self.left = None
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 CLOCK = Clock()
@@ -145,7 +149,7 @@ CLOCK = Clock()
 
 def allowed(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
     """Return the seconds of processor time, and the characters, that a rendering of turns and functions may take."""
-    # Most turns have a role and a content alone: of calls and thoughts all is counted as it is written.
+    # Most turns have only a role and a content: of calls and thoughts all is counted as it is written.
     letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
     letters += len(str(tools)) if tools else 0
     return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * letters, LETTERS + TIMES * letters

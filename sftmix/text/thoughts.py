@@ -41,7 +41,7 @@ _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
 _CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")  # "<think>\n\n</think>\n\n", "</think>"
 _CLOSED_AT_HEAD = re.compile(rf"\s*(?:{_OPENING})?\s*(?:{_CLOSING})\s*")
-_ALONE = {
+_ENDS = {
     opening: re.compile(  # not quoted; behind it the end, a blank line, the answer, or, if text is before it, a newline
         # The quote is looked for behind the tag: a pattern that begins with the tag itself is searched for at once.
         rf"{closing}(?<![\"'`(\[]{closing})(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
@@ -57,16 +57,16 @@ def divided(content: str) -> tuple[str, str]:
     """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
 
     A thought that is not closed was cut off, and has no answer. A response whose prompt had opened the thought has the
-    closing tag alone.
+    closing tag only.
     """
     text = content.strip()
     for opening, closing in TAGS.items():
         if text.startswith(opening):  # up to the first closing tag: the answer behind it may speak of one
             thought, _, answer = text.removeprefix(opening).partition(closing)
             return thought.strip(), answer.strip()
-    for opening, alone in _ALONE.items():  # rows of DeepSeek-R1: "Okay, so ...\n</think>\n\nFour."
+    for opening, ends in _ENDS.items():  # rows of DeepSeek-R1: "Okay, so ...\n</think>\n\nFour."
         # In front of any opening tag: "Write <think>r</think>a" has no thought at its head.
-        if closed := alone.search(text.partition(opening)[0]):
+        if closed := ends.search(text.partition(opening)[0]):
             return text[: closed.start()].strip(), text[closed.end() :].strip()
     return "", content
 
