@@ -33,34 +33,18 @@ PAYLOADS = {
     "lipsum": ("{{ lipsum.__globals__['os'].popen('touch CANARY').read() }}", "SecurityError"),
     "long range": ("{% for i in range(1000000000) %}x{% endfor %}", "OverflowError"),
     "nested ranges": (LOOPS, TOO_MUCH),
-    "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", TOO_MUCH),
     "one operation": ("{{ 1 | round(-99999999) }}", TOO_MUCH),
     "long text": ("{{ 'a' * 3000000000 }}", TOO_MUCH),
     "growing text": (FILLS, TOO_MUCH),
-    "growing text on arguments as text": (
-        "{% set call = messages[-1].tool_calls %}{% if call and call[0].function.arguments is string %}"
-        + FILLS
-        + "{% endif %}"
-        + CHATML_EOS,
-        TOO_MUCH,
-    ),
-    "growing text on a thought": ("{% if messages[-1].thinking %}" + FILLS + "{% endif %}" + CHATML_EOS, TOO_MUCH),
     "wide filter": ("{{ 'x' | center(3000000000) }}", TOO_MUCH),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "include": ("{% include '/etc/passwd' %}", "cannot render"),
     "10 MB": ("{{ 1 }}" * 1_500_000, "it has 10,500,000 characters; at most 1,048,576"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
-    "loops without a system turn": (
-        "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
-        TOO_MUCH,
-    ),
-    "loops on functions": ("{% if tools %}" + LOOPS + "{% endif %}" + CHATML_EOS, TOO_MUCH),
-    "loops on a thought": ("{% if messages[-1].thinking %}" + LOOPS + "{% endif %}" + CHATML_EOS, TOO_MUCH),
-    "loops on a result": ("{% if messages[-1].role == 'tool' %}" + LOOPS + "{% endif %}" + CHATML_EOS, TOO_MUCH),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", TOO_MUCH),
 }
-QUICK = ("growing text on a thought", "10 MB", "undefined")
+QUICK = ("growing text", "10 MB", "undefined")
 
 
 def ends_in_one_line(world: World, source: str, reason: str, place: str) -> None:
