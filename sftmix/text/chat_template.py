@@ -189,8 +189,8 @@ class ChatTemplate(Renderer):
         with CLOCK.running():
             written = [self._turn_texts(example) for example in examples]
         texts = [text for of_one in written for turn in of_one for text in (turn.prompt, turn.prompt + turn.text)]
-        ids = dict(zip(texts, self.spellings.tokenize(texts), strict=True))
-        return [[self._tokens(turn, ids) for turn in of_one] for of_one in written]
+        ids = iter(self.spellings.tokenize(texts))
+        return [[self._tokens(turn, next(ids), next(ids)) for turn in of_one] for of_one in written]
 
     # ----------------------------------------------------------------------------------------------- responses
 
@@ -298,13 +298,13 @@ class ChatTemplate(Renderer):
 
     # -------------------------------------------------------------------------------------------------- tokens
 
-    def _tokens(self, turn: TurnText, ids_of: Mapping[str, list[int]]) -> RenderedTurn:
+    def _tokens(self, turn: TurnText, front: list[int], ids: list[int]) -> RenderedTurn:
         """Return the ids of a prompt, and of the response behind it, which is tokenised apart where a token spans both.
 
-        ids_of  text -> ids, of the prompt, and of both
+        front  the ids of the prompt
+        ids    those of the prompt and the response as one text
         """
         prompt, text, parts, reasons = turn
-        front, ids = ids_of[prompt], ids_of[prompt + text]
         if ids[: len(front)] != front:  # GPT-2: "### Response:\n" + "\n\n1." is ..., '\n\n', '\n', '1', ...
             # Behind a special token, so that no tokenizer takes the response for the beginning of a text.
             anchor = self.ends[0]
