@@ -16,7 +16,7 @@ from sftmix.components.renderer import Renderer
 from sftmix.text.layout import layout_of
 from sftmix.text.probes import with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
-from sftmix.text.templates import CLOCK, LETTERS, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
+from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
 from sftmix.text.thoughts import (
     INLINE,
     closing_at_head,
@@ -92,10 +92,6 @@ class ChatTemplate(Renderer):
 
         super().begin(tokenizer, thinks=thinks)
         self.name, source = chosen(tokenizer, self.chosen)
-        if len(source) > LETTERS:
-            raise ConfigError(
-                f"data.template: {self.name}: it has {len(source):,} characters; at most {LETTERS:,} are allowed"
-            )
         options = self.template_options or {}
         # tools, documents, bos_token, ...: a value for one of these at the head of the template would never be read.
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}

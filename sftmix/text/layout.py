@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.text.probes import AND_NOW, ANSWERED, ASKED, CALL, RESULT, SYSTEM, TOOLS, with_text_arguments
-from sftmix.text.templates import Template, defaults
+from sftmix.text.templates import LETTERS, Template, defaults
 from sftmix.text.thoughts import (
     INLINE,
     OPENING,
@@ -272,6 +272,8 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
+    if len(source) > LETTERS:
+        raise ConfigError(f"data.template: the template has {len(source):,} characters; allowed: at most {LETTERS:,}")
     trial = tried_out(tokenizer, source, thinks)
     switch = ""
     if ANSWER not in trial.answered or "{'type'" in trial.answered:  # it prints the list itself

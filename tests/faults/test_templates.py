@@ -39,7 +39,7 @@ PAYLOADS = {
     "wide filter": ("{{ 'x' | center(3000000000) }}", TOO_MUCH),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "include": ("{% include '/etc/passwd' %}", "cannot render"),
-    "10 MB": ("{{ 1 }}" * 1_500_000, "it has 10,500,000 characters; at most 1,048,576"),
+    "10 MB": ("{{ 1 }}" * 1_500_000, "the template has 10,500,000 characters; allowed: at most 1,048,576"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", TOO_MUCH),
