@@ -76,18 +76,23 @@ def answers(turn: Message) -> bool:
     return bool(visible(divided(turn.content)[1]) or turn.more.get("tool_calls"))
 
 
+def _last_tag(text: str) -> int:
+    """Return the only place where a tag at the end of a text may begin: to search a whole prompt takes longer."""
+    return max(text.rfind("<"), text.rfind("["))
+
+
 def opened_by(text: str, opening: str = "") -> str:
     """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does.
 
     opening  words of a template that open one as well
     """
-    found = _OPEN_AT_END.search(text)
+    found = _OPEN_AT_END.match(text, _last_tag(text))
     return found[0] if found else opening if text.endswith(opening) else ""
 
 
 def closed_by(text: str) -> bool:
     """Return True if a thought is closed at the end of a text."""
-    return _CLOSED_AT_END.search(text) is not None
+    return _CLOSED_AT_END.match(text, _last_tag(text)) is not None
 
 
 def without_thought_tags(text: str, opening: str = "") -> str:
