@@ -44,7 +44,7 @@ from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.ranks.rng import generator  # noqa: E402
 from sftmix.ranks.world import World  # noqa: E402
-from sftmix.text.encoder import make_encoder  # noqa: E402
+from sftmix.text.encoder import encoder_for  # noqa: E402
 from sftmix.training.memory import PeakMemory  # noqa: E402
 from sftmix.training.module import TrainingModule  # noqa: E402
 from sftmix.training.step import micro_batches  # noqa: E402
@@ -87,7 +87,7 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     log, world = Log(), World()
     write_rows(place / "rows.jsonl", args.size)
     options = DataOptions(train=[str(place / "rows.jsonl")], cache_dir=str(place / "cache"))
-    encoder = make_encoder(load_tokenizer(args.model))
+    encoder = encoder_for(load_tokenizer(args.model), DataOptions())
     prepared = log("read and prepare", lambda: prepare(options, 0, progress=False))
     log("tokenise", lambda: encode_dataset(prepared, encoder, max_length=256, progress=False))
     data = log(

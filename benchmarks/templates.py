@@ -32,7 +32,6 @@ from sftmix.text.formats import Columns, Converter  # noqa: E402
 from sftmix.text.mask import LOST  # noqa: E402
 from sftmix.text.templates import on_the_same_day  # noqa: E402
 from sftmix.text.thoughts import thinks  # noqa: E402
-from sftmix.text.trial import as_parts  # noqa: E402
 from sftmix.types import Example, RenderedTurn  # noqa: E402
 from sftmix.words.errors import ConfigError, TemplateRefusal  # noqa: E402
 
@@ -101,7 +100,7 @@ def faults(renderer: ChatTemplate, example: Example, place: int, turn: RenderedT
     tokenizer, message, before = renderer.tokenizer, example.messages[place], example.messages[:place]
     chat = [renderer.turn(other) for other in before]
     if renderer.layout.template.listed:
-        chat = [{**other, "content": as_parts(other["content"])} for other in chat]
+        chat = [{**other, "content": [{"type": "text", "text": other["content"]}]} for other in chat]
     served = tokenizer.apply_chat_template(
         chat,
         tools=list(example.tools) or None,

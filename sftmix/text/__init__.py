@@ -32,9 +32,6 @@ FORMAT_WORDS = tuple(word for word in get_args(FormatName) if word != TEXT)
 class RowEncoder:
     """Rows of conversations, one at a time -> their training examples: the ids and masks that a run stores of them.
 
-    A run also tries a stranger's template out in a process of its own before it uses it (`sftmix.text.encoder`); here
-    it is rendered at once, as by transformers.
-
     unread  names of fields that were not read -> the number of rows that have them
     """
 

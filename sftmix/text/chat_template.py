@@ -14,17 +14,10 @@ from typing import Any, NamedTuple
 from sftmix.components.component import require_one_of
 from sftmix.components.renderer import Renderer
 from sftmix.text.layout import layout_of
+from sftmix.text.probes import with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, decode, defaults, token_roles
-from sftmix.text.thoughts import (
-    INLINE,
-    closing_at_head,
-    common_start,
-    divided,
-    without_thought_tags,
-    written_behind,
-)
-from sftmix.text.trial import with_text_arguments
+from sftmix.text.thoughts import INLINE, closing_at_head, common_start, divided, without_thought_tags, written_behind
 from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -185,8 +178,8 @@ class ChatTemplate(Renderer):
         with CLOCK.running():
             written = [self._turn_texts(example) for example in examples]
         texts = [text for of_one in written for turn in of_one for text in (turn.prompt, turn.prompt + turn.text)]
-        ids = dict(zip(texts, self.spellings.tokenize(texts), strict=True))
-        return [[self._tokens(turn, ids) for turn in of_one] for of_one in written]
+        ids = iter(self.spellings.tokenize(texts))
+        return [[self._tokens(turn, next(ids), next(ids)) for turn in of_one] for of_one in written]
 
     # ----------------------------------------------------------------------------------------------- responses
 
@@ -194,14 +187,22 @@ class ChatTemplate(Renderer):
         """Return the trained turns of a conversation as text; ConfigError, with its name, if it takes too long."""
         example = replace(example, tools=self.spellings.as_text(example.tools))
         chat = [self.turn(message) for message in example.messages]
-        try:
-            return [
-                self._response(example, chat[:place], message)
-                for place, message in enumerate(example.messages)
-                if message.trained
-            ]
-        except ConfigError as error:
-            raise ConfigError(f"{example.id} ({example.source}): {error}") from error
+        found = list[TurnText]()
+        held, through = "", 0  # a prompt that leaves nothing out, and the number of its turns
+        for place, message in enumerate(example.messages):
+            if not message.trained:
+                continue
+            try:
+                turn = self._response(example, chat[:place], message)
+            except ConfigError as error:
+                raise ConfigError(f"{example.id} ({example.source}): {error}") from error
+            known = through if turn.prompt.startswith(held) else 0
+            lost = left_out_of(turn.prompt, () if known else example.tools, chat[known:place])
+            turn.reasons.extend(lost)
+            found.append(turn)
+            if not lost:
+                held, through = turn.prompt, place
+        return found
 
     def _response(self, example: Example, before: Chat, message: Message) -> TurnText:
         """Put a response behind its prompt: a call, or an answer as the template writes it there, or else its parts.
@@ -219,7 +220,6 @@ class ChatTemplate(Renderer):
             text, more = (written, more) if written else (begun + answer + self.layout.ending, ["composed"])
         if MARK in prompt + text:
             more.append("spelt_special")
-        more += left_out_of(prompt, example.tools, before)
         return TurnText(prompt, text, self._weights(message, text, answer), more)
 
     def _behind(
@@ -294,13 +294,13 @@ class ChatTemplate(Renderer):
 
     # -------------------------------------------------------------------------------------------------- tokens
 
-    def _tokens(self, turn: TurnText, ids_of: Mapping[str, list[int]]) -> RenderedTurn:
+    def _tokens(self, turn: TurnText, front: list[int], ids: list[int]) -> RenderedTurn:
         """Return the ids of a prompt, and of the response behind it, which is tokenised apart where a token spans both.
 
-        ids_of  text -> ids, of the prompt, and of both
+        front  the ids of the prompt
+        ids    those of the prompt and the response as one text
         """
         prompt, text, parts, reasons = turn
-        front, ids = ids_of[prompt], ids_of[prompt + text]
         if ids[: len(front)] != front:  # GPT-2: "### Response:\n" + "\n\n1." is ..., '\n\n', '\n', '1', ...
             # Behind a special token, so that no tokenizer takes the response for the beginning of a text.
             anchor = self.ends[0]

@@ -8,23 +8,19 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.components.component import Component, code_of, files_of
 from sftmix.components.renderer import Renderer
-from sftmix.disk.cache import get_or_build, key_of
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import place_of
 from sftmix.options.data import DataOptions
 from sftmix.text.chat_template import ChatTemplate
-from sftmix.text.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
-from sftmix.text.trial import trouble_with
+from sftmix.text.templates import backend_text, decode, token_roles
 from sftmix.text.windows import Documents
 from sftmix.types import Int64, Message
 from sftmix.words.errors import ConfigError
-from sftmix.words.fields import TEXT, SpecialTokens, Thoughts
+from sftmix.words.fields import TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,8 +115,8 @@ def encoder_for(
 ) -> Encoder:
     """Make the encoder of rows under these options.
 
-    A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
-    long, or too much memory, for a renderer of the other kind of rows, and for a tokenizer that reads no text.
+    Raises ConfigError for a template that cannot be used, for a renderer of the other kind of rows, and for a tokenizer
+    that reads no text.
 
     renderer  None: windows if data.format is text, else the chat template that the options choose
     thinks    some response of the rows has a thought; None: the template is taken as it is
@@ -151,42 +147,5 @@ def encoder_for(
             "model.path: its tokenizer_config.json has split_special_tokens: true, by which the tokens of a chat "
             "template are taken apart as well: remove the line; rows have none (data.special_tokens)"
         )
-    if isinstance(renderer, ChatTemplate):
-        _try_out(*chosen(tokenizer, renderer.chosen), token_roles(tokenizer), options.cache_dir)
-    renderer.begin(tokenizer, thinks=thinks)
-    return Encoder(tokenizer, renderer)
-
-
-def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str | None) -> None:
-    """Try a template out in a process of its own, once for each cache, unless it is ours; ConfigError for trouble."""
-
-    def build(directory: Path) -> dict[str, Any]:
-        if trouble := trouble_with(on_the_same_day(source), variables):
-            raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
-        return {}
-
-    if name not in NAMED:
-        versions = [version("transformers"), version("jinja2")]
-        key = key_of(source=source, variables=variables, versions=versions)  # a trial takes over a second
-        get_or_build(cache_dir, f"template-{key}", build)
-
-
-def make_encoder(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None = None,
-    special_tokens: SpecialTokens = "text",
-    *,
-    thoughts: Thoughts = "train",
-    thinks: bool | None = False,
-    variables: Mapping[str, Any] | None = None,
-) -> Encoder:
-    """Make the encoder of a chat template; see `ChatTemplate` for the options and errors.
-
-    template   None (the tokenizer's own, or alpaca if it has none), "alpaca", "chatml", or the path of a Jinja file
-    variables  values of the template's variables, also in the exported template
-    """
-    renderer = ChatTemplate(
-        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts
-    )
     renderer.begin(tokenizer, thinks=thinks)
     return Encoder(tokenizer, renderer)

@@ -21,7 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftmix.text.templates import Template, defaults
+from sftmix.text.probes import AND_NOW, ANSWERED, ASKED, CALL, RESULT, SYSTEM, TOOLS, with_text_arguments
+from sftmix.text.templates import LETTERS, Template, defaults
 from sftmix.text.thoughts import (
     INLINE,
     OPENING,
@@ -36,14 +37,13 @@ from sftmix.text.thoughts import (
     without_thought_tags,
     written_behind,
 )
-from sftmix.text.trial import AND_NOW, CALL, PROBE, RESULT, SYSTEM, TOOLS, with_text_arguments
 from sftmix.words.errors import ConfigError, TemplateRefusal
 from sftmix.words.shown import quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUESTION, ANSWER = (turn["content"] for turn in PROBE)
+QUESTION, ANSWER = ASKED["content"], ANSWERED["content"]
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
 
@@ -62,7 +62,7 @@ class Trial(NamedTuple):
     more      fields that the assistant's turns must have: a thought, if the template takes no turn without; else none
     asked     the question
     prompt    the question, and the generation prompt
-    plain     the question, and an answer with `more`
+    answered  the question, and an answer with `more`
     key       the key of a turn by which the template takes a thought; "": within the content; None: it leaves them out
     thinking  the question, and the answer with THOUGHT; "" if it leaves thoughts out
     """
@@ -71,14 +71,14 @@ class Trial(NamedTuple):
     more: Mapping[str, str]
     asked: str
     prompt: str
-    plain: str
+    answered: str
     key: str | None
     thinking: str
 
     def fits(self, thinks: bool) -> bool:
-        """True if the rendering goes on behind the prompt: an answer, with white space alone between, or a thought that
+        """True if the rendering goes on behind the prompt: an answer, with only white space between, or a thought that
         is still open or not begun."""
-        behind = text_after(self.prompt, self.thinking if thinks else self.plain, QUESTION)
+        behind = text_after(self.prompt, self.thinking if thinks else self.answered, QUESTION)
         opened = opened_by(self.prompt)
         if self.prompt == self.asked or (behind is None and not opened):
             return False  # the first: '[/INST]' of Mistral ends the question
@@ -95,15 +95,15 @@ def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | No
     """
     thought: dict[str, str] = {} if thinks is False else dict.fromkeys(THOUGHT_FIELDS, THOUGHT)
     ways = [(Template(tokenizer, source, listed), more) for more in ({}, thought) for listed in (False, True)]
-    fitting = (way for way in ways if ANSWER in way[0].tried(PROBE[0], {**PROBE[1], **way[1]}))
-    template, more = next(fitting, ways[1])  # SmolVLM takes lists alone
+    fitting = (way for way in ways if ANSWER in way[0].tried(ASKED, {**ANSWERED, **way[1]}))
+    template, more = next(fitting, ways[1])  # SmolVLM takes only lists
     key, thinking = _key_of(template)
     return Trial(
         template=template,
         more=more,
-        asked=template.rendered(PROBE[0]),
-        prompt=template.rendered(PROBE[0], prompt=True),
-        plain=template.rendered(PROBE[0], {**PROBE[1], **more}),
+        asked=template.rendered(ASKED),
+        prompt=template.rendered(ASKED, prompt=True),
+        answered=template.rendered(ASKED, {**ANSWERED, **more}),
         key=key,
         thinking=thinking,
     )
@@ -111,10 +111,10 @@ def tried_out(tokenizer: PreTrainedTokenizerBase, source: str, thinks: bool | No
 
 def _key_of(template: Template) -> tuple[str | None, str]:
     """Return the key by which a template takes a thought, and what it writes of one; None, "" if it leaves them out."""
-    said: list[dict[str, Any]] = [PROBE[1], {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts beside calls alone
+    said: list[dict[str, Any]] = [ANSWERED, {**CALL, "content": ANSWER}]  # Gemma 4 writes thoughts only beside calls
     ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
-    for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
-        text = template.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
+    for key, turn in [*ways, ("", {**ANSWERED, "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
+        text = template.tried(ASKED, turn, tools=TOOLS if "tool_calls" in turn else ())
         if ANSWER in text.partition(THOUGHT)[2]:
             return key, text
     return None, ""
@@ -178,15 +178,15 @@ def found(trial: Trial) -> Layout:
     opening = _opening_of(trial)
     thinking = written_behind(prompt, trial.thinking, QUESTION, "", thinks=True, opening=opening) or ""
     begun, _, behind = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-    later = opened_by(template.tried(PROBE[0], {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
+    later = opened_by(template.tried(ASKED, {**CALL, **trial.more}, RESULT, tools=TOOLS, prompt=True))
     if key == "" and later.strip() not in ("", OPENING.strip()):
-        key, begun, behind = None, later, ""  # Gemma 4 of unsloth: '<|channel>thought\n' is behind a result alone
+        key, begun, behind = None, later, ""  # Gemma 4 of unsloth: '<|channel>thought\n' is only behind a result
     tag = opened_by(prompt, opening) or opened_by(begun) or OPENING
     closing = text_before(behind, ANSWER) if opening else closing_at_head(behind) or closing_of(tag)
     # Mistral v0.3: ' '; gpt-oss: '<|channel|>final<|message|>'; Qwen3 beside rows that think: its empty block.
-    answer = written_behind(prompt, trial.plain, QUESTION, closing, thinks=False, opening=opening) or ""
+    answer = written_behind(prompt, trial.answered, QUESTION, closing, thinks=False, opening=opening) or ""
     lead = "" if trial.more else text_before(answer, ANSWER)
-    tail = trial.plain.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
+    tail = trial.answered.rpartition(ANSWER)[2]  # ChatML: '<|im_end|>\n'
     call, text_arguments = _call_of(template, trial.more)
     # Solar Open: '<|end|>' is also behind the thought
     inside = template.marks(lead + text_before(thinking, ANSWER) + text_before(call, ARGUMENT))
@@ -204,7 +204,7 @@ def found(trial: Trial) -> Layout:
         ending=before + mark if mark else end,
         call_end=_call_end(template, call, end),
         text_arguments=text_arguments,
-        around=frozenset(template.marks(prompt + lead + tail + template.tried(*SYSTEM, PROBE[0]))),
+        around=frozenset(template.marks(prompt + lead + tail + template.tried(SYSTEM, ASKED))),
         notices=notices,
     )
 
@@ -226,8 +226,8 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
     """
     template, eos = trial.template, trial.template.tokenizer.eos_token
     ends = [mark for mark in template.marks(tail) if mark not in inside]
-    between = template.tried(PROBE[0], {**PROBE[1], **trial.more}, AND_NOW).rpartition(ANSWER)[2] or tail
-    # An eos behind the last turn alone ends a conversation: in one that goes on (`between`) it is not there.
+    between = template.tried(ASKED, {**ANSWERED, **trial.more}, AND_NOW).rpartition(ANSWER)[2] or tail
+    # An eos that is only behind the last turn ends a conversation: in one that goes on (`between`) it is not there.
     if eos in ends and eos in template.marks(common_start(tail, between)):
         return str(eos), ()
     if ends:
@@ -243,9 +243,9 @@ def _end_of(trial: Trial, tail: str, inside: Sequence[str]) -> tuple[str, tuple[
 
 def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
     """Return what is written from a call on, "" if it is not, or not as JSON; True for arguments as JSON text."""
-    asked = template.tried(PROBE[0], tools=TOOLS, prompt=True)
+    asked = template.tried(ASKED, tools=TOOLS, prompt=True)
     for as_text, call in enumerate([{**CALL, **more}, {**with_text_arguments(CALL), **more}]):
-        rendered = template.tried(PROBE[0], call, tools=TOOLS)
+        rendered = template.tried(ASKED, call, tools=TOOLS)
         written = rendered[len(common_start(asked, rendered)) :]
         if FUNCTION in written and ARGUMENT in written and "{'" not in written:  # Phi-4-mini: {'when': 'noon'}
             return written, bool(as_text)
@@ -254,7 +254,7 @@ def _call_of(template: Template, more: Mapping[str, str]) -> tuple[str, bool]:
 
 def _call_end(template: Template, call: str, end: str) -> str:
     """Return the token behind a call, or else `end`: Gemma 4 ends answers with <turn|>, calls with <|tool_response>."""
-    # Special ones alone: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
+    # Only special ones: '</tool_call>', with which GLM-4.6 ends a call, is an added token, and ends no turn.
     special = [token.content for token in template.tokenizer.added_tokens_decoder.values() if token.special]
     within = template.marks(text_before(call, ARGUMENT))
     ends = [mark for mark in template.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
@@ -272,13 +272,15 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
+    if len(source) > LETTERS:
+        raise ConfigError(f"data.template: the template has {len(source):,} characters; allowed: at most {LETTERS:,}")
     trial = tried_out(tokenizer, source, thinks)
     switch = ""
-    if ANSWER not in trial.plain or "{'type'" in trial.plain:  # it prints the list itself
+    if ANSWER not in trial.answered or "{'type'" in trial.answered:  # it prints the list itself
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
     if QUESTION not in trial.prompt:
         raise ConfigError("data.template: the template does not write the content of a user turn")
-    if (bos := tokenizer.bos_token) and trial.plain.startswith(2 * bos):
+    if (bos := tokenizer.bos_token) and trial.answered.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)  # TRL's Qwen3 marks the empty block as trained, so it stays
     if thinks is not None and not tagged and not trial.fits(thinks):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,8 @@ class SpecialSpellings:
          as text is the same token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int], become: SpecialTokens) -> None:
-        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them.
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Sequence[int], become: SpecialTokens) -> None:
+        """Collect the spellings; `written` are ids that the template writes, the end of a turn first.
 
         become  what they become in rows; tokens: there are none to look for
         """
@@ -73,6 +73,18 @@ class SpecialSpellings:
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
         sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
         self._forms = {*sought, *map(self._normalize, sought)} - {""}
+        self._parting = self._parting_at(written[0])
+
+    def _parting_at(self, number: int) -> str:
+        """Return the spelling of a token, if the tokenizer takes texts apart there, whatever is beside it; else ""."""
+        added = self._tokenizer.added_tokens_decoder
+        token = added.get(number)
+        if self._backend is None or token is None or token.normalized or token.lstrip or token.rstrip:
+            return ""  # Phi-3: '<|end|>' takes the white space behind it away
+        spelling = token.content
+        others = [other.content for place, other in added.items() if place != number]
+        overlaps = any(spelling[0] in other[1:] or other.startswith(spelling) for other in others)
+        return "" if token.single_word or overlaps else spelling
 
     def broken(self, content: str) -> str:
         """Return the content of a turn, with a mark behind the first character of each spelling in it.
@@ -100,8 +112,22 @@ class SpecialSpellings:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts with `as_text` parts; no token is added.
 
+        The parts of a text between ends of turns are tokenised apart, if the tokenizer itself takes texts apart there.
+        The ids are the same. A part that several texts have, as the prompts of a conversation do, is tokenised once.
         Raises ConfigError for a tokenizer without a twin, TokenizerFailure if an expression in it runs away.
         """
+        divided = [self._pieces(text) for text in texts]
+        pieces = [*dict.fromkeys(piece for of_one in divided for piece in of_one)]
+        ids = dict(zip(pieces, self._tokenized(pieces), strict=True))
+        return [[number for piece in of_one for number in ids[piece]] for of_one in divided]
+
+    def _pieces(self, text: str) -> list[str]:
+        """Return the parts of a text, of which all but the first begin with the end of a turn."""
+        first, *rest = text.split(self._parting) if self._parting else [text]
+        return [first] * (not rest or first != "") + [self._parting + piece for piece in rest]
+
+    def _tokenized(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts, each by itself."""
         try:
             # All texts in one call, which uses several threads; few need the twin.
             found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)

@@ -6,7 +6,8 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
@@ -51,7 +52,7 @@ WHOLE = "{{ '' }}"
 """Nothing, beside which a block takes no white space away."""
 
 
-# ------------------------------------------------------------------------------------------------ time of renderings
+# ---------------------------------------------------------------------------------------------- bounds of renderings
 
 
 SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
@@ -59,6 +60,10 @@ SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
 a hundredth of it."""
 TICK = 0.25
 """Seconds of the process's time as a user after which the clock looks at the call under way."""
+MEGABYTES = 2048
+"""Memory of renderings, on top of what the process has."""
+LETTERS, TIMES = 1 << 20, 10
+"""Most characters of a template; and of a rendering, which may have ten more for each character of its row."""
 
 
 class OutOfTime(BaseException):
@@ -68,15 +73,36 @@ class OutOfTime(BaseException):
     """
 
 
-class Clock:
-    """Ends calls that take too long. To start and stop it costs more than a short call, so one start may serve many.
+@contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Let the process take at most MEGABYTES more while the block runs. Elsewhere than on Linux nothing is bounded."""
+    try:
+        import resource
 
-    thread  the one in which it runs, or None
-    left    seconds that the call under way has; None: there is none
+        pages = int(Path("/proc/self/statm").read_text().split()[0])  # the address space, as RLIMIT_AS counts it
+    except (ImportError, OSError):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = pages * resource.getpagesize() + (MEGABYTES << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (min([size, *(limit for limit in before if limit >= 0)]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class Clock:
+    """Ends calls that take too long, or too much memory.
+
+    To start and stop it costs more than a short call, so one start may serve many.
+
+    runs  it looks at the time
+    left  seconds that the call under way has; None: there is none
     """
 
     def __init__(self) -> None:
-        self.thread: int | None = None
+        self.runs = False
         self.left: float | None = None
 
     def _tick(self, *_: object) -> None:
@@ -88,39 +114,45 @@ class Clock:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Run while the block does. Elsewhere than in the main thread, or on Windows, nothing is bounded."""
-        thread = threading.get_ident()
-        if self.thread is not None or thread != threading.main_thread().ident or not hasattr(signal, "setitimer"):
+        if self.runs or not _in_main_thread() or not hasattr(signal, "setitimer"):
             yield
             return
         before = signal.signal(signal.SIGVTALRM, self._tick)
-        self.thread = thread
+        self.runs = True
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
-            yield
+            with bounded_memory():
+                yield
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            self.thread = None
+            self.runs = False
             signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
 
     def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
         """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
-        with nullcontext() if self.thread else self.running():
-            if self.thread == threading.get_ident():
-                self.left = seconds
+        if not _in_main_thread():
+            return function(**given)
+        with self.running():
+            self.left = seconds
             try:
                 return function(**given)
             finally:
                 self.left = None
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 CLOCK = Clock()
 
 
-def seconds_for(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> float:
-    """Return the processor time that a rendering of these turns and functions may take."""
-    # Most turns have a role and a content alone: of calls and thoughts all is counted as it is written.
+def allowed(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+    """Return the seconds of processor time, and the characters, that a rendering of turns and functions may take."""
+    # Most turns have only a role and a content: of calls and thoughts all is counted as it is written.
     letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
-    return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * (letters + (len(str(tools)) if tools else 0))
+    letters += len(str(tools)) if tools else 0
+    return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * letters, LETTERS + TIMES * letters
 
 
 # ------------------------------------------------------------------------------------------------ one template
@@ -140,7 +172,7 @@ class Template(NamedTuple):
 
     def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails, ConfigError if
-        it takes too long.
+        it takes more than is `allowed`.
 
         prompt  with the generation prompt
         tools   the functions that the assistant may call
@@ -153,16 +185,20 @@ class Template(NamedTuple):
         # Not []: Mistral v0.3 would write '[AVAILABLE_TOOLS] [[/AVAILABLE_TOOLS]'.
         given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
         given |= {"chat_template": on_the_same_day(self.source), "add_generation_prompt": prompt}
-        seconds = seconds_for(turns, tools)
+        seconds, letters = allowed(turns, tools)
+        text = None
         try:
-            texts = CLOCK.call(seconds, render_jinja_template, **given)[0]
-        except OutOfTime:
-            raise ConfigError(
-                f"data.template: the template takes more than {seconds:.1f} s of processor time; choose another"
-            ) from None
-        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
+            text = str(CLOCK.call(seconds, render_jinja_template, **given)[0][0])
+        except (OutOfTime, MemoryError):
+            pass
+        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, ...
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-        return str(texts[0])
+        if text is None or len(text) > letters:
+            raise ConfigError(
+                f"data.template: the template takes more than {seconds:.1f} s of processor time, {MEGABYTES:,} MB of "
+                f"memory or {letters:,} characters; choose another"
+            )
+        return text
 
     def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
         """Render turns; "" if the template refuses them."""

@@ -41,7 +41,7 @@ _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
 _CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")  # "<think>\n\n</think>\n\n", "</think>"
 _CLOSED_AT_HEAD = re.compile(rf"\s*(?:{_OPENING})?\s*(?:{_CLOSING})\s*")
-_ALONE = {
+_ENDS = {
     opening: re.compile(  # not quoted; behind it the end, a blank line, the answer, or, if text is before it, a newline
         # The quote is looked for behind the tag: a pattern that begins with the tag itself is searched for at once.
         rf"{closing}(?<![\"'`(\[]{closing})(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
@@ -57,16 +57,16 @@ def divided(content: str) -> tuple[str, str]:
     """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
 
     A thought that is not closed was cut off, and has no answer. A response whose prompt had opened the thought has the
-    closing tag alone.
+    closing tag only.
     """
     text = content.strip()
     for opening, closing in TAGS.items():
         if text.startswith(opening):  # up to the first closing tag: the answer behind it may speak of one
             thought, _, answer = text.removeprefix(opening).partition(closing)
             return thought.strip(), answer.strip()
-    for opening, alone in _ALONE.items():  # rows of DeepSeek-R1: "Okay, so ...\n</think>\n\nFour."
+    for opening, ends in _ENDS.items():  # rows of DeepSeek-R1: "Okay, so ...\n</think>\n\nFour."
         # In front of any opening tag: "Write <think>r</think>a" has no thought at its head.
-        if closed := alone.search(text.partition(opening)[0]):
+        if closed := ends.search(text.partition(opening)[0]):
             return text[: closed.start()].strip(), text[closed.end() :].strip()
     return "", content
 
@@ -76,18 +76,23 @@ def answers(turn: Message) -> bool:
     return bool(visible(divided(turn.content)[1]) or turn.more.get("tool_calls"))
 
 
+def _last_tag(text: str) -> int:
+    """Return the only place where a tag at the end of a text may begin: to search a whole prompt takes longer."""
+    return max(text.rfind("<"), text.rfind("["))
+
+
 def opened_by(text: str, opening: str = "") -> str:
     """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does.
 
     opening  words of a template that open one as well
     """
-    found = _OPEN_AT_END.search(text)
+    found = _OPEN_AT_END.match(text, _last_tag(text))
     return found[0] if found else opening if text.endswith(opening) else ""
 
 
 def closed_by(text: str) -> bool:
     """Return True if a thought is closed at the end of a text."""
-    return _CLOSED_AT_END.search(text) is not None
+    return _CLOSED_AT_END.match(text, _last_tag(text)) is not None
 
 
 def without_thought_tags(text: str, opening: str = "") -> str:

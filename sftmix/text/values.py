@@ -73,25 +73,25 @@ def parsed(value: Any, what: str) -> Any:
     """
     is_text = isinstance(value, str)
     try:
-        plain = _plain(json.loads(value) if is_text else value, is_text, DEEPEST)
+        pruned = _pruned(json.loads(value) if is_text else value, is_text, DEEPEST)
         # All of its texts in one: a NUL in them is "\u0000" there, and what only says so is "\\u0000".
-        spelt = json.dumps(plain, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
+        spelt = json.dumps(pruned, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
         checked_text(spelt.replace(r"\u0000", "\0"), what)
     except BadRow:
         raise
     except (ValueError, TypeError, RecursionError) as error:
         raise BadRow(f"{what} is {quoted(value)}, which is not JSON: {error}") from None
-    return plain
+    return pruned
 
 
-def _plain(value: Any, nulls: bool, levels: int) -> Any:
+def _pruned(value: Any, nulls: bool, levels: int) -> Any:
     """Return a value, without null in its objects unless `nulls` stay. Raises ValueError if it has more levels."""
     if not levels:
         raise ValueError(f"it has more than {DEEPEST} levels")
     if isinstance(value, Mapping):
         fields = value if nulls else without_null(value)
-        return {key: _plain(inner, nulls, levels - 1) for key, inner in fields.items()}
-    return [_plain(inner, nulls, levels - 1) for inner in value] if isinstance(value, list) else value
+        return {key: _pruned(inner, nulls, levels - 1) for key, inner in fields.items()}
+    return [_pruned(inner, nulls, levels - 1) for inner in value] if isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------------------------- in a rendered text
@@ -122,7 +122,7 @@ def place_behind(text: str, *parts: Any) -> int:
 
 def holds(text: str, part: Any) -> bool:
     """True if a text has a text or value, in any spelling."""
-    return place_behind(text, part) >= 0
+    return str(part).strip() in text or place_behind(text, part) >= 0
 
 
 def holds_calls(text: str, turn: Mapping[str, Any]) -> bool:

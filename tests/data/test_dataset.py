@@ -10,10 +10,9 @@ import pytest
 
 from sftmix.data import prepare
 from sftmix.disk.cache import get_or_build
-from sftmix.text.encoder import make_encoder
 from sftmix.tools.preview.text import render_preview
 from sftmix.words.errors import ConfigError, DataError, NoSpaceError
-from tests.text.small_tokenizers import QWEN3, chatml_tokenizer
+from tests.text.small_tokenizers import QWEN3, chatml_tokenizer, make_encoder
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
 

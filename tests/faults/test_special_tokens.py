@@ -12,13 +12,13 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from sftmix.data import encode_dataset, prepare
 from sftmix.options import DataOptions
-from sftmix.text.encoder import encoder_for, make_encoder
+from sftmix.text.encoder import encoder_for
 from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError
 from tests.data.conftest import options, write  # noqa: F401, fixtures
 from tests.text.small_tokenizers import CHATML as CHATML_TEMPLATE
-from tests.text.small_tokenizers import REAL, SMALL, THINKING, byte_level
+from tests.text.small_tokenizers import REAL, SMALL, THINKING, byte_level, make_encoder
 
 # ------------------------------------- Llama 3's tokenizer from its tiktoken file, by transformers' own converter
 

@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 from tokenizers import AddedToken
 
-from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
 from tests.faults.test_special_tokens import TURN, chat, special_ids, tokenizer_of
 from tests.text.small_tokenizers import CHATML as CHATML_TEMPLATE
-from tests.text.small_tokenizers import SMALL
+from tests.text.small_tokenizers import SMALL, make_encoder
 
 
 def of_template(tmp_path, written: str):

@@ -12,11 +12,11 @@ from sftmix.disk.files import read_json
 from sftmix.disk.tables import read_table
 from sftmix.measure.delivered import deliver
 from sftmix.options import DataOptions
-from sftmix.text.encoder import make_encoder
 from sftmix.training.module import TrainingModule
 from sftmix.types import RowScores
 from sftmix.words.errors import ContractError
 from tests.test_docs import ROOT, blocks
+from tests.text.small_tokenizers import make_encoder
 from tests.tiny import SHORT
 from tests.toy import own_logits, toy_model, toy_rows, toy_stage
 

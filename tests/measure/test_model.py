@@ -13,9 +13,9 @@ from sftmix.disk.tables import read_columns, read_dynamics
 from sftmix.measure.model import best_evaluation, change, finite, measure, mixed_share, sample_rows
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text.encoder import make_encoder
 from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores
+from tests.text.small_tokenizers import make_encoder
 from tests.tiny import SHORT, metrics
 from tests.toy import own_logits, own_nll
 

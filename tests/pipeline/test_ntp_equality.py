@@ -14,9 +14,9 @@ from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.data import encode_dataset, prepare
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text.encoder import make_encoder
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
+from tests.text.small_tokenizers import make_encoder
 from tests.tiny import Tiny, make_tiny
 from tests.toy import logged, rounding, toy_stage
 

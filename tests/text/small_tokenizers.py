@@ -1,13 +1,16 @@
 """Small tokenizers made on the spot, one for each way real ones behave, and templates as awkward as real ones."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from sftmix.text import ChatTemplate
 from sftmix.text.encoder import Encoder
 from sftmix.types import Message
+from sftmix.words.fields import SpecialTokens, Thoughts
 
 TEXT = [
     "Name a colour. Blue is a colour, and so is green.",
@@ -71,6 +74,23 @@ def prompt_ids(encoder: Encoder, messages: Sequence[Message]) -> list[int]:
     return encoder.tokenizer.apply_chat_template(
         chat, chat_template=encoder.chat_template, add_generation_prompt=True, tokenize=True, return_dict=False
     )
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    special_tokens: SpecialTokens = "text",
+    *,
+    thoughts: Thoughts = "train",
+    thinks: bool | None = False,
+    variables: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """The encoder of a chat template; see `ChatTemplate` for the options."""
+    renderer = ChatTemplate(
+        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts
+    )
+    renderer.begin(tokenizer, thinks=thinks)
+    return Encoder(tokenizer, renderer)
 
 
 SMALL = {"chatml": chatml_tokenizer, "bos": bos_tokenizer, "metaspace": metaspace_tokenizer}

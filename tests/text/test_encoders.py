@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftmix.options import DataOptions
-from sftmix.text.encoder import encoder_for, make_encoder
+from sftmix.text.encoder import encoder_for
 from sftmix.types import Message
 from sftmix.words.errors import ConfigError
-from tests.text.small_tokenizers import NO_END, byte_level, chatml_tokenizer
+from tests.text.small_tokenizers import NO_END, byte_level, chatml_tokenizer, make_encoder
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

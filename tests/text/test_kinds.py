@@ -7,11 +7,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.templates import KINDS, outcome, tokenizer_of
 from sftmix.text import ChatTemplate, RowEncoder, encode
-from sftmix.text.encoder import make_encoder
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
-from tests.text.small_tokenizers import chatml_tokenizer
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
 from tests.text.test_structures import CALL, CALLS, EACH_CALL, FIELD, TOOL, chatml, encoded
 from tests.text.test_structures import tokenizer_of as structured
 

@@ -8,10 +8,10 @@ from transformers import AddedToken
 
 from sftmix.components import Renderer
 from sftmix.text.chat_template import MARK_IN_ESCAPES
-from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import SPLIT, encode_examples
+from sftmix.text.spellings import SpecialSpellings
 from sftmix.types import Example, Message
-from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
+from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, make_encoder, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -271,3 +271,53 @@ def test_the_first_token_is_never_a_target():
     renderer.begin(chatml_tokenizer())
     (found,) = encode_examples(renderer, [example("Hi", "Yo")], 10)
     assert found.spans[0][0] == 1
+
+
+# ----------------------------------------------------------------------------------------- texts that go on
+
+
+def parting_tokenizer(**attributes):
+    """With an end of a turn that has these attributes; a token that overlaps it is before it in "x<|stop#"."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|stop#", special=True, **{"normalized": False, **attributes})])
+    tokenizer.add_tokens([AddedToken("x<|stop", normalized=False)])
+    return tokenizer
+
+
+PARTING = {
+    "alone": {},
+    "takes the space behind it": {"rstrip": True},
+    "takes the space before it": {"lstrip": True},
+    "a word of its own": {"single_word": True},
+    "normalised": {"normalized": True},
+}
+
+
+@pytest.mark.parametrize("kind", PARTING)
+@given(said=st.lists(st.text("ab x\n<|!.1é", max_size=6), min_size=1, max_size=5))
+@hypothesis_example(said=["x", "##", " b"])
+@hypothesis_example(said=["a", "ab", "\n"])
+def test_a_text_that_goes_on_from_another_has_the_ids_that_it_has_alone(kind, said):
+    tokenizer = parting_tokenizer(**PARTING[kind])
+    spellings = SpecialSpellings(tokenizer, [tokenizer.convert_tokens_to_ids("<|stop#")], "text")
+    texts = [
+        text for n in range(len(said)) for text in ("<|stop#".join(said[: n + 1]), "<|stop#".join([*said[:n], ""]))
+    ]
+    assert spellings.tokenize(texts) == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def test_a_conversation_of_many_turns_is_tokenised_about_once():
+    """Each prompt holds the turns before it: together they have 40 times the characters of the last one."""
+    counted = 0
+
+    class Counting(SpecialSpellings):
+        def _tokenized(self, texts):
+            nonlocal counted
+            counted += sum(map(len, texts))
+            return super()._tokenized(texts)
+
+    renderer = make_encoder(chatml_tokenizer()).renderer
+    renderer.spellings = Counting(renderer.tokenizer, renderer.ends, "text")
+    (found,) = encode_examples(renderer, [example(*["A turn of many words."] * 160, whole=True)], 10**6)
+    assert len(found.spans) == 80
+    assert counted < 3 * len(renderer.tokenizer.decode(found.ids))

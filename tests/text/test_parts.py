@@ -5,12 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.text.values import BadRow
 from tests.fast import some_fast
 from tests.text.converted import convert
-from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, bos_tokenizer, chatml_tokenizer, metaspace_tokenizer
+from tests.text.small_tokenizers import (
+    QWEN3,
+    QWEN3_THINKING,
+    bos_tokenizer,
+    chatml_tokenizer,
+    make_encoder,
+    metaspace_tokenizer,
+)
 
 OFF = {"train": False}
 EMPTY = "<think>\n\n</think>\n\n"

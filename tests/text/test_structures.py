@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
-from sftmix.text.encoder import make_encoder
 from sftmix.text.mask import encode_examples
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
-from tests.text.small_tokenizers import chatml_tokenizer, metaspace_tokenizer
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder, metaspace_tokenizer
 
 TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
 SAID<|im_end|>

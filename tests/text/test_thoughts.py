@@ -1,8 +1,10 @@
 """Where a thought ends and its answer begins, in responses as models write them and people speak of them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sftmix.text.thoughts import TAGS, divided
+from sftmix.text.thoughts import TAGS, closed_by, divided, opened_by
 from sftmix.words.errors import DataError
 
 CODE = 'Take the rest: text.split("</think>")[-1]'
@@ -52,3 +54,13 @@ def test_thoughts_that_no_row_has_cannot_be_left_out(write, read):
     with pytest.raises(DataError, match=r"data\.thoughts is drop, and no row .*'reasoning_content'.*'<think>'"):
         read(write("rows.jsonl", rows), thoughts="drop")
     assert read(write("more.jsonl", [*rows, {"instruction": "a", "output": "r</think>b"}]), thoughts="drop").thinks
+
+
+OPENING, CLOSING = (*TAGS, "<thinking>"), (*TAGS.values(), "</thinking>")
+
+
+@given(st.lists(st.sampled_from([*OPENING, *CLOSING, " ", "\n", "a", "<", "[", ">", "<a>"]), max_size=5).map("".join))
+def test_a_thought_is_opened_or_closed_by_what_a_text_ends_with(text):
+    assert bool(opened_by(text)) == text.rstrip().endswith(OPENING)
+    assert closed_by(text) == text.rstrip().endswith(CLOSING)
+    assert text.endswith(opened_by(text))

@@ -18,11 +18,11 @@ from trl import SFTTrainer
 from sftmix.data import encode_dataset, prepare
 from sftmix.disk.tables import write_split
 from sftmix.options import DataOptions
-from sftmix.text.encoder import make_encoder
 from sftmix.tools.integrations import DynamicsCallback, groups_of
 from sftmix.tools.integrations.dynamics import row_ids
 from sftmix.types import UNPAIRED, Split
 from tests.forked import on_ranks
+from tests.text.small_tokenizers import make_encoder
 from tests.tiny import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]

@@ -25,12 +25,12 @@ from sftmix.data import encode_dataset, prepare
 from sftmix.disk.tables import read_dynamics, write_split
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
-from sftmix.text.encoder import make_encoder
 from sftmix.tools.integrations.dynamics import DynamicsCallback, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
 from sftmix.words.errors import ConfigError, DataError
 from tests.forked import on_ranks
+from tests.text.small_tokenizers import make_encoder
 from tests.tiny import ROOT, Tiny
 from tests.toy import logged, toy_stage
 
