@@ -22,6 +22,7 @@ from sftmix.disk.places import commit_of
 from sftmix.disk.regular import refuse_link
 from sftmix.model.paths import model_place
 from sftmix.words.errors import ConfigError, DifferenceError
+from sftmix.words.shown import quoted
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -61,6 +62,11 @@ TEMPLATES = "additional_chat_templates"
 QUANTIZED = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4", "torchao")
 """The `quant_method` of quantised weights that are read."""
 
+MOST_REPEATS = 10_000
+"""Most layers of a model, and experts of a layer."""
+REPEATS = ("layer", "layers", "blocks", "experts", "depth")
+"""How the names of their numbers end in config.json: num_hidden_layers, n_layer, n_routed_experts."""
+
 _private: list[TemporaryDirectory[str]] = []
 """Until the process ends: a tokenizer copies its vocabulary from there when it is saved."""
 
@@ -95,7 +101,26 @@ def admit(path: str | Path) -> Path:
     _private.append(TemporaryDirectory(prefix="sftmix-model-"))
     private = Path(_private[-1].name)
     _link(admitted_files(directory_of(path)), private)
+    if (private / CONFIG).exists():
+        _refuse_repeats(path, private / CONFIG)
     return private
+
+
+def _refuse_repeats(path: str | Path, config: Path) -> None:
+    """Raise ConfigError for a config.json with more layers or experts than anybody builds: building them never ends."""
+    try:
+        parts = [read_json(config)]
+    except DifferenceError:  # transformers says what is wrong with it
+        return
+    while parts:
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, dict)]  # such as text_config
+        for name, value in part.items():
+            if isinstance(value, int) and value > MOST_REPEATS and name.endswith(REPEATS):
+                raise ConfigError(
+                    f"model.path: config.json of {path} has {quoted(name)}: {quoted(value)}; at most {MOST_REPEATS:,} "
+                    "are built, and no model that is known has as many. Give the number that its weights have"
+                )
 
 
 def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> None:

@@ -1,6 +1,7 @@
 """Runs that this user did not start: nothing outside them is opened, whatever their configurations name."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sftmix.cli import main
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import file_entry, hashed, read_json, write_json
 from sftmix.pipeline.signature import is_own
@@ -161,6 +163,62 @@ def test_no_process_opens_a_file_outside_a_strangers_run(command, hostile, finis
     # What holds the places above: Python and libraries look at directories on the way.
     strange -= {parent for place in places for parent in place.parents}
     assert strange == set()
+
+
+# ------------------------------------------------------------------------------------------------ adapters
+
+
+@pytest.fixture(scope="module")
+def adapted(finished, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("adapted") / "run"
+    assert main(["run", *finished.tiny.options, "--model.lora.r", "2", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def strange_adapters(adapted, tmp_path, monkeypatch) -> Path:
+    """Return a stranger's run with adapters, whose base model, by all its files, is one of the reader's own."""
+    run = shutil.copytree(adapted, tmp_path / "run")
+    monkeypatch.setenv("SFTMIX_STATE", str(tmp_path / "state"))
+    own = tmp_path / "home" / "model"
+    own.mkdir(parents=True)
+    (own / "config.json").write_text(SECRET)
+    values = read_yaml(run / "config.yaml")
+    values["model"]["path"] = str(own)
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    adapters, manifest = run / "train/model/adapter_config.json", run / "train/MANIFEST.json"
+    adapters.write_text(json.dumps(json.loads(adapters.read_text()) | {"base_model_name_or_path": str(own)}))
+    files = read_json(manifest)["files"]
+    write_json(manifest, hashed({"files": files | {"model/adapter_config.json": file_entry(adapters)}}))
+    return run
+
+
+ON_A_BASE = ("answer", "chat", "export")
+
+
+@pytest.mark.parametrize("command", ON_A_BASE)
+def test_adapters_of_a_stranger_are_put_onto_the_model_that_the_command_names(
+    command, strange_adapters, finished, sftmix, monkeypatch
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    words = words_of(command, strange_adapters, finished)
+    ended = sftmix(*words)
+    assert (ended.code, ended.err.count("error: ")) == (2, 1), ended.err
+    assert "--model.path" in ended.err
+    assert SECRET not in ended.out + ended.err
+    ended = sftmix(*words, "--model.path", str(finished.tiny.model))
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("command", ON_A_BASE)
+def test_no_process_opens_the_base_that_a_strangers_adapters_name(command, strange_adapters, finished, tmp_path):
+    (tmp_path / "cwd").mkdir()
+    words = words_of(command, strange_adapters, finished)
+    opened = opened_by(words, tmp_path / "log", tmp_path / "cwd", SFTMIX_CACHE=str(tmp_path / "cache"))
+    assert strange_adapters / "started.json" in opened
+    assert [path for path in opened if path.is_relative_to(tmp_path / "home")] == []
 
 
 # ------------------------------------------------------------------------------------------------ signatures
