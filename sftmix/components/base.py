@@ -34,7 +34,10 @@ from sftmix.words.errors import ConfigError, nearest, told
 
 
 class ReferenceContext(Protocol):
-    """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring."""
+    """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring.
+
+    What is kept of each response is what the reference says by `token_nll`, `response_alone` and `keep`.
+    """
 
     ids: list[str]
     """The N example ids, in row order."""
@@ -42,38 +45,16 @@ class ReferenceContext(Protocol):
     def content_hashes(self) -> Sequence[str]:
         """Return the hash of each example's turns, in row order; examples of the same text have the same."""
 
-    def train_and_score(
-        self,
-        *,
-        model: ReferenceModel | None,
-        training: ReferenceTraining | None,
-        checkpoints: int | Sequence[float] | Literal["online"],
-        token_nll: bool = False,
-        response_alone: bool = False,
-        keep: Sequence[str] = (),
-    ) -> TrainingDynamics:
-        """Train by NTP and score every example at the checkpoints; the options are TrainedReference's."""
+    def train_and_score(self, checkpoints: int | Sequence[float] | Literal["online"]) -> TrainingDynamics:
+        """Train the reference's `model` by NTP, with its `training`, and score every example at the checkpoints, which
+        are TrainedReference's."""
 
-    def score_models(
-        self,
-        paths: Sequence[str],
-        *,
-        template: str | None,
-        max_length: int | None,
-        token_nll: bool = False,
-        response_alone: bool = False,
-        keep: Sequence[str] = (),
-    ) -> TrainingDynamics:
-        """Score every example by each of the models, untrained; see FromCheckpoints."""
+    def score_models(self, paths: Sequence[str], *, model: ReferenceModel) -> TrainingDynamics:
+        """Score every example by each of the models, untrained. `model`: the template and the length of the rows, for
+        the tokenizer of the first one; see FromCheckpoints."""
 
     def score_rows(
-        self,
-        scorers: Mapping[str, Callable[[Any], RowScorer]],
-        *,
-        model: ReferenceModel,
-        threads: int = 1,
-        token_nll: bool = False,
-        response_alone: bool = False,
+        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
         """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: one for
         each checkpoint, by name; it gets the tokenizer, which it may refuse, and returns the function of a row.
@@ -98,6 +79,10 @@ class Reference(Component, ABC):
     """Differences from the run's training options; None inherits them all."""
     token_nll = False
     """True if the dynamics hold TOKEN_NLL; a reference without this option that may have it says so in `gives`."""
+    response_alone = False
+    """True if each response is also scored without its instruction."""
+    keep: Sequence[str] | None = None
+    """What else is kept of each response, in the words of KEPT, beside what components need."""
     layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1

@@ -18,7 +18,7 @@ from sftmix.config import RunConfig
 from sftmix.config.wants import Wants
 from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import is_there
-from sftmix.options.reference import ReferenceModel, ReferenceTraining, inherit, reference_lora
+from sftmix.options.reference import inherit, reference_lora
 from sftmix.options.training import LAYOUT, TrainingOptions
 from sftmix.pipeline.validity import UNKNOWN, Inputs
 from sftmix.words.errors import ConfigError
@@ -45,14 +45,9 @@ def config_of_arm(config: RunConfig, name: str) -> RunConfig:
     return replace(config, objective=NTP(), perturbation=None, checkpoint=replace(config.checkpoint, keep_best=False))
 
 
-def config_of_reference(
-    config: RunConfig, model: ReferenceModel | None = None, training: ReferenceTraining | None = None
-) -> RunConfig:
-    """Return the configuration of the reference's training: NTP, its own options, and the run's if it has none.
-
-    model, training  None: `reference.model`, `reference.training`
-    """
-    model, training = model or config.reference.model, training or config.reference.training
+def config_of_reference(config: RunConfig) -> RunConfig:
+    """Return the configuration of the reference's training: NTP, its own options, and the run's if it has none."""
+    model, training = config.reference.model, config.reference.training
     path, lora = model and model.path, reference_lora(config.model, model)
     return replace(
         config_of_arm(config, "reference"),

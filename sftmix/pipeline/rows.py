@@ -70,7 +70,7 @@ def read_rows(
     encoder = world.node_first(
         lambda: encoder_for(load_tokenizer(path), config.data, config.renderer, thinks=prepared.thinks)
     )
-    alone = Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False)
+    alone = Need.RESPONSE_ALONE in config.confidence.needs or config.reference.response_alone
     if encoder.renderer.packs and alone:
         raise ConfigError(
             "windows (of plain text, or of your renderer) have no instructions, and a response is to be scored without "

@@ -104,13 +104,7 @@ class FromEndpoint(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         scorers = {url: partial(self._connected, refuse_stranger(url)) for url in self.urls}
-        return context.score_rows(
-            scorers,
-            model=self.rows,
-            threads=self.concurrency,
-            token_nll=self.token_nll,
-            response_alone=self.response_alone,
-        )
+        return context.score_rows(scorers, model=self.rows, threads=self.concurrency)
 
     def _connected(self, url: str, tokenizer: Any) -> RowScorer:
         """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
