@@ -118,7 +118,12 @@ class Component(metaclass=_Kept):
 
     def spec(self) -> dict[str, Any]:
         """Return {"class_path": import path, "init_args": plain values}, the form that config.yaml stores."""
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": plain(self._init_args)}
+        return {"class_path": import_path(type(self)), "init_args": plain(self._init_args)}
+
+
+def import_path(cls: type) -> str:
+    """Return the import path of a class, by which an option may choose it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def missing_package(component: Component) -> str:
@@ -149,7 +154,7 @@ def code_of(options: Any) -> dict[str, str]:
     classes = [cls for part in all_parts(options) for cls in type(part).__mro__]
     # base classes as well: an edit of my_lab.Base changes what my_lab.Mine does
     foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_FOREIGN]
-    return {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
+    return {import_path(cls): _source(cls) for cls in foreign}
 
 
 @cache

@@ -6,7 +6,7 @@ import pkgutil
 from functools import cache
 from typing import NamedTuple
 
-from sftmix.components.component import Component
+from sftmix.components.component import Component, import_path
 
 
 class Shipped(NamedTuple):
@@ -33,4 +33,4 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
 
 def as_shipped(cls: type) -> Shipped:
     """Return a component's entry in the list."""
-    return Shipped(cls.__name__, f"{cls.__module__}.{cls.__qualname__}", (inspect.getdoc(cls) or "").partition("\n")[0])
+    return Shipped(cls.__name__, import_path(cls), (inspect.getdoc(cls) or "").partition("\n")[0])

@@ -8,7 +8,7 @@ are those of its default. A release that changes what an option, a default or a 
 from collections.abc import Mapping
 from typing import Any
 
-from sftmix.components.component import Component, plain
+from sftmix.components.component import Component, import_path, plain
 from sftmix.config.schema import group_in, imported_classes, options_of
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
@@ -54,4 +54,4 @@ def _of_owner(recorded: Any, other: Any, owner: type | None) -> Any:
 def _class_at(path: str) -> type[Component]:
     """Return the component class of an import path; Component itself, which has no options, if it is not imported."""
     classes = reversed(imported_classes(Component))  # the last one of a notebook that has made a class again
-    return next((cls for cls in classes if f"{cls.__module__}.{cls.__qualname__}" == path), Component)
+    return next((cls for cls in classes if import_path(cls) == path), Component)

@@ -4,6 +4,7 @@ import numpy as np
 
 from sftmix.components.component import Need, plain
 from sftmix.components.contracts import check_dynamics, check_given
+from sftmix.config.wants import Wants
 from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import (
@@ -87,9 +88,9 @@ def make(run: RunContext, values: Values) -> Made:
 
 def read(run: RunContext, values: Values) -> TrainingDynamics:
     """Return the dynamics, one row per training example; DataError if they lack what a component needs."""
-    dynamics, config = read_dynamics(run.path / FILE).of(run.rows.data.train.ids), run.config
-    for component in (config.confidence, config.splitter, config.resolved_pairing(), config.order, config.selector):
-        check_given(component, dynamics, str(config.reference))
+    dynamics = read_dynamics(run.path / FILE).of(run.rows.data.train.ids)
+    for component in Wants(run.config).readers:
+        check_given(component, dynamics, str(run.config.reference))
     return dynamics
 
 

@@ -141,7 +141,6 @@ def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dic
             world=world,
             pool=[other.path for other in cells],
             say_rows=say_rows,
-            validated=True,
         )
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
