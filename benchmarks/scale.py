@@ -88,11 +88,11 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     write_rows(place / "rows.jsonl", args.size)
     options = DataOptions(train=[str(place / "rows.jsonl")], cache_dir=str(place / "cache"))
     encoder = make_encoder(load_tokenizer(args.model))
-    prepared = log("read and prepare", lambda: prepare(options, 0, progress=False))
-    log("tokenise", lambda: encode_dataset(prepared, encoder, max_length=256, progress=False))
+    prepared = log("read and prepare", lambda: prepare(options, 0))
+    log("tokenise", lambda: encode_dataset(prepared, encoder, max_length=256))
     data = log(
         "load from the cache",
-        lambda: encode_dataset(prepare(options, 0, progress=False), encoder, max_length=256, progress=False).train,
+        lambda: encode_dataset(prepare(options, 0), encoder, max_length=256).train,
     )
     log("ids, lengths, labels, columns", lambda: (data.ids, data.lengths, data.n_targets, data.labels, data.columns))
     dynamics = made_up_dynamics(data.ids, data.n_targets)

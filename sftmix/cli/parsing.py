@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from sftmix.cli.help import NoOptions, help_text
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
-from sftmix.config.read import OF_COMPARE, config_file, merge_file
-from sftmix.config.schema import is_list, option_hints, options_of
+from sftmix.config.read import OF_COMPARE, config_file, read_layers
+from sftmix.config.schema import is_list, option_hints, options_of, trusting
 from sftmix.config.values import Word
 from sftmix.disk.places import Origin, started
 from sftmix.pipeline.signature import is_of_stranger, names_given
@@ -75,15 +76,17 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
         started.set(Origin(given=given, within=Path(file).resolve().parent))
     for file in arguments.configs:
         before = tree
-        tree = merge_file(tree, file, applied, known, one_run=OF_COMPARE not in known, trust=trust)
+        with trusting(trust) if Path(file).name == "config.yaml" else nullcontext():
+            for layer, values in read_layers(file, applied, one_run=OF_COMPARE not in known):
+                tree = merge(tree, values, known, of=layer)
         if file in strangers:  # nothing is written where it says
             tree = merge(tree, {"out": before.get("out"), "data.cache_dir": None})
     for words in own:
         tree = merge(tree, words, known)
-    values = owner(**{name: tree[name] for name in known if name in tree})
+    options = owner(**{name: tree[name] for name in known if name in tree})
     config = build(tree)
     config.out = config.out and os.path.expanduser(config.out)  # --out=~/runs/first: the shell replaces no ~ there
-    return config, tree, values
+    return config, tree, options
 
 
 def print_config(plain: Mapping[str, Any]) -> None:

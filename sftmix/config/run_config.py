@@ -98,7 +98,7 @@ class RunConfig(PlainFields):
         return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
 
     def yaml(self) -> str:
-        """Return the plain form as YAML text, which `read_config` and `--config` read."""
+        """Return the plain form as YAML text, which `--config` reads."""
         import yaml
 
         return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)

@@ -63,7 +63,7 @@ def run(
         if True in (config.training.compile, config_of_reference(config).training.compile):
             check_compiler(ranks.device)
         directory.tell(stage="data")
-        config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
+        config, rows = read_rows(config, ranks, run=directory.path)
         chosen = entered(config, until, stages)
         ranks.on_main(lambda: refuse_other_inputs(Known(config, rows=rows), chosen, directory.path))
         if ranks.is_main:

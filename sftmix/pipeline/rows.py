@@ -54,9 +54,7 @@ class RunRows(NamedTuple):
         return any(rows.packed for rows in (self.data.train, self.data.eval) if rows is not None)
 
 
-def read_rows(
-    config: RunConfig, world: World, *, run: Path | None = None, progress: bool = False
-) -> tuple[RunConfig, RunRows]:
+def read_rows(config: RunConfig, world: World, *, run: Path | None = None) -> tuple[RunConfig, RunRows]:
     """Read the rows, tokenise them for the target, and keep those that the selector keeps.
 
     Return them with the configuration, whose `data.format` is now settled: text if `auto` recognised plain text. Also
@@ -64,7 +62,7 @@ def read_rows(
 
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
-    prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format, progress=progress))
+    prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format))
     config = replace(config, data=prepared.options)
     path = config.model.path
     encoder = world.node_first(
@@ -80,9 +78,7 @@ def read_rows(
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
-        return world.node_first(
-            lambda: encode_dataset(prepared, encoder, max_length=length, keep=keep, progress=progress)
-        )
+        return world.node_first(lambda: encode_dataset(prepared, encoder, max_length=length, keep=keep))
 
     data = encoded()
     whole = data.train  # what the selector sees; what it keeps is encoded as a data set of its own
@@ -216,7 +212,6 @@ def rows_of_reference(
             encoder,
             max_length=length,
             keep=rows.data.train.ids,  # what the target dropped is not the reference's, either
-            progress=world.is_main,
         )
     )
     check_same(lambda: {option: encoded.train.fingerprint}, world)

@@ -11,8 +11,9 @@ from sftmix.cli import main
 from sftmix.cli.commands import COMMANDS
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.config import RunConfig
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import from_plain
 from sftmix.words import errors
+from tests.configs import read_config
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -26,7 +26,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import from_plain
 from sftmix.options import (
     CheckpointOptions,
     DataOptions,
@@ -39,6 +39,7 @@ from sftmix.options import (
 from sftmix.text import ChatTemplate
 from sftmix.text.formats import Messages
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 
 
 def complete(**changes: object) -> RunConfig:

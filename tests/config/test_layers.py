@@ -11,10 +11,11 @@ from sftmix.cli.parsing import parse, read_arguments
 from sftmix.components import Linear, Median, Schedule, SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
-from sftmix.config.read import config_file, from_plain, read_config, read_layers
+from sftmix.config.read import config_file, from_plain, read_layers
 from sftmix.options import DataOptions
 from sftmix.words.errors import ConfigError
 from tests.components.examples import Shares
+from tests.configs import read_config
 
 Write = Callable[[str, str], Path]
 

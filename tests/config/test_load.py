@@ -7,10 +7,11 @@ import pytest
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.config import RunConfig
 from sftmix.config.load import load
-from sftmix.config.read import read_config, read_yaml
+from sftmix.config.read import read_yaml
 from sftmix.disk.places import path_problem
 from sftmix.options import DataOptions
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftmix.components import SFTMix
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import from_plain
 from sftmix.disk.files import file_entry, hashed, read_json, write_json
 from sftmix.tools.runs.read import read_finished
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)

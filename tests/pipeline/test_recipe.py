@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.batches.order import TrainingOrder
 from sftmix.components import NTP, Callback, CallbackResult, Median, RandomPairs, RandomSplit
 from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, OWN_OF_STEP
-from sftmix.config.read import read_config
 from sftmix.disk.files import read_json
 from sftmix.disk.tables import read_split
 from sftmix.model.paths import PICKLES
@@ -30,6 +29,7 @@ from sftmix.ranks.rng import stable_hash
 from sftmix.training.signals import StopSignal
 from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.tiny import SHORT, contents, groups, metrics, status, table, weights
 
 

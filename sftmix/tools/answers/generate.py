@@ -122,7 +122,7 @@ def _held_out(name: str, run: Path | None) -> list[Question]:
     """Return the held-out conversations of a run; ConfigError if it has none."""
     from sftmix.tools.runs.rows import rows_of_run
 
-    prepared = rows_of_run(run, progress=True)[1].prepared if run else None
+    prepared = rows_of_run(run)[1].prepared if run else None
     if prepared is None or prepared.options.format == TEXT or prepared.eval is None:  # plain text asks nothing
         raise ConfigError(f"--prompts is not given, and {name} has no held-out conversations to ask")
     return [question_of(example) for example in prepared.eval.examples(whole=True)]

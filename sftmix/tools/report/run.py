@@ -105,7 +105,7 @@ def read_run(path: Path) -> RunView:
     summary = read_json(file, stages=dict) if file.exists() else {"stages": {}}
     if summary["stages"].keys().isdisjoint(("confidence", "split", "train")):
         raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
-    config, rows = rows_of_run(path, progress=True)
+    config, rows = rows_of_run(path)
     ids = rows.data.train.ids
     split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"
     confidence = path / "confidence" / "confidence.parquet"

@@ -134,7 +134,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
                 path, options = str(exported), replace(options, template=None, template_options=None)
                 renderer = None
             else:
-                thinks = prepare(config.data, config.seed, config.row_format, progress=False).thinks
+                thinks = prepare(config.data, config.seed, config.row_format).thinks
         return encoder_for(load_tokenizer(path), options, renderer, thinks=thinks)
 
 

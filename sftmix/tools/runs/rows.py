@@ -11,7 +11,7 @@ from sftmix.tools.runs.read import as_started, made_from, read_finished
 from sftmix.words.errors import ConfigError
 
 
-def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
+def rows_of_run(path: Path) -> tuple[RunConfig, RunRows]:
     """Return the configuration of a run that has selected its rows, and these, read from their files or the cache.
 
     Raises ConfigError if the rows are no longer those that a stage of the run was made from, or its model is gone.
@@ -21,7 +21,7 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
         config = read_finished(path)
         if (then := inputs["model"]) and not is_outside(config.model.path):  # of a stranger's run it is not looked for
             refuse_gone(path, config.model.path, then)
-        config, rows = read_rows(config, World(), run=path, progress=progress)
+        config, rows = read_rows(config, World(), run=path)
     if inputs["model"]:
         # A run that has only its reference recorded no `eval`.
         then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)

@@ -183,7 +183,7 @@ def _of_run(run: Path) -> tuple[list[Any], TrainingDynamics | None, Sequence[str
     from sftmix.tools.runs.rows import rows_of_run
 
     check_finished(run)
-    _, rows = rows_of_run(run, progress=True)
+    _, rows = rows_of_run(run)
     train, path = rows.data.train, run / "confidence" / "dynamics.parquet"
     dynamics = read_dynamics(path).of(train.ids) if path.exists() else None
     return list(train.examples()), dynamics, _hard_tokens(rows, dynamics)
