@@ -135,6 +135,16 @@ class PairSampler(Component, ABC):
         in several pairs (its later appearances carry no NTP loss), never with itself; unpaired rows are in none."""
 
 
+class Order(Component, ABC):
+    """The order of the examples in an epoch without pairs; it may need CONFIDENCE, MEAN_STATES or TEXTS."""
+
+    option = "order"
+
+    @abstractmethod
+    def rows(self, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        """Return i64[N], each row once, in the order in which they are trained on."""
+
+
 class Selector(Component, ABC):
     """The choice of the examples to train on, before anything is scored; with CONFIDENCE or MEAN_STATES after it."""
 

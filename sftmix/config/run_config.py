@@ -13,6 +13,7 @@ from sftmix.components.base import (
     ConfidenceEstimator,
     Objective,
     Optimizer,
+    Order,
     PairSampler,
     Perturbation,
     Reference,
@@ -24,7 +25,6 @@ from sftmix.components.component import Need, plain
 from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
 from sftmix.components.optimizers import AdamW
-from sftmix.components.order import Order
 from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.remarks import Remarks
 from sftmix.components.pairing import RandomPairs

@@ -25,9 +25,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sftmix.components import base, contracts
-from sftmix.components.base import StageState
+from sftmix.components.base import Order, StageState
 from sftmix.components.component import Need
-from sftmix.components.order import Order
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
 from sftmix.options.training import TrainingOptions
