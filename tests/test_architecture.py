@@ -63,7 +63,7 @@ MOST_ARROWS = 104
 
 MAX_FLOORS = {"text": 5, "data": 5}
 _BELOW = {
-    "words": ("errors", "fields", "plain", "progress"),
+    "words": ("errors", "fields", "given", "progress"),
     "disk": ("appended", "files", "places", "tables"),
     "ranks": ("rng", "transfer"),
 }

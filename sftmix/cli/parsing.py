@@ -54,7 +54,7 @@ def configuration(
         raise SystemExit
     config, _, values = parse(arguments, owner)
     if arguments.print_config:
-        print_config(config.plain())
+        print_config(config.as_dict())
     validate(config, needs_out=needs_out)
     return config, values
 
@@ -89,11 +89,11 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
     return config, tree, options
 
 
-def print_config(plain: Mapping[str, Any]) -> None:
-    """Print a plain configuration as YAML that --config takes back, and raise SystemExit."""
+def print_config(values: Mapping[str, Any]) -> None:
+    """Print a configuration as YAML that --config takes back, and raise SystemExit."""
     import yaml
 
-    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
     raise SystemExit
 
 

@@ -36,7 +36,7 @@ from sftmix.config.values import (
 )
 from sftmix.options.training import TrainingOptions
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 CLASS, ARGS = "class_path", "init_args"
 

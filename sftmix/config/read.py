@@ -15,7 +15,7 @@ from sftmix.config.run_config import RunConfig
 from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, nearest, told
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -95,6 +95,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- RunConfig
 
 
-def from_plain(values: Mapping[str, Any]) -> RunConfig:
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
     return build(merge({}, values))

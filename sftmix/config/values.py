@@ -20,7 +20,7 @@ from sftmix.config.schema import (
     options_of,
 )
 from sftmix.words.errors import ConfigError, nearest, told
-from sftmix.words.plain import not_utf8
+from sftmix.words.given import not_utf8
 
 _WORDS = {
     Literal: "",

@@ -23,7 +23,7 @@ from sftmix.text.values import without_null
 from sftmix.types import Example
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import SHOWN_FIELDS, TEXT, listed
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 from sftmix.words.progress import progress_bar
 from sftmix.words.shown import counted, quoted
 

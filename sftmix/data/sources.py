@@ -13,7 +13,7 @@ from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
-from sftmix.words.plain import not_utf8
+from sftmix.words.given import not_utf8
 
 # "openai/gsm8k:main@test" -> openai/gsm8k, main, test; "C:\\rows.jsonl" is a name alone
 _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([\w.%:+()\[\] -]+))?\Z")

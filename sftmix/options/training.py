@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sftmix.words.plain import PlainFields
+from sftmix.words.given import OptionFields
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -43,7 +43,7 @@ LAYOUT = (
 
 
 @dataclass(kw_only=True)
-class StageTraining(PlainFields):
+class StageTraining(OptionFields):
     """Training options that a reference may have of its own."""
 
     global_batch_size: int = 32
@@ -131,7 +131,7 @@ class TrainingOptions(StageTraining):
 
 
 @dataclass(kw_only=True)
-class CheckpointOptions(PlainFields):
+class CheckpointOptions(OptionFields):
     every: int | None = None
     """Optimizer steps between checkpoints; 0: none. null: by the clock, so that they take 2% of the time, but at least
     two minutes apart; plus one after each quarter of the stage, at least 20 steps apart. A signal and the end also save

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.components.base import Callback
-from sftmix.components.component import Component, Need, code_of, files_of, plain
+from sftmix.components.component import Component, Need, code_of, files_of, to_builtin
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.wants import Wants
@@ -129,7 +129,7 @@ def row_inputs(known: Known) -> Inputs:
     data = config.data
     names = ["limit", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
     names += ["thoughts", "template_options", "trained_turns", "roles"]
-    inputs = {name: plain(getattr(data, name)) for name in names}
+    inputs = {name: to_builtin(getattr(data, name)) for name in names}
     if rows is UNKNOWN and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     inputs |= {
@@ -140,8 +140,8 @@ def row_inputs(known: Known) -> Inputs:
     }
     return {
         "data": inputs,
-        "row_format": plain(config.row_format),
-        "renderer": plain(config.renderer),
+        "row_format": to_builtin(config.row_format),
+        "renderer": to_builtin(config.renderer),
         "row_files": files_read(known, config.row_format, config.renderer),
     }
 
@@ -159,7 +159,7 @@ def rows_and_model(known: Known) -> Inputs:
 
 def deciding_options(known: Known, options: TrainingOptions) -> Inputs:
     """Return the training options that decide the result; others say how a step is computed, and may change."""
-    values = {**plain(options), "precision": _precision(known, options)}
+    values = {**to_builtin(options), "precision": _precision(known, options)}
     return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}  # timeout decides on hanging ranks alone
 
 

@@ -52,7 +52,7 @@ from sftmix.training.parallel import autocast, gradient_sync, unwrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.types import Batch, Plan, Split
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_written
+from sftmix.words.given import as_written
 
 if TYPE_CHECKING:
     from sftmix.training.dynamics import OnlineLosses

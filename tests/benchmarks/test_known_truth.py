@@ -56,7 +56,7 @@ def test_the_tables_are_those_of_the_plan(path):
     share = path.stem.removeprefix("corrupted-")
     assert all(c.data.train[0].endswith(f"train-{share}.jsonl") for c in made.variants.values())
     assert {(c.objective.mu, c.training.epochs) for n, c in made.variants.items() if n != "NTP"} == {(0.2, 6)}
-    orders = [str(c.plain()["pairing"]) for c in made.variants.values()]
+    orders = [str(c.as_dict()["pairing"]) for c in made.variants.values()]
     assert "RandomPairs" in orders[0]  # NTP trains in the order of pairs, as SFTMix does
 
 

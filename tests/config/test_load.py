@@ -36,7 +36,7 @@ def test_a_number_is_decimal_or_none(option, text, value, tmp_path):
             with pytest.raises(ConfigError, match=rf"{option}: '{text}' is not allowed; allowed: a "):
                 read()
         else:
-            found = read().plain()
+            found = read().as_dict()
             for name in option.split("."):
                 found = found[name]
             assert found == ([*value] if isinstance(value, tuple) else value)

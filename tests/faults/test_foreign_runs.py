@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftmix.components import SFTMix
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.disk.files import file_entry, hashed, read_json, write_json
 from sftmix.tools.runs.read import read_finished
 from sftmix.words.errors import ConfigError
@@ -141,21 +141,21 @@ def someone(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_only_reads_a_run_imports_none_of_its_classes(name, run, someone):
     was = read_config(run / "config.yaml")
-    for given in with_foreign(was.plain(), name):
+    for given in with_foreign(was.as_dict(), name):
         write_json(run / "config.yaml", given)
         found = read_finished(run)
         assert found.model == was.model
-        assert name in json.dumps(found.plain())
+        assert name in json.dumps(found.as_dict())
         with pytest.raises(ConfigError, match=f"{name} is no component of this package"):
             read_config(run / "config.yaml")
     assert not {"of_someone", "this"} & sys.modules.keys()
-    assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
+    assert from_dict({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
 
 
 def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmix, monkeypatch, finished):
     tiny = finished.tiny
     rows = ["--model.path", str(tiny.model), "--data.train", str(tiny.train), "--data.eval", str(tiny.eval)]
-    first, *others = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
+    first, *others = with_foreign(read_config(run / "config.yaml").as_dict(), "of_someone.Mine")
     for given in ({name: first[name] for name in first if name != "selector"}, others[0]):
         write_json(run / "config.yaml", given)
         for words in (["report", str(run)], ["export", str(run), "--to", "to"], ["chat", str(run)]):
@@ -176,7 +176,7 @@ def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmi
 
 
 def test_code_of_a_run_is_imported_if_it_is_trusted(run, someone, sftmix):
-    (given, *_) = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
+    (given, *_) = with_foreign(read_config(run / "config.yaml").as_dict(), "of_someone.Mine")
     write_json(run / "config.yaml", {**given, "selector": None, "callbacks": []})
     again, check = ["run", "--config", str(run / "config.yaml"), "--out", str(run)], ["verify", str(run)]
     for words in (again, check):

@@ -58,7 +58,7 @@ def test_a_run_directory_holds_what_is_documented(finished):
     assert all(m.keys() - evaluated == OWN_OF_STEP for m in metrics(run)), "the table of names is what is written"
     ended = status(run)
     assert (ended["exit_code"], ended["step"], ended["total_steps"]) == (0, 12, 12)
-    assert read_config(run / "config.yaml").plain()["out"] == str(run)
+    assert read_config(run / "config.yaml").as_dict()["out"] == str(run)
     assert not [file for file in run.rglob("*") if file.suffix in PICKLES or file.name.startswith(".tmp-")]
 
 

@@ -53,4 +53,4 @@ def test_calls_are_trained_and_results_are_not(write, load, shared):
     (question,) = read_questions([write("asked.jsonl", [asked])])
     ids = encoder.prompt(question.messages, question.tools)
     assert ids == data.train[1].input_ids[~data.train[1].target].tolist()
-    assert question.plain()["tools"] == [TOOL]
+    assert question.as_dict()["tools"] == [TOOL]

@@ -21,7 +21,7 @@ from sftmix.disk.places import refuse_stranger
 from sftmix.options.reference import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, RowScores, TrainingDynamics
 from sftmix.words.errors import ConfigError, ContractError, DataError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 """A text that the server's tokenizer and the reference's must make the same ids of."""

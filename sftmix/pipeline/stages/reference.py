@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sftmix.components.component import Need, plain
+from sftmix.components.component import Need, to_builtin
 from sftmix.components.contracts import check_dynamics, check_given
 from sftmix.config.wants import Wants
 from sftmix.disk.tables import read_dynamics, write_dynamics
@@ -54,9 +54,9 @@ def inputs(known: Known) -> Inputs:
     if trains:
         found |= {
             "optimizer": config.optimizer.spec(),
-            "lora": plain(lora) if lora.r else None,  # without adapters, their alpha and dropout say nothing
+            "lora": to_builtin(lora) if lora.r else None,  # without adapters, their alpha and dropout say nothing
             "training": deciding_options(known, own.training),  # as inherited: null and the run's own value are one
-            "callbacks": plain(deciding),
+            "callbacks": to_builtin(deciding),
             "seed": own.seed,
         }
     return found

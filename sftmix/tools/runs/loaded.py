@@ -26,7 +26,7 @@ from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
 from sftmix.tools.runs.rows import another_model, refuse_gone
 from sftmix.words.errors import NonFiniteError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 
 class LoadedModel(NamedTuple):

@@ -47,7 +47,7 @@ def main(name: str, argv: Sequence[str]) -> None:
 
     summary = recipe.run(config, until=until, say_rows=say_wrapped)
     with naming_damage(f"a figures.json of {config.out}"):
-        lines = results(str(config.out), summary, until, own=names_own_classes(config.plain()))
+        lines = results(str(config.out), summary, until, own=names_own_classes(config.as_dict()))
         say_wrapped("\n".join(lines))
     if until == "train":
         write_run_cards(Path(config.out or ""))

@@ -1,4 +1,4 @@
-"""Values of options, plain as JSON and YAML have them; a path becomes text when it is set."""
+"""Values of options as they were given: a path becomes text when it is set, a single name a list of one."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from sftmix.words.shown import quoted
 
 
 @dataclass
-class PlainFields:
+class OptionFields:
     """A group of options: whenever one is set, a path becomes text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
