@@ -5,15 +5,14 @@ allowed. All of it is checked where the answer arrives. What a component is give
 """
 
 import math
-import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
 
-from sftmix.components.base import Callback, CallbackResult, ConfidenceEstimator, Delivered
+from sftmix.components.base import CallbackResult, ConfidenceEstimator
 from sftmix.components.component import OF_DYNAMICS, Component, Need
 from sftmix.types import (
     MOST_GROUPS,
@@ -47,8 +46,6 @@ MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_as_traine
 MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration", "calibration_seconds", "mixed_token_share"}
 MEASURED |= {"scoring_seconds", "wall_seconds", "peak_memory_bytes", "made_by"}
 """The names of the other figures there, which the pipeline gives itself."""
-OWN_FILES = {"figures.json", "inputs.json", "adopted.json", "MANIFEST.json"}
-"""Files of a stage that the pipeline writes itself, of those that end in .json."""
 
 
 Record = TypeVar("Record", Scores, Split, TrainingDynamics)
@@ -273,36 +270,6 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
     # np.float32 and np.int64 are numbers that json does not write
     metrics = {name: value.item() if hasattr(value, "item") else value for name, value in result.metrics.items()}
     return replace(result, metrics=metrics)
-
-
-def check_delivered(callback: Callback, result: Any, taken: Set[str], rows: int) -> Delivered | None:
-    """Return the result of `on_delivered` if it is None or a Delivered that fits its stage; else raise ContractError.
-
-    taken  names of figures and files that the stage has already
-    rows   number of the held-out rows
-    """
-    if result is None:
-        return None
-    _check_type(callback, result, Delivered)
-    # `calibration` is the name of whichever callback calibrates.
-    reserved = taken | OWN_FILES | OWN_OF_STAGE | MEASURED - {"calibration"}
-    if both := sorted(reserved & (result.figures.keys() | result.files.keys())):
-        allowed = f"names that nothing else has; rename it, as my_{both[0]}"
-        raise broken(callback, f"{both[0]} from on_delivered()", allowed)
-    for name in result.files:
-        if not re.fullmatch(r"\w[\w.-]*\.json", name):
-            raise broken(callback, f"the file {name!r} from on_delivered()", "letters and digits, and .json at the end")
-    if (scores := result.scores) is not None:
-        for name in ("nll_sum", "n_tokens", "n_correct"):
-            _array(callback, f"scores.{name}", getattr(scores, name), (rows,), "iuf")
-    return result
-
-
-def check_sentences(callback: Callback, result: Any) -> Sequence[str] | None:
-    """Return the sentences of `on_summary`, or None; raise ContractError for anything else."""
-    if result is not None and not (isinstance(result, list) and all(type(one) is str for one in result)):
-        raise broken(callback, f"{result!r} from on_summary()", "a list of sentences, or None")
-    return result
 
 
 def _check_type(component: Component, answer: object, kind: type, name: str = "") -> None:

@@ -1,18 +1,25 @@
-"""What the callbacks of a stage find of the weights that it delivers."""
+"""What the callbacks of a stage find of the weights that it delivers, and checks of what they return at the end."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from sftmix.components.base import Delivered, StageState
-from sftmix.components.contracts import check_delivered
+from sftmix.components.base import Callback, Delivered, StageState
+from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, broken
 from sftmix.disk.files import write_json
 from sftmix.training.asked import evaluate
 from sftmix.training.scoring import split_by_slot, sum_by_slot
 from sftmix.training.step import Stage
 from sftmix.types import Batch
+
+OWN_FILES = {"figures.json", "inputs.json", "adopted.json", "MANIFEST.json"}
+"""Files of a stage that the pipeline writes itself, of those that end in .json."""
+OWN = OWN_FILES | OWN_OF_STAGE | MEASURED - {"calibration"}
+"""Names that no callback may give at the end of a stage; `calibration` is the one of whichever callback calibrates."""
 
 
 def deliver(stage: Stage, module: nn.Module, *, figures: Mapping[str, Any], last: Mapping[str, Any]) -> Delivered:
@@ -62,3 +69,33 @@ def deliver(stage: Stage, module: nn.Module, *, figures: Mapping[str, Any], last
 
     scorer.world.on_main(write)
     return found
+
+
+def check_delivered(callback: Callback, result: Any, taken: Set[str], rows: int) -> Delivered | None:
+    """Return the result of `on_delivered` if it is None or a Delivered that fits its stage; else raise ContractError.
+
+    taken  names of figures and files that the stage has already
+    rows   number of the held-out rows
+    """
+    if result is None:
+        return None
+    if not isinstance(result, Delivered):
+        raise broken(callback, type(result).__name__, "sftmix.components.Delivered")
+    if both := sorted((taken | OWN) & (result.figures.keys() | result.files.keys())):
+        allowed = f"names that nothing else has; rename it, as my_{both[0]}"
+        raise broken(callback, f"{both[0]} from on_delivered()", allowed)
+    for name in result.files:
+        if not re.fullmatch(r"\w[\w.-]*\.json", name):
+            raise broken(callback, f"the file {name!r} from on_delivered()", "letters and digits, and .json at the end")
+    if (scores := result.scores) is not None:
+        shapes = [np.shape(column) for column in (scores.nll_sum, scores.n_tokens, scores.n_correct)]
+        if {*shapes} != {(rows,)}:
+            raise broken(callback, f"scores of the shapes {shapes}", f"one of each for {rows} held-out rows")
+    return result
+
+
+def check_sentences(callback: Callback, result: Any) -> Sequence[str] | None:
+    """Return the sentences of `on_summary`, or None; raise ContractError for anything else."""
+    if result is not None and not (isinstance(result, list) and all(type(one) is str for one in result)):
+        raise broken(callback, f"{result!r} from on_summary()", "a list of sentences, or None")
+    return result

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import sftmix
-from sftmix.components.contracts import check_sentences
 from sftmix.config import RunConfig
 from sftmix.data import DataReport
 from sftmix.disk.files import naming_damage, read_json, write_json
+from sftmix.measure.delivered import check_sentences
 from sftmix.measure.model import confidence_std
 from sftmix.ranks.world import World
 

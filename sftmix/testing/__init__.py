@@ -29,6 +29,7 @@ from sftmix.components.base import Order, StageState
 from sftmix.components.component import Need
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
+from sftmix.measure.delivered import check_delivered, check_sentences
 from sftmix.options.training import TrainingOptions
 from sftmix.testing.objectives import check_objective as check_objective
 from sftmix.testing.renderers import check_renderer as check_renderer
@@ -197,8 +198,8 @@ def check_callback(callback: base.Callback) -> None:
         state = StageState("train", 1, 4, 0, logged, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
-        contracts.check_delivered(callback, callback.on_delivered(state), set(), 0)
-    contracts.check_sentences(callback, callback.on_summary({}))
+        check_delivered(callback, callback.on_delivered(state), set(), 0)
+    check_sentences(callback, callback.on_summary({}))
 
 
 def check_perturbation(perturbation: base.Perturbation) -> None:
