@@ -30,7 +30,7 @@ from sftmix.types import (
     TorchOptimizer,
     TrainingDynamics,
 )
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 
 
 class ReferenceContext(Protocol):
@@ -313,7 +313,7 @@ class Callback(Component):
         hooks = [name for name in vars(Callback) if name.startswith("on_")]
         if unknown := [name for name in vars(cls) if name.startswith("on_") and name not in hooks]:
             problem = f"callbacks: {cls.__name__} has {unknown[0]}(), which nothing calls"
-            raise ConfigError(told(problem, nearest(unknown[0], hooks), f"hooks: {', '.join(hooks)}"))
+            raise ConfigError(with_suggestion(problem, nearest(unknown[0], hooks), f"hooks: {', '.join(hooks)}"))
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         """Run before the first step, and again after a resume: metrics are then dropped, as the log has them."""

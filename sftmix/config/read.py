@@ -14,7 +14,7 @@ from sftmix.config.merge import Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import read_text
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 from sftmix.words.given import as_list
 
 RECIPE = "recipe:"
@@ -41,7 +41,9 @@ def config_file(name: str, *, where: str = "--config") -> str:
     if recipe == name and os.path.isfile(name):  # without `recipe:`, a path
         return name
     problem = f"{where}: no {'file' if recipe == name else 'recipe'} {recipe!r}"
-    raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
+    raise ConfigError(
+        with_suggestion(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}")
+    )
 
 
 def read_layers(path: PathLike, applied: set[Path] | None = None, *, one_run: bool = False) -> list[tuple[str, Tree]]:

@@ -23,7 +23,7 @@ from typing import Any
 from sftmix.components.component import FACTORY, Component, import_path
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -203,7 +203,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         near = [*known_components(base), *words]  # with the components of a module that was imported just now
         guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)  # sftmix.components.Medin -> Median
         problem = f"{where}no {base.__name__} {name!r}{reason}"
-        raise ConfigError(told(problem, guess, f"there are {listed_components(base, words)}"))
+        raise ConfigError(with_suggestion(problem, guess, f"there are {listed_components(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):

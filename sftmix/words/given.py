@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 from sftmix.words.shown import quoted
 
 
@@ -17,7 +17,7 @@ class OptionFields:
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in (known := self.__dataclass_fields__):
             problem = f"{type(self).__name__} has no option {name!r}, which was set to {value!r}"
-            raise ConfigError(told(problem, nearest(name, known), f"it has {', '.join(known)}"))
+            raise ConfigError(with_suggestion(problem, nearest(name, known), f"it has {', '.join(known)}"))
         super().__setattr__(name, path_text(value))
 
 
