@@ -142,7 +142,7 @@ def at_import_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def part_of(module: str) -> str:
-    """sftmix.data.rows -> data."""
+    """sftmix.data.sides -> data."""
     return module.split(".")[1] if "." in module else "__init__"
 
 

@@ -112,7 +112,7 @@ def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, r
     assert str(file) in ended.err.splitlines()[-1]
 
 
-FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.order.Order", "sftmix.components.base.Splitter"]
+FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.arm_order.Order", "sftmix.components.base.Splitter"]
 """A module of the working directory, an installed one, and entries of this package that are no components."""
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftmix.data.rows import prepare
+from sftmix.data.sides import prepare
 from sftmix.options import DataOptions
 from sftmix.words.errors import DataError
 from tests.data.test_rows import BAD_LINES, GOOD
@@ -103,7 +103,7 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
             for number in range(100_000):
                 file.write(json.dumps({"instruction": f"Say {number}", "output": content}) + "\n")
         program = (
-            "import re, time; from sftmix.data.rows import prepare; from sftmix.options import DataOptions; "
+            "import re, time; from sftmix.data.sides import prepare; from sftmix.options import DataOptions; "
             f"prepare(DataOptions(train={str(path)!r}, cache_dir={str(tmp_path / 'cache')!r}), 0); "
             # Not ru_maxrss: it is never less than the memory of the process that started this one.
             "print(time.process_time(), re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"

@@ -63,7 +63,7 @@ def inputs(known: Known) -> Inputs:
 
 
 def make(run: RunContext, values: Values) -> Made:
-    from sftmix.pipeline.reference import ReferenceRun
+    from sftmix.pipeline.reference_run import ReferenceRun
     from sftmix.training.dynamics import describe_dynamics
 
     reference, ids = run.config.reference, run.rows.data.train.ids
