@@ -38,8 +38,8 @@ from sftmix.components.pairing import RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode_dataset, prepare  # noqa: E402
 from sftmix.disk.tables import read_dynamics, read_split, write_dynamics, write_split, write_table  # noqa: E402
+from sftmix.measure.confounds import describe_split  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
-from sftmix.measure.split import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.ranks.rng import generator  # noqa: E402

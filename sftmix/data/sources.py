@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
+from sftmix.data.row_files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of

@@ -30,7 +30,7 @@ def inputs(known: Known) -> Inputs:
 
 
 def make(run: RunContext, values: Values) -> Made:
-    from sftmix.measure.split import describe_split
+    from sftmix.measure.confounds import describe_split
 
     scores, splitter = values["confidence"], run.config.splitter
     rows = values.get("choice", scores.row)
