@@ -1,4 +1,8 @@
-"""Training and its checkpoints."""
+"""Training and its checkpoints.
+
+An option may be in other lists as well: LAYOUT and OF_SHARDS here, INSTEAD_OF in `sftmix.options.reference`, and its
+range in `sftmix.config.checks`.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
