@@ -68,12 +68,12 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
     tree: Tree = {}
     applied = set[Path]()
     own = (arguments.options, *arguments.callbacks)
+    given = [value for words in own for value in words.values()]
     # a class that is named here, as --splitter my_lab.Mine, may be in a config.yaml as well
-    trust = None if arguments.trust else {str(value) for words in own for value in words.values()}
+    trust = None if arguments.trust else {*map(str, given)}
     strangers = [] if arguments.trust else [file for file in arguments.configs if is_of_stranger(Path(file))]
     for file in strangers:  # until this command ends
-        given = names_given(value for words in own for value in words.values())
-        started.set(Origin(given=given, within=Path(file).resolve().parent))
+        started.set(Origin(given=names_given(given), within=Path(file).resolve().parent))
     for file in arguments.configs:
         before = tree
         with trusting(trust) if Path(file).name == "config.yaml" else nullcontext():

@@ -52,11 +52,10 @@ class Source(NamedTuple):
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad, under `file:line`; raises DataError if nothing more can be read."""
         reader = READERS[self.data.suffix.lower()] if isinstance(self.data, Path) else rows_of_table
+        is_limited = reader is READERS[".txt"]  # by its own size
         with _reading(self.name):
             for place, row in reader(self.data):
-                if (size := characters(row)) > MAX_ROW and reader is not READERS[
-                    ".txt"
-                ]:  # which has a limit of its own
+                if not is_limited and (size := characters(row)) > MAX_ROW:
                     row = BadRow(f"a row of {size:,} characters; the limit is {MAX_ROW:,}: cut it into several")
                 yield f"{self.name}{place}", row
 

@@ -57,7 +57,7 @@ class ReferenceRun:
         Online, nothing is scored: the losses of whole epochs are taken from the training steps.
         """
         run, model = self._run, self._reference.model or ReferenceModel()
-        _, encoder, data = self._rows(model)
+        encoder, data = self._rows(model)
         config = config_of_reference(run.config)
         # Its order and dropout masks are none of the target's.
         config.seed = stable_hash(config.seed, "reference") % 2**62
@@ -106,7 +106,7 @@ class ReferenceRun:
             return partial(score, module)
 
         with named("reference.paths"):
-            _, encoder, data = self._rows(replace(model, path=paths[0]), key="reference.paths")
+            encoder, data = self._rows(replace(model, path=paths[0]), key="reference.paths")
             for path in paths:
                 check_rows_fit(path, encoder, data)
             for path in paths[1:]:
@@ -118,7 +118,7 @@ class ReferenceRun:
     ) -> TrainingDynamics:
         """Score every example by functions of a row, on rank 0; the file of each holds what was scored so far."""
         run = self._run
-        _, encoder, data = self._rows(model, key="reference.tokenizer")
+        encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:
             raise ConfigError(
                 "a reference that scores single rows cannot keep apart what is packed into windows: set data.packing "

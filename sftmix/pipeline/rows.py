@@ -169,8 +169,8 @@ def rows_of_reference(
     *,
     key: str = "reference.model.path",
     say: Callable[[str], object] = lambda line: None,
-) -> tuple[str, Encoder, EncodedDataset]:
-    """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
+) -> tuple[Encoder, EncodedDataset]:
+    """Return encoder and rows of a reference; lines say how it reads rows of its own.
 
     What is not set is the run's if the tokenizer is the target's: the confidence is then about the tokens which
     the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
@@ -181,7 +181,7 @@ def rows_of_reference(
     """
     path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
     if model == ReferenceModel(lora=model.lora):  # nothing set beside adapters: the rows are the target's
-        return path, encoder, rows.data.train
+        return encoder, rows.data.train
     option = key.rpartition(".")[0]
     with named(key if model.path else "model.path"):
         tokenizer = world.node_first(lambda: load_tokenizer(path))
@@ -199,7 +199,7 @@ def rows_of_reference(
     say(f"reference ({path}): template {encoder.name}, max_length {length}")
     # Such as a smaller model of the target's family, whose context is long enough.
     if encoder is rows.encoder and length == rows.data.report.max_length:
-        return path, encoder, rows.data.train
+        return encoder, rows.data.train
     if rows.encoder.renderer.packs:
         raise ConfigError(
             "a reference reads the windows of the target (of plain text, or of your renderer): leave "
@@ -217,4 +217,4 @@ def rows_of_reference(
     check_same(lambda: {option: encoded.train.fingerprint}, world)
     for line in encoded.report.lines():
         say(f"reference ({path}): {line}")
-    return path, encoder, encoded.train
+    return encoder, encoded.train

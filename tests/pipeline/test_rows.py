@@ -75,7 +75,7 @@ def test_the_prompt_of_thinking_is_for_rows_that_think(thinks, small, tmp_path):
     made, template = config(small, tmp_path / "run"), str(tmp_path / "qwen3.jinja")
     made.data = DataOptions(train=str(tmp_path / "rows.jsonl"), template=template, max_length=128)
     made, rows = read_rows(made, World())
-    _, encoder, _ = rows_of_reference(made, rows, ReferenceModel(template=template), World())
+    encoder, _ = rows_of_reference(made, rows, ReferenceModel(template=template), World())
     for one in (rows.encoder, encoder):
         prompt = one.decode(one.prompt([question]))
         assert prompt.endswith("assistant\n" if thinks else "<think>\n\n</think>\n\n")
