@@ -21,9 +21,9 @@ from sftmix.types import (
     Encoded,
     Float64,
     Plan,
+    RowLosses,
     Rows,
     RowScorer,
-    RowScores,
     Scores,
     Split,
     Tensor,
@@ -264,7 +264,7 @@ class StageState:
     total_steps: int
     epoch: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    score: Callable[..., RowScores] | None = None
+    score: Callable[..., RowLosses] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
     read: Callable[[Callable[..., Any]], list[Any]] | None = None
     objective: Objective | None = None
@@ -294,7 +294,7 @@ class Delivered:
 
     figures: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
-    scores: RowScores | None = None
+    scores: RowLosses | None = None
 
 
 class Callback(Component):

@@ -28,7 +28,7 @@ from sftmix.training.dynamics import (
     merge_dynamics,
     one_checkpoint,
 )
-from sftmix.types import RowScorer, RowScores, TrainingDynamics
+from sftmix.types import RowLosses, RowScorer, TrainingDynamics
 from sftmix.words.errors import ConfigError
 
 NO_EPOCH = (
@@ -99,7 +99,7 @@ class ReferenceRun:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
         run, kept = self._run, self._kept
 
-        def scorer_of(number: int, path: str) -> Callable[[TokenisedRows], RowScores]:
+        def scorer_of(number: int, path: str) -> Callable[[TokenisedRows], RowLosses]:
             score, module = scoring_model(
                 run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
             )
@@ -132,10 +132,10 @@ class ReferenceRun:
             for option in self._reference.layout:
                 asked["init_args"].pop(option, None)
 
-            def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowScores]:
+            def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowLosses]:
                 of = sha256_json([asked, name, data.fingerprint])
 
-                def scores_of(rows: TokenisedRows) -> RowScores:
+                def scores_of(rows: TokenisedRows) -> RowLosses:
                     ending = "-alone" if isinstance(rows, ResponsesAlone) else ""
                     file = run.path / "reference" / f"scores-{number}{ending}.jsonl"
                     return score_each(ready[name], file, rows, of=of, threads=threads, token_nll=token_nll)
@@ -150,7 +150,7 @@ class ReferenceRun:
         self,
         data: EncodedDataset,
         names: Sequence[str],
-        scorer_of: Callable[[int, str], Callable[[TokenisedRows], RowScores]],
+        scorer_of: Callable[[int, str], Callable[[TokenisedRows], RowLosses]],
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
         rows: list[TokenisedRows] = [data]
