@@ -180,4 +180,4 @@ def test_a_configuration_of_before_is_read(finished, tmp_path):
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(("  timeout: ", "  warmup_ratio: "))))
     assert len(file.read_text().splitlines()) == len(lines) - 2
-    assert read_config(file) == made
+    assert read_config(file, "--trust") == made
