@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import sftmix  # noqa: E402
-from sftmix.config.read import from_plain  # noqa: E402
+from sftmix.config.read import from_dict  # noqa: E402
 from sftmix.model.load import load_model  # noqa: E402
 from sftmix.model.rounding import round_in_place  # noqa: E402
 from sftmix.pipeline.loaded import scoring_model  # noqa: E402
@@ -42,7 +42,7 @@ def trained(options: argparse.Namespace) -> tuple[Path, Path, float]:
         "training": {"learning_rate": options.rate, "epochs": options.epochs, "global_batch_size": options.batch},
         "out": str(run),
     }
-    before = sftmix.run(from_plain(tree))["eval_nll_before"]
+    before = sftmix.run(from_dict(tree))["eval_nll_before"]
     model = run / "train" / "model"
     if options.lora:
         model = run / "merged"

@@ -38,8 +38,8 @@ from sftmix.components.pairing import RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode_dataset, prepare  # noqa: E402
 from sftmix.disk.tables import read_dynamics, read_split, write_dynamics, write_split, write_table  # noqa: E402
+from sftmix.measure.confounds import describe_split  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
-from sftmix.measure.split import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.ranks.rng import generator  # noqa: E402
@@ -88,11 +88,11 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     write_rows(place / "rows.jsonl", args.size)
     options = DataOptions(train=[str(place / "rows.jsonl")], cache_dir=str(place / "cache"))
     encoder = encoder_for(load_tokenizer(args.model), DataOptions())
-    prepared = log("read and prepare", lambda: prepare(options, 0, progress=False))
-    log("tokenise", lambda: encode_dataset(prepared, encoder, max_length=256, progress=False))
+    prepared = log("read and prepare", lambda: prepare(options, 0))
+    log("tokenise", lambda: encode_dataset(prepared, encoder, max_length=256))
     data = log(
         "load from the cache",
-        lambda: encode_dataset(prepare(options, 0, progress=False), encoder, max_length=256, progress=False).train,
+        lambda: encode_dataset(prepare(options, 0), encoder, max_length=256).train,
     )
     log("ids, lengths, labels, columns", lambda: (data.ids, data.lengths, data.n_targets, data.labels, data.columns))
     dynamics = made_up_dynamics(data.ids, data.n_targets)

@@ -117,7 +117,7 @@ def card(recipe: str, place: Path, known: dict[str, Any]) -> tuple[str, str]:
     own = DataOptions(train=[file], format=data.format, max_length=data.max_length, cache_dir=str(place / "cache"))
     config = replace(config, model=replace(config.model, path=model), data=own, selector=All(), with_baseline=False)
     devices = 1 if "SmolLM2" in name else 8
-    key = json.dumps(config.plain(), default=str)
+    key = json.dumps(config.as_dict(), default=str)
     needs = known.get(key) or estimate(config, Machine(GPU, devices, mfu=0.4, tflops=None))
     stages = known.setdefault(key, needs)["stages"]
     assert all(found["fits"] for found in stages.values()), recipe

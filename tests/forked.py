@@ -21,7 +21,7 @@ PRELOADED = (
     "sftmix.cli.parsing",
     "sftmix.pipeline.recipe",
     "sftmix.pipeline.arm",
-    "sftmix.pipeline.reference",
+    "sftmix.pipeline.reference_run",
     "pandas",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",

@@ -63,7 +63,7 @@ MOST_ARROWS = 104
 
 MAX_FLOORS = {"text": 5, "data": 5}
 _BELOW = {
-    "words": ("errors", "fields", "plain", "progress"),
+    "words": ("errors", "fields", "given", "progress"),
     "disk": ("appended", "files", "places", "tables"),
     "ranks": ("rng", "transfer"),
 }
@@ -142,7 +142,7 @@ def at_import_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def part_of(module: str) -> str:
-    """sftmix.data.rows -> data."""
+    """sftmix.data.sides -> data."""
     return module.split(".")[1] if "." in module else "__init__"
 
 

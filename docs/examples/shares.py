@@ -13,7 +13,7 @@ from sftmix.components.component import require
 from sftmix.ranks.rng import stable_hash
 from sftmix.types import Rows, Scores
 from sftmix.words.fields import listed
-from sftmix.words.plain import spelling
+from sftmix.words.given import spelling
 
 
 class Shares(Selector):

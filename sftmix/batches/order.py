@@ -19,7 +19,7 @@ from sftmix.options.training import TrainingOptions
 from sftmix.ranks.rng import generator
 from sftmix.types import Bool, Encoded, Int64, Rows
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_written
+from sftmix.words.given import as_written
 
 # ------------------------------------------------------------------------------------------------------------ data sets
 

@@ -18,7 +18,7 @@ from sftmix.words.errors import (
     SFTMixError,
     Stopped,
     nearest,
-    told,
+    with_suggestion,
 )
 from sftmix.words.shown import as_lines, as_printed
 
@@ -100,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         guess, listed = nearest(argv[0], COMMANDS), f"there are {', '.join(COMMANDS)}"
-        raise ConfigError(told(f"no command {argv[0]!r}", guess, listed))
+        raise ConfigError(with_suggestion(f"no command {argv[0]!r}", guess, listed))
     try:
         os.getcwd()
     except FileNotFoundError:

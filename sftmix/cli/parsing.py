@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from sftmix.cli.help import NoOptions, help_text
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
-from sftmix.config.read import OF_COMPARE, config_file, merge_file
-from sftmix.config.schema import is_list, option_hints, options_of
+from sftmix.config.read import OF_COMPARE, config_file, read_layers
+from sftmix.config.schema import is_list, option_hints, options_of, trusting
 from sftmix.config.values import Word
 from sftmix.disk.places import Origin, started
 from sftmix.pipeline.signature import is_of_stranger, names_given
@@ -53,7 +54,7 @@ def configuration(
         raise SystemExit
     config, _, values = parse(arguments, owner)
     if arguments.print_config:
-        print_config(config.plain())
+        print_config(config.as_dict())
     validate(config, needs_out=needs_out)
     return config, values
 
@@ -67,30 +68,32 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
     tree: Tree = {}
     applied = set[Path]()
     own = (arguments.options, *arguments.callbacks)
+    given = [value for words in own for value in words.values()]
     # a class that is named here, as --splitter my_lab.Mine, may be in a config.yaml as well
-    trust = None if arguments.trust else {str(value) for words in own for value in words.values()}
+    trust = None if arguments.trust else {*map(str, given)}
     strangers = [] if arguments.trust else [file for file in arguments.configs if is_of_stranger(Path(file))]
     for file in strangers:  # until this command ends
-        given = names_given(value for words in own for value in words.values())
-        started.set(Origin(given=given, within=Path(file).resolve().parent))
+        started.set(Origin(given=names_given(given), within=Path(file).resolve().parent))
     for file in arguments.configs:
         before = tree
-        tree = merge_file(tree, file, applied, known, one_run=OF_COMPARE not in known, trust=trust)
+        with trusting(trust) if Path(file).name == "config.yaml" else nullcontext():
+            for layer, values in read_layers(file, applied, one_run=OF_COMPARE not in known):
+                tree = merge(tree, values, known, of=layer)
         if file in strangers:  # nothing is written where it says
             tree = merge(tree, {"out": before.get("out"), "data.cache_dir": None})
     for words in own:
         tree = merge(tree, words, known)
-    values = owner(**{name: tree[name] for name in known if name in tree})
+    options = owner(**{name: tree[name] for name in known if name in tree})
     config = build(tree)
     config.out = config.out and os.path.expanduser(config.out)  # --out=~/runs/first: the shell replaces no ~ there
-    return config, tree, values
+    return config, tree, options
 
 
-def print_config(plain: Mapping[str, Any]) -> None:
-    """Print a plain configuration as YAML that --config takes back, and raise SystemExit."""
+def print_config(values: Mapping[str, Any]) -> None:
+    """Print a configuration as YAML that --config takes back, and raise SystemExit."""
     import yaml
 
-    print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
     raise SystemExit
 
 

@@ -7,6 +7,7 @@ from sftmix.components.base import ConfidenceEstimator as ConfidenceEstimator
 from sftmix.components.base import Delivered as Delivered
 from sftmix.components.base import Objective as Objective
 from sftmix.components.base import Optimizer as Optimizer
+from sftmix.components.base import Order as Order
 from sftmix.components.base import PairSampler as PairSampler
 from sftmix.components.base import Perturbation as Perturbation
 from sftmix.components.base import Reference as Reference
@@ -29,7 +30,6 @@ from sftmix.components.objectives import DecomposedMixup as DecomposedMixup
 from sftmix.components.objectives import MixupOnly as MixupOnly
 from sftmix.components.objectives import SFTMix as SFTMix
 from sftmix.components.optimizers import AdamW as AdamW
-from sftmix.components.order import Order as Order
 from sftmix.components.others.calibration import Calibration as Calibration
 from sftmix.components.others.confidences import IFD as IFD
 from sftmix.components.others.confidences import Correctness as Correctness

@@ -21,20 +21,23 @@ from sftmix.types import (
     Encoded,
     Float64,
     Plan,
+    RowLosses,
     Rows,
     RowScorer,
-    RowScores,
     Scores,
     Split,
     Tensor,
     TorchOptimizer,
     TrainingDynamics,
 )
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 
 
 class ReferenceContext(Protocol):
-    """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring."""
+    """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring.
+
+    What is kept of each response is what the reference says by `token_nll`, `response_alone` and `keep`.
+    """
 
     ids: list[str]
     """The N example ids, in row order."""
@@ -42,38 +45,16 @@ class ReferenceContext(Protocol):
     def content_hashes(self) -> Sequence[str]:
         """Return the hash of each example's turns, in row order; examples of the same text have the same."""
 
-    def train_and_score(
-        self,
-        *,
-        model: ReferenceModel | None,
-        training: ReferenceTraining | None,
-        checkpoints: int | Sequence[float] | Literal["online"],
-        token_nll: bool = False,
-        response_alone: bool = False,
-        keep: Sequence[str] = (),
-    ) -> TrainingDynamics:
-        """Train by NTP and score every example at the checkpoints; the options are TrainedReference's."""
+    def train_and_score(self, checkpoints: int | Sequence[float] | Literal["online"]) -> TrainingDynamics:
+        """Train the reference's `model` by NTP, with its `training`, and score every example at the checkpoints, which
+        are TrainedReference's."""
 
-    def score_models(
-        self,
-        paths: Sequence[str],
-        *,
-        template: str | None,
-        max_length: int | None,
-        token_nll: bool = False,
-        response_alone: bool = False,
-        keep: Sequence[str] = (),
-    ) -> TrainingDynamics:
-        """Score every example by each of the models, untrained; see FromCheckpoints."""
+    def score_models(self, paths: Sequence[str], *, model: ReferenceModel) -> TrainingDynamics:
+        """Score every example by each of the models, untrained. `model`: the template and the length of the rows, for
+        the tokenizer of the first one; see FromCheckpoints."""
 
     def score_rows(
-        self,
-        scorers: Mapping[str, Callable[[Any], RowScorer]],
-        *,
-        model: ReferenceModel,
-        threads: int = 1,
-        token_nll: bool = False,
-        response_alone: bool = False,
+        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
         """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: one for
         each checkpoint, by name; it gets the tokenizer, which it may refuse, and returns the function of a row.
@@ -98,6 +79,10 @@ class Reference(Component, ABC):
     """Differences from the run's training options; None inherits them all."""
     token_nll = False
     """True if the dynamics hold TOKEN_NLL; a reference without this option that may have it says so in `gives`."""
+    response_alone = False
+    """True if each response is also scored without its instruction."""
+    keep: Sequence[str] | None = None
+    """What else is kept of each response, in the words of KEPT, beside what components need."""
     layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
@@ -148,6 +133,16 @@ class PairSampler(Component, ABC):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         """Return i64[P, 2] rows, column 0 the more confident, in the order in which they are trained on. A row may be
         in several pairs (its later appearances carry no NTP loss), never with itself; unpaired rows are in none."""
+
+
+class Order(Component, ABC):
+    """The order of the examples in an epoch without pairs; it may need CONFIDENCE, MEAN_STATES or TEXTS."""
+
+    option = "order"
+
+    @abstractmethod
+    def rows(self, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        """Return i64[N], each row once, in the order in which they are trained on."""
 
 
 class Selector(Component, ABC):
@@ -269,7 +264,7 @@ class StageState:
     total_steps: int
     epoch: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    score: Callable[..., RowScores] | None = None
+    score: Callable[..., RowLosses] | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
     read: Callable[[Callable[..., Any]], list[Any]] | None = None
     objective: Objective | None = None
@@ -299,7 +294,7 @@ class Delivered:
 
     figures: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
-    scores: RowScores | None = None
+    scores: RowLosses | None = None
 
 
 class Callback(Component):
@@ -318,7 +313,7 @@ class Callback(Component):
         hooks = [name for name in vars(Callback) if name.startswith("on_")]
         if unknown := [name for name in vars(cls) if name.startswith("on_") and name not in hooks]:
             problem = f"callbacks: {cls.__name__} has {unknown[0]}(), which nothing calls"
-            raise ConfigError(told(problem, nearest(unknown[0], hooks), f"hooks: {', '.join(hooks)}"))
+            raise ConfigError(with_suggestion(problem, nearest(unknown[0], hooks), f"hooks: {', '.join(hooks)}"))
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         """Run before the first step, and again after a resume: metrics are then dropped, as the log has them."""

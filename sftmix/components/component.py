@@ -17,7 +17,7 @@ from types import MethodType
 from typing import Any, TypeVar, get_args
 
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import path_text
+from sftmix.words.given import path_text
 
 
 class Need(StrEnum):
@@ -118,7 +118,12 @@ class Component(metaclass=_Kept):
 
     def spec(self) -> dict[str, Any]:
         """Return {"class_path": import path, "init_args": plain values}, the form that config.yaml stores."""
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": plain(self._init_args)}
+        return {"class_path": import_path(type(self)), "init_args": to_builtin(self._init_args)}
+
+
+def import_path(cls: type) -> str:
+    """Return the import path of a class, by which an option may choose it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def missing_package(component: Component) -> str:
@@ -149,7 +154,7 @@ def code_of(options: Any) -> dict[str, str]:
     classes = [cls for part in all_parts(options) for cls in type(part).__mro__]
     # base classes as well: an edit of my_lab.Base changes what my_lab.Mine does
     foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_FOREIGN]
-    return {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
+    return {import_path(cls): _source(cls) for cls in foreign}
 
 
 @cache
@@ -175,16 +180,16 @@ def _source_in_notebook(cls: type) -> str | None:
     return None
 
 
-def plain(value: Any) -> Any:
-    """Return the value in a form that JSON can hold: components as their spec, dataclasses as dictionaries."""
+def to_builtin(value: Any) -> Any:
+    """Return the value as Python's own types, which JSON holds: components as their spec, dataclasses as mappings."""
     if isinstance(value, Component):
         return value.spec()
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_builtin(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_builtin(v) for v in value]
     return path_text(value)
 
 

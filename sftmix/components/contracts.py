@@ -93,13 +93,11 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     return dynamics
 
 
-def check_given(component: Component | None, dynamics: TrainingDynamics, by: str) -> None:
+def check_given(component: Component, dynamics: TrainingDynamics, by: str) -> None:
     """Raise DataError if a component needs a field that these dynamics lack.
 
     by  the reference that made them
     """
-    if component is None:
-        return
     for need in sorted(component.needs & OF_DYNAMICS.keys() - {Need.TEXTS}):
         if getattr(dynamics, OF_DYNAMICS[need]) is None:
             raise DataError(
@@ -164,21 +162,22 @@ def check_pairs(sampler: Component, pairs: Any, split: Split, scores: Scores) ->
 
 def check_epoch_order(order: Component, rows: Any, n_rows: int) -> Rows:
     """Return the rows as i64[N] if they are 0..N-1, each once; else raise ContractError."""
-    ordered = _array(order, "rows", rows, (n_rows,), least=0, most=n_rows - 1)
-    if (distinct := len(np.unique(ordered))) < n_rows:
-        raise broken(order, f"{n_rows} rows, {distinct} of them distinct", "each row once")
-    return ordered.astype(np.int64)
+    return _distinct_rows(order, rows, n_rows, n_rows)
 
 
 def check_selection(selector: Component, rows: Any, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
     if np.size(rows) == 0:
         raise ConfigError(f"selector {selector}: none of the {n_rows} examples is selected")
-    selected = _array(selector, "rows", rows, (-1,), least=0, most=n_rows - 1)
-    distinct = np.unique(selected)
-    if len(distinct) < len(selected):
-        raise broken(selector, f"{len(selected)} rows, {len(distinct)} of them distinct", "each row once")
-    return distinct.astype(np.int64)
+    return np.sort(_distinct_rows(selector, rows, -1, n_rows))
+
+
+def _distinct_rows(component: Component, rows: Any, size: int, n_rows: int) -> Rows:
+    """Return the rows as i64[size] if they are of 0..N-1, each once; else raise ContractError. -1: any size."""
+    array = _array(component, "rows", rows, (size,), least=0, most=n_rows - 1)
+    if (distinct := len(np.unique(array))) < len(array):
+        raise broken(component, f"{len(array)} rows, {distinct} of them distinct", "each row once")
+    return array.astype(np.int64)
 
 
 def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:

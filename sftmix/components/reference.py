@@ -81,14 +81,7 @@ class TrainedReference(Reference):
         return [] if self.model is None else self.model.files()
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
-        return context.train_and_score(
-            model=self.model,
-            training=self.training,
-            checkpoints=self.checkpoints,
-            token_nll=self.token_nll,
-            response_alone=self.response_alone,
-            keep=self.keep or (),
-        )
+        return context.train_and_score(self.checkpoints)
 
 
 class FromCheckpoints(Reference):
@@ -125,26 +118,18 @@ class FromCheckpoints(Reference):
             for path in map(os.fspath, paths)
             for match in sorted(places_like(path), key=lambda name: (len(name), name)) or [path]
         ]
-        self.template = None if template is None else os.fspath(template)
-        self.max_length, self.token_nll, self.response_alone = max_length, token_nll, response_alone
-        self.keep = keep
+        self.rows = ReferenceModel(template=template, max_length=max_length)
+        self.token_nll, self.response_alone, self.keep = token_nll, response_alone, keep
         self.gives = frozenset({Need.CORRECT, *KEPT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         return len(self.paths)
 
     def files(self) -> list[str]:
-        return [*self.paths, *ReferenceModel(template=self.template).files()]
+        return [*self.paths, *self.rows.files()]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
-        return context.score_models(
-            self.paths,
-            template=self.template,
-            max_length=self.max_length,
-            token_nll=self.token_nll,
-            response_alone=self.response_alone,
-            keep=self.keep or (),
-        )
+        return context.score_models(self.paths, model=self.rows)
 
 
 class Online(Reference):

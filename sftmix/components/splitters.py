@@ -10,7 +10,7 @@ from sftmix.disk.tables import existing_file, read_split
 from sftmix.ranks.rng import stable_hash
 from sftmix.types import MOST_GROUPS, UNPAIRED, Rows, Scores, Split
 from sftmix.words.errors import DataError
-from sftmix.words.plain import as_list, spelling
+from sftmix.words.given import as_list, spelling
 
 HALVES = ("half_a", "half_b")
 """Names of two halves, neither of them the more confident."""

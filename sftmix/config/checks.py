@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import KEPT, Component, Need, all_parts, missing_package, plain
+from sftmix.components.component import KEPT, Component, Need, all_parts, missing_package, to_builtin
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.wants import Wants, reads_scores
@@ -19,7 +19,7 @@ from sftmix.options.training import OF_SHARDS, SHARDED, TrainingOptions
 from sftmix.words.differing import differing
 from sftmix.words.errors import refuse
 from sftmix.words.fields import column_problems
-from sftmix.words.plain import spelling
+from sftmix.words.given import spelling
 from sftmix.words.shown import counted
 
 
@@ -28,10 +28,10 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    stored = config.plain()
+    stored = config.as_dict()
     problems = [
         f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
-        for key, given, read in differing(stored, plain(merge({}, stored)))
+        for key, given, read in differing(stored, to_builtin(merge({}, stored)))
     ]
     refuse(problems or list(_problems(config, needs_out)), "the configuration")  # 0 < '3' would raise there
 

@@ -13,7 +13,7 @@ from inspect import Parameter
 from types import NoneType
 from typing import Any
 
-from sftmix.components.component import Component
+from sftmix.components.component import Component, import_path
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     alternatives,
@@ -36,7 +36,7 @@ from sftmix.config.values import (
 )
 from sftmix.options.training import TrainingOptions
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 CLASS, ARGS = "class_path", "init_args"
 
@@ -185,7 +185,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     args = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
     # objective.init_args.mu: 0.1, with dots
     given = {str(name).removeprefix(f"{ARGS}."): value for name, value in options.items()}
-    return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(args, given, known, f"{key}.", cls)}
+    return {CLASS: import_path(cls), ARGS: _merge_options(args, given, known, f"{key}.", cls)}
 
 
 def _chosen(name: Any, hint: Any, base: type[Component], key: str) -> Any:

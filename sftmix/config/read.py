@@ -5,19 +5,17 @@ So a recipe holds only its differences from another.
 """
 
 import os
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sftmix.config.load import load
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import trusting
 from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import read_text
-from sftmix.words.errors import ConfigError, nearest, told
-from sftmix.words.plain import as_list
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
+from sftmix.words.given import as_list
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -43,7 +41,9 @@ def config_file(name: str, *, where: str = "--config") -> str:
     if recipe == name and os.path.isfile(name):  # without `recipe:`, a path
         return name
     problem = f"{where}: no {'file' if recipe == name else 'recipe'} {recipe!r}"
-    raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
+    raise ConfigError(
+        with_suggestion(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}")
+    )
 
 
 def read_layers(path: PathLike, applied: set[Path] | None = None, *, one_run: bool = False) -> list[tuple[str, Tree]]:
@@ -97,34 +97,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- RunConfig
 
 
-def merge_file(
-    tree: Tree,
-    path: PathLike,
-    applied: set[Path] | None = None,
-    more: Mapping[str, Any] | None = None,
-    *,
-    one_run: bool = True,
-    trust: Collection[str] | None = (),
-) -> Tree:
-    """Lay a file and its bases over a tree; raise ConfigError for unknown keys and classes.
-
-    trust  import paths of classes that a config.yaml, which may be of anyone's run, may name beside shipped components;
-           None: any, as a file of another name may
-    """
-    for name, values in read_layers(path, applied, one_run=one_run):
-        with nullcontext() if trust is None or Path(path).name != "config.yaml" else trusting(trust):
-            tree = merge(tree, values, more, of=name)
-    return tree
-
-
-def read_config(path: PathLike, *, trust: Collection[str] | None = ()) -> RunConfig:
-    """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes.
-
-    trust  as in `merge_file`
-    """
-    return build(merge_file({}, path, trust=trust))
-
-
-def from_plain(values: Mapping[str, Any]) -> RunConfig:
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
     return build(merge({}, values))

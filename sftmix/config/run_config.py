@@ -13,6 +13,7 @@ from sftmix.components.base import (
     ConfidenceEstimator,
     Objective,
     Optimizer,
+    Order,
     PairSampler,
     Perturbation,
     Reference,
@@ -20,11 +21,10 @@ from sftmix.components.base import (
     Splitter,
 )
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Need, plain
+from sftmix.components.component import Need, to_builtin
 from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
 from sftmix.components.optimizers import AdamW
-from sftmix.components.order import Order
 from sftmix.components.others.calibration import Calibration
 from sftmix.components.others.remarks import Remarks
 from sftmix.components.pairing import RandomPairs
@@ -36,11 +36,11 @@ from sftmix.components.splitters import Median
 from sftmix.options.data import DataOptions
 from sftmix.options.model import ModelOptions
 from sftmix.options.training import CheckpointOptions, TrainingOptions
-from sftmix.words.plain import PlainFields
+from sftmix.words.given import OptionFields
 
 
 @dataclass(kw_only=True, eq=False)
-class RunConfig(PlainFields):
+class RunConfig(OptionFields):
     """Everything that decides what a run does. Two configurations are equal when their plain forms are."""
 
     out: str | None = None
@@ -85,7 +85,7 @@ class RunConfig(PlainFields):
     Evaluate` leaves out what takes time at the end, and null everything."""
 
     def __eq__(self, other: object) -> bool:
-        return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
+        return self.as_dict() == other.as_dict() if isinstance(other, RunConfig) else NotImplemented
 
     def resolved_pairing(self) -> PairSampler | None:
         """Return the chosen pair sampler, the default one for `auto`, or None."""
@@ -93,12 +93,12 @@ class RunConfig(PlainFields):
             return RandomPairs() if Need.PAIRS in self.objective.needs else None
         return self.pairing
 
-    def plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the configuration as values of JSON; components as {"class_path", "init_args"}."""
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)}
+        return {f.name: to_builtin(getattr(self, f.name)) for f in fields(self)}
 
     def yaml(self) -> str:
-        """Return the plain form as YAML text, which `read_config` and `--config` read."""
+        """Return the plain form as YAML text, which `--config` reads."""
         import yaml
 
-        return yaml.safe_dump(self.plain(), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)

@@ -20,10 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sftmix.components.component import FACTORY, Component
+from sftmix.components.component import FACTORY, Component, import_path
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -57,7 +57,7 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     A parameter without a type has the type Any. Raises ConfigError if a type cannot be resolved, or a
     parameter has no name of its own.
     """
-    named, parameters = f"{owner.__module__}.{owner.__qualname__}.__init__", inspect.signature(owner).parameters
+    named, parameters = f"{import_path(owner)}.__init__", inspect.signature(owner).parameters
     try:
         hints = typing.get_type_hints(owner.__init__)  # with `from __future__ import annotations` they are texts
     except (NameError, AttributeError, TypeError) as error:
@@ -153,7 +153,7 @@ def _imported(path: str) -> Any:
 def chosen_by(cls: type) -> str:
     """Return the name by which an option finds a class in a process that has not imported it."""
     shipped = cls.__module__.startswith("sftmix.components.")
-    return cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
+    return cls.__name__ if shipped else import_path(cls)
 
 
 def imported_classes(base: type[Component]) -> list[type[Component]]:
@@ -203,7 +203,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         near = [*known_components(base), *words]  # with the components of a module that was imported just now
         guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)  # sftmix.components.Medin -> Median
         problem = f"{where}no {base.__name__} {name!r}{reason}"
-        raise ConfigError(told(problem, guess, f"there are {listed_components(base, words)}"))
+        raise ConfigError(with_suggestion(problem, guess, f"there are {listed_components(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):

@@ -19,8 +19,8 @@ from sftmix.config.schema import (
     option_hints,
     options_of,
 )
-from sftmix.words.errors import ConfigError, nearest, told
-from sftmix.words.plain import not_utf8
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
+from sftmix.words.given import not_utf8
 
 _WORDS = {
     Literal: "",
@@ -158,7 +158,9 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     allowed = listed_components(base, words) if base else ", ".join(words)
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(
-        told(f"{key}{_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
+        with_suggestion(
+            f"{key}{_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}"
+        )
     )
 
 
@@ -193,11 +195,11 @@ def unknown_option(key: str) -> ConfigError:
     near = nearest(key, option_hints(), cutoff=0.85) or by_name.get(
         nearest(key.rpartition(".")[2], by_name, cutoff=0.7), ""
     )
-    return ConfigError(told(f"unknown option {key}", near, "--help all lists them"))
+    return ConfigError(with_suggestion(f"unknown option {key}", near, "--help all lists them"))
 
 
 def no_option_of(cls: type[Component], key: str) -> ConfigError:
     """Return the error for an option that a component does not have."""
     name, options = key.rpartition(".")[2], list(options_of(cls))
     problem = f"{key}: {cls.__name__} has no option {name!r}"
-    return ConfigError(told(problem, nearest(name, options), f"it takes {', '.join(options) or 'none'}"))
+    return ConfigError(with_suggestion(problem, nearest(name, options), f"it takes {', '.join(options) or 'none'}"))

@@ -34,11 +34,16 @@ class Wants:
         return Need.CONFIDENCE not in self.config.confidence.gives
 
     @cached_property
-    def kept(self) -> list[str]:
-        """What the reference keeps because a component needs it, in the words of `reference.keep`."""
+    def readers(self) -> list[Component]:
+        """The components that read what the reference keeps."""
         config = self.config
         readers = (config.confidence, config.splitter, config.resolved_pairing(), config.order, config.selector)
-        needed = {need for reader in readers if reader for need in reader.needs}
+        return [reader for reader in readers if reader]
+
+    @cached_property
+    def kept(self) -> list[str]:
+        """What the reference keeps because a component needs it, in the words of `reference.keep`."""
+        needed = {need for reader in self.readers for need in reader.needs}
         return sorted(word for need, word in KEPT.items() if need in needed)
 
     @cached_property

@@ -5,7 +5,7 @@
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode_dataset
 from sftmix.data.report import DataReport
-from sftmix.data.rows import prepare
+from sftmix.data.sides import prepare
 from sftmix.data.store import Prepared
 
 __all__ = ["DataReport", "EncodedDataset", "LoadedData", "Prepared", "encode_dataset", "prepare"]

@@ -154,7 +154,6 @@ def encode_dataset(
     *,
     max_length: int,
     keep: Sequence[str] | None = None,
-    progress: bool = True,
 ) -> LoadedData:
     """Tokenise both sides, or read them from the cache.
 
@@ -163,7 +162,7 @@ def encode_dataset(
                 target leaves out
     Raises DataError if a side has no example left, or if the template fails for too many.
     """
-    job = _Encoding(prepared, encoder, max_length, progress)
+    job = _Encoding(prepared, encoder, max_length)
     report = DataReport(notes=list(encoder.notices), max_length=max_length)
     report.take(prepared.report)
     is_text = prepared.options.format == TEXT
@@ -192,7 +191,6 @@ class _Encoding(NamedTuple):
     prepared: Prepared
     encoder: Encoder
     max_length: int
-    progress: bool
 
     def side(
         self, rows: Conversations, *, limit: int | None = None, keep: Sequence[str] | None = None
@@ -232,7 +230,7 @@ class _Encoding(NamedTuple):
                     content.update(sha256_json({**row, "source": None}).encode())
                     yield row
 
-        with progress_bar("Tokenising", total=len(rows.records), unit=" rows", delay=1, enabled=self.progress) as bar:
+        with progress_bar("Tokenising", total=len(rows.records), unit=" rows", delay=1) as bar:
             # A window is selected by its own id, which no example in it has.
             before = None if renderer.packs else selected
             examples = self._examples(rows, before, report, bar)

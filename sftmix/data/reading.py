@@ -23,7 +23,7 @@ from sftmix.text.values import without_null
 from sftmix.types import Example
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import SHOWN_FIELDS, TEXT, listed
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 from sftmix.words.progress import progress_bar
 from sftmix.words.shown import counted, quoted
 
@@ -63,7 +63,7 @@ class RowReader:
         self.report = DataReport()
         self.times = Counter[str]()  # how often each id came before
 
-    def read(self, progress: bool) -> tuple[Conversations, DataReport]:
+    def read(self) -> tuple[Conversations, DataReport]:
         """Return the checked rows, and the report; from the cache if all is as it was."""
         options = self.options
         key = key_of(
@@ -77,16 +77,14 @@ class RowReader:
             option=self.option,  # held-out rows may lack the label and the fields of data.columns
             most=self.most,
         )
-        directory, summary = get_or_build(
-            options.cache_dir, f"rows-{key}", lambda place: self.build(place, progress=progress)
-        )
+        directory, summary = get_or_build(options.cache_dir, f"rows-{key}", self.build)
         report = DataReport(**summary)
         report.notes[:0] = self.lines  # files that a directory has, and are not read, are not in the key
         return Conversations(directory, key), report
 
-    def build(self, directory: Path, *, progress: bool) -> Record:
+    def build(self, directory: Path) -> Record:
         """Write the records, and return the report for the cache."""
-        with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
+        with progress_bar("Reading rows", unit=" rows", delay=1) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, itertools.islice(self._records(bar), self.most))
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all

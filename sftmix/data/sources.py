@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
+from sftmix.data.row_files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
-from sftmix.words.plain import not_utf8
+from sftmix.words.given import not_utf8
 
 # "openai/gsm8k:main@test" -> openai/gsm8k, main, test; "C:\\rows.jsonl" is a name alone
 _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([\w.%:+()\[\] -]+))?\Z")
@@ -52,11 +52,10 @@ class Source(NamedTuple):
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad, under `file:line`; raises DataError if nothing more can be read."""
         reader = READERS[self.data.suffix.lower()] if isinstance(self.data, Path) else rows_of_table
+        is_limited = reader is READERS[".txt"]  # by its own size
         with _reading(self.name):
             for place, row in reader(self.data):
-                if (size := characters(row)) > MAX_ROW and reader is not READERS[
-                    ".txt"
-                ]:  # which has a limit of its own
+                if not is_limited and (size := characters(row)) > MAX_ROW:
                     row = BadRow(f"a row of {size:,} characters; the limit is {MAX_ROW:,}: cut it into several")
                 yield f"{self.name}{place}", row
 

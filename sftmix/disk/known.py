@@ -1,11 +1,10 @@
 """Hashes of large files that are known from before: a model of 141 GB is read once, not at each start.
 
-A note has the hash with size, time and inode of the file, in `hashes/` of the cache. A file with all three as noted is
-taken for the same. Whoever checks hashes reads the file anew.
+A note has the hash, in `hashes/` of the cache. Its name is made of place, size, time and inode of the file: a file with
+all four as noted is taken for the same. Whoever checks hashes reads the file anew.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -34,23 +33,20 @@ def hashing_anew() -> Iterator[None]:
 def known_hash(path: Path) -> str:
     """Return the hash of a file, read only if it is small or is not the file that was noted."""
     state = _state(path)
-    if state["bytes"] < LARGE:
+    if path.stat().st_size < LARGE:
         return sha256_file(path)
-    place = path.resolve()
-    note = cache_root() / "hashes" / f"{sha256_json(str(place))[:32]}.json"
+    note = cache_root() / "hashes" / f"{sha256_json(state)[:32]}.json"
     if not _anew.get():
-        with contextlib.suppress(OSError, DifferenceError):  # none yet, or one that was damaged
-            noted = read_json(note, content=str)
-            if noted == {**state, "file": str(place), "content": noted["content"]}:
-                return noted["content"]
+        with contextlib.suppress(DifferenceError):  # none yet, or one that was damaged
+            return str(read_json(note, content=str)["content"])
     found = sha256_file(path)
     if _state(path) == state:  # else it was written meanwhile
         with contextlib.suppress(OSError):  # without a note the next start reads the file again
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_json(note, {**state, "file": str(place), "content": found})
+            write_json(note, {"content": found})
     return found
 
 
-def _state(path: Path) -> dict[str, int]:
-    about = os.stat(path)
-    return {"bytes": about.st_size, "mtime_ns": about.st_mtime_ns, "inode": about.st_ino}
+def _state(path: Path) -> list[object]:
+    """Return what a note is about: place, size, time and inode of a file."""
+    about = path.stat()
+    return [str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ino]

@@ -26,7 +26,7 @@ from sftmix.types import (
     UNPAIRED_NAME,
     Float32,
     Float64,
-    RowScores,
+    RowLosses,
     Split,
     TrainingDynamics,
 )
@@ -182,7 +182,7 @@ def read_split(path: PathLike, *, of: Sequence[str] | None = None) -> tuple[list
     return table["id"], Split(group=np.asarray([code[g] for g in table["group"]], dtype=np.int8), names=names)
 
 
-def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
+def write_eval(path: PathLike, ids: Sequence[str], scores: RowLosses, brier_sum: Float64 | None = None) -> None:
     """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
     write_table(
         path, ids, nll_sum=scores.nll_sum, n_tokens=scores.n_tokens, n_correct=scores.n_correct, brier_sum=brier_sum

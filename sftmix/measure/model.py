@@ -20,7 +20,7 @@ from sftmix.disk.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.ranks.rng import stable_hash
 from sftmix.training.dynamics import one_checkpoint
 from sftmix.training.scoring import Scorer, held_out_metrics
-from sftmix.types import Float64, Int64, Rows, RowScores
+from sftmix.types import Float64, Int64, RowLosses, Rows
 
 SAMPLE = "sample.parquet"
 """The file in which a stage keeps the dynamics of the sample under its model."""
@@ -44,7 +44,7 @@ def measure(
     module: nn.Module,
     *,
     step: int = 0,
-    scores: RowScores | None = None,
+    scores: RowLosses | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Measure a model by all ranks together; return the files written into `directory`, and figures for figures.json.
 

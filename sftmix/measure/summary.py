@@ -73,10 +73,10 @@ def _gathered(root: Path, world: World, report: DataReport, config: RunConfig) -
         summary["eval_nll_before"] = stages["base"].get("eval_nll")
         arms = [name for name in ("train", "baseline") if name in stages]
         for number, name in enumerate(arms):  # the target, and under `baseline` the same of the NTP run beside it
-            told = {"eval_nll_after": stages[name].get("eval_nll")}
-            told |= {figure: stages[name].get(figure) for figure in _OF_ARM}
-            told["confidence_std"] = confidence_std(root, *arms[number:])
-            summary |= told if name == "train" else {name: told}
+            of_arm = {"eval_nll_after": stages[name].get("eval_nll")}
+            of_arm |= {figure: stages[name].get(figure) for figure in _OF_ARM}
+            of_arm["confidence_std"] = confidence_std(root, *arms[number:])
+            summary |= of_arm if name == "train" else {name: of_arm}
         ntp, mixup = int(train["ntp_tokens"]), int(train["mixup_tokens"])
         summary |= {
             "ntp_tokens": ntp,

@@ -169,7 +169,8 @@ def _unlike(model: PreTrainedModel, path: Path) -> str:
     place = "meta" if by_names or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
     with without_tables(), warnings.catch_warnings(action="ignore"):  # PEFT warns of ranks that it has given itself
         options: Any = {"dtype": torch.float32, "device_map": place, "output_loading_info": True}
-        read, info = AutoModelForCausalLM.from_pretrained(path, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+        read, info = loaded
     if names := info["missing_keys"] or info["unexpected_keys"]:
         return str(names)
     if place:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sftmix.disk.places import path_problem
 from sftmix.options.ranges import at_least_1, out_of_range
 from sftmix.words.fields import ROLES, TEXT, FormatName, MultiTurn, SpecialTokens, Thoughts, TrainedTurns
-from sftmix.words.plain import PlainFields, as_list
+from sftmix.words.given import OptionFields, as_list
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
 """What max_length may be, of the target's rows and of a reference's."""
@@ -28,7 +28,7 @@ _LISTS = ("train", "eval", "labels")
 
 
 @dataclass(kw_only=True)
-class DataOptions(PlainFields):
+class DataOptions(OptionFields):
     train: list[str] | str = field(default_factory=list)
     """Training rows: files (.json .jsonl .parquet .arrow .csv .txt), directories or hub ids (NAME:SUBSET@SPLIT,
     NAME@train[:50%]; the split is train by default); several are concatenated."""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sftmix.words.plain import PlainFields
+from sftmix.words.given import OptionFields
 
 
 @dataclass(kw_only=True)
-class LoraOptions(PlainFields):
+class LoraOptions(OptionFields):
     """Low-rank adapters by PEFT, under PEFT's names: weight + scaling B A, where only A and B are trained."""
 
     r: int | None = None
@@ -38,7 +38,7 @@ class LoraOptions(PlainFields):
 
 
 @dataclass(kw_only=True)
-class ModelOptions(PlainFields):
+class ModelOptions(OptionFields):
     path: str = ""
     """Hugging Face hub id or directory of the base model to fine-tune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

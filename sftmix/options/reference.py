@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 from sftmix.disk.places import is_outside, place_of
 from sftmix.options.model import LoraOptions, ModelOptions
 from sftmix.options.training import OF_SHARDS, StageTraining, TrainingOptions
-from sftmix.words.plain import PlainFields
+from sftmix.words.given import OptionFields
 
 
 @dataclass(kw_only=True)
-class ReferenceModel(PlainFields):
+class ReferenceModel(OptionFields):
     """Another reference model (section 5.1: a weaker one), with its own tokenizer, template and length."""
 
     path: str = ""

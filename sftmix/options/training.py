@@ -1,9 +1,13 @@
-"""Training and its checkpoints."""
+"""Training and its checkpoints.
+
+An option may be in other lists as well: LAYOUT and OF_SHARDS here, INSTEAD_OF in `sftmix.options.reference`, and its
+range in `sftmix.config.checks`.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sftmix.words.plain import PlainFields
+from sftmix.words.given import OptionFields
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -43,7 +47,7 @@ LAYOUT = (
 
 
 @dataclass(kw_only=True)
-class StageTraining(PlainFields):
+class StageTraining(OptionFields):
     """Training options that a reference may have of its own."""
 
     global_batch_size: int = 32
@@ -127,7 +131,7 @@ class TrainingOptions(StageTraining):
 
 
 @dataclass(kw_only=True)
-class CheckpointOptions(PlainFields):
+class CheckpointOptions(OptionFields):
     every: int | None = None
     """Optimizer steps between checkpoints; 0: none. null: by the clock, in 2% of the time, at least two minutes apart;
     and after each quarter of the stage, at least 20 steps apart. A signal and the end also save one."""

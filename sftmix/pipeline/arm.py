@@ -12,10 +12,10 @@ from sftmix.measure.delivered import deliver
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import made_by
 from sftmix.model.rounding import casting, refuse_overflow
+from sftmix.pipeline.arm_order import losses_of, order_of_arm
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_arm
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
-from sftmix.pipeline.order import losses_of, order_of_arm
 from sftmix.training.asked import evaluate
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.step import Stage

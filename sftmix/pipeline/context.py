@@ -152,7 +152,7 @@ class RunContext:
         The other fields of the stage are at their defaults: set them.
         """
         from sftmix.model.load import refuse_quantized
-        from sftmix.pipeline.loaded import load_for_run, scorer
+        from sftmix.pipeline.loaded import load_for_run, make_scorer
         from sftmix.pipeline.rows import check_rows_fit
         from sftmix.training.loop import Stage
 
@@ -178,7 +178,7 @@ class RunContext:
             identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),
             seed=config.seed,
             pad_id=encoder.pad_id,
-            scorer=scorer(config.training, self.world, encoder, name=name, keep=keep),
+            scorer=make_scorer(config.training, self.world, encoder, name=name, keep=keep),
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
         )
 

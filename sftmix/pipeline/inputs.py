@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.components.base import Callback
-from sftmix.components.component import Component, Need, code_of, files_of, plain
+from sftmix.components.component import Component, Need, code_of, files_of, to_builtin
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.wants import Wants
 from sftmix.disk.hashes import sha256_file
 from sftmix.disk.places import is_there
-from sftmix.options.reference import ReferenceModel, ReferenceTraining, inherit, reference_lora
+from sftmix.options.reference import inherit, reference_lora
 from sftmix.options.training import LAYOUT, TrainingOptions
 from sftmix.pipeline.validity import UNKNOWN, Inputs
 from sftmix.words.errors import ConfigError
@@ -45,14 +45,9 @@ def config_of_arm(config: RunConfig, name: str) -> RunConfig:
     return replace(config, objective=NTP(), perturbation=None, checkpoint=replace(config.checkpoint, keep_best=False))
 
 
-def config_of_reference(
-    config: RunConfig, model: ReferenceModel | None = None, training: ReferenceTraining | None = None
-) -> RunConfig:
-    """Return the configuration of the reference's training: NTP, its own options, and the run's if it has none.
-
-    model, training  None: `reference.model`, `reference.training`
-    """
-    model, training = model or config.reference.model, training or config.reference.training
+def config_of_reference(config: RunConfig) -> RunConfig:
+    """Return the configuration of the reference's training: NTP, its own options, and the run's if it has none."""
+    model, training = config.reference.model, config.reference.training
     path, lora = model and model.path, reference_lora(config.model, model)
     return replace(
         config_of_arm(config, "reference"),
@@ -134,7 +129,7 @@ def row_inputs(known: Known) -> Inputs:
     data = config.data
     names = ["limit", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
     names += ["thoughts", "template_options", "trained_turns", "roles"]
-    inputs = {name: plain(getattr(data, name)) for name in names}
+    inputs = {name: to_builtin(getattr(data, name)) for name in names}
     if rows is UNKNOWN and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     inputs |= {
@@ -145,8 +140,8 @@ def row_inputs(known: Known) -> Inputs:
     }
     return {
         "data": inputs,
-        "row_format": plain(config.row_format),
-        "renderer": plain(config.renderer),
+        "row_format": to_builtin(config.row_format),
+        "renderer": to_builtin(config.renderer),
         "row_files": files_read(known, config.row_format, config.renderer),
     }
 
@@ -164,7 +159,7 @@ def rows_and_model(known: Known) -> Inputs:
 
 def deciding_options(known: Known, options: TrainingOptions) -> Inputs:
     """Return the training options that decide the result; others say how a step is computed, and may change."""
-    values = {**plain(options), "precision": _precision(known, options)}
+    values = {**to_builtin(options), "precision": _precision(known, options)}
     return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}  # timeout decides on hanging ranks alone
 
 

@@ -100,7 +100,9 @@ def load_for_run(
     return model
 
 
-def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()) -> Scorer:
+def make_scorer(
+    options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()
+) -> Scorer:
     """Make the scorer of rows under a wrapped module, for the stage of that name.
 
     options  whose precision counts
@@ -133,7 +135,7 @@ def scoring_model(
     """
     options = config.training
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
-    score = scorer(options, world, encoder, name=name, keep=keep)
+    score = make_scorer(options, world, encoder, name=name, keep=keep)
     model = load_for_run(config, world)
     attention = config.model.attention
     module = training_module(model, options, precision=score.precision, world=world, attention=attention, packed=packed)

@@ -39,7 +39,6 @@ def run(
     world: World | None = None,
     pool: Sequence[Path] = (),
     say_rows: Callable[[str], object] = print,
-    validated: bool = False,
 ) -> dict[str, Any]:
     """Run all stages up to one, resume those that were begun, and return the summary.
 
@@ -48,11 +47,9 @@ def run(
     world      the ranks, if their process group exists already; None: as torchrun announces them
     pool       other run directories; a stage that they finished from the same inputs is adopted, not made again
     say_rows   prints the report on the rows, and what computes; a table of runs prints equal ones once
-    validated  True: the caller has validated the configuration, as a command line does before torch is imported
     Call it in every process of a torchrun. Raises the errors of `sftmix.words.errors`, which carry the exit codes.
     """
-    if not validated:
-        validate(config)
+    validate(config)
     check_directory(config, stages)
     with (
         adding_in_order(config.training.deterministic),  # before CUDA starts, which reads its variable then
@@ -66,7 +63,7 @@ def run(
         if True in (config.training.compile, config_of_reference(config).training.compile):
             check_compiler(ranks.device)
         directory.tell(stage="data")
-        config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
+        config, rows = read_rows(config, ranks, run=directory.path)
         chosen = entered(config, until, stages)
         ranks.on_main(lambda: refuse_other_inputs(Known(config, rows=rows), chosen, directory.path))
         if ranks.is_main:

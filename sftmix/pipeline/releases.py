@@ -8,7 +8,7 @@ are those of its default. A release that changes what an option, a default or a 
 from collections.abc import Mapping
 from typing import Any
 
-from sftmix.components.component import Component, plain
+from sftmix.components.component import Component, import_path, to_builtin
 from sftmix.config.schema import group_in, imported_classes, options_of
 from sftmix.options.data import DataOptions
 from sftmix.options.model import LoraOptions
@@ -46,12 +46,12 @@ def _filled(recorded: Any, other: Any, defaults: Mapping[str, Any], groups: Mapp
 def _of_owner(recorded: Any, other: Any, owner: type | None) -> Any:
     """Return a recorded value with the options of its owner that it lacks; None: it is no owner's."""
     options = options_of(owner) if owner else {}
-    defaults = {name: plain(option.default) for name, option in options.items() if option.default is not option.empty}
+    given = {name: option.default for name, option in options.items() if option.default is not option.empty}
     groups = {name: group for name, option in options.items() if (group := group_in(option.annotation))}
-    return _filled(recorded, other, defaults, groups)
+    return _filled(recorded, other, to_builtin(given), groups)
 
 
 def _class_at(path: str) -> type[Component]:
     """Return the component class of an import path; Component itself, which has no options, if it is not imported."""
     classes = reversed(imported_classes(Component))  # the last one of a notebook that has made a class again
-    return next((cls for cls in classes if f"{cls.__module__}.{cls.__qualname__}" == path), Component)
+    return next((cls for cls in classes if import_path(cls) == path), Component)

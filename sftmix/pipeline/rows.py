@@ -54,9 +54,7 @@ class RunRows(NamedTuple):
         return any(rows.packed for rows in (self.data.train, self.data.eval) if rows is not None)
 
 
-def read_rows(
-    config: RunConfig, world: World, *, run: Path | None = None, progress: bool = False
-) -> tuple[RunConfig, RunRows]:
+def read_rows(config: RunConfig, world: World, *, run: Path | None = None) -> tuple[RunConfig, RunRows]:
     """Read the rows, tokenise them for the target, and keep those that the selector keeps.
 
     Return them with the configuration, whose `data.format` is now settled: text if `auto` recognised plain text. Also
@@ -64,13 +62,13 @@ def read_rows(
 
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
-    prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format, progress=progress))
+    prepared = world.node_first(lambda: prepare(config.data, config.seed, config.row_format))
     config = replace(config, data=prepared.options)
     path = config.model.path
     encoder = world.node_first(
         lambda: encoder_for(load_tokenizer(path), config.data, config.renderer, thinks=prepared.thinks)
     )
-    alone = Need.RESPONSE_ALONE in config.confidence.needs or getattr(config.reference, "response_alone", False)
+    alone = Need.RESPONSE_ALONE in config.confidence.needs or config.reference.response_alone
     if encoder.renderer.packs and alone:
         raise ConfigError(
             "windows (of plain text, or of your renderer) have no instructions, and a response is to be scored without "
@@ -80,9 +78,7 @@ def read_rows(
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
-        return world.node_first(
-            lambda: encode_dataset(prepared, encoder, max_length=length, keep=keep, progress=progress)
-        )
+        return world.node_first(lambda: encode_dataset(prepared, encoder, max_length=length, keep=keep))
 
     data = encoded()
     whole = data.train  # what the selector sees; what it keeps is encoded as a data set of its own
@@ -173,8 +169,8 @@ def rows_of_reference(
     *,
     key: str = "reference.model.path",
     say: Callable[[str], object] = lambda line: None,
-) -> tuple[str, Encoder, EncodedDataset]:
-    """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
+) -> tuple[Encoder, EncodedDataset]:
+    """Return encoder and rows of a reference; lines say how it reads rows of its own.
 
     What is not set is the run's if the tokenizer is the target's: the confidence is then about the tokens which
     the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
@@ -185,7 +181,7 @@ def rows_of_reference(
     """
     path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
     if model == ReferenceModel(lora=model.lora):  # nothing set beside adapters: the rows are the target's
-        return path, encoder, rows.data.train
+        return encoder, rows.data.train
     option = key.rpartition(".")[0]
     with named(key if model.path else "model.path"):
         tokenizer = world.node_first(lambda: load_tokenizer(path))
@@ -203,7 +199,7 @@ def rows_of_reference(
     say(f"reference ({path}): template {encoder.name}, max_length {length}")
     # Such as a smaller model of the target's family, whose context is long enough.
     if encoder is rows.encoder and length == rows.data.report.max_length:
-        return path, encoder, rows.data.train
+        return encoder, rows.data.train
     if rows.encoder.renderer.packs:
         raise ConfigError(
             "a reference reads the windows of the target (of plain text, or of your renderer): leave "
@@ -216,10 +212,9 @@ def rows_of_reference(
             encoder,
             max_length=length,
             keep=rows.data.train.ids,  # what the target dropped is not the reference's, either
-            progress=world.is_main,
         )
     )
     check_same(lambda: {option: encoded.train.fingerprint}, world)
     for line in encoded.report.lines():
         say(f"reference ({path}): {line}")
-    return path, encoder, encoded.train
+    return encoder, encoded.train

@@ -23,7 +23,7 @@ from sftmix.disk.files import read_json, write_json, write_text
 from sftmix.disk.places import is_there
 from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, DifferenceError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 
 def state_directory() -> Path:

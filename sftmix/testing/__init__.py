@@ -25,9 +25,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sftmix.components import base, contracts
-from sftmix.components.base import StageState
+from sftmix.components.base import Order, StageState
 from sftmix.components.component import Component, Need
-from sftmix.components.order import Order
 from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Quantile
 from sftmix.measure.delivered import check_delivered, check_sentences
@@ -38,7 +37,7 @@ from sftmix.testing.shared import Ask, answer_of, check_rows, no_global_draws, o
 from sftmix.testing.strategies import rows_in_memory as rows_in_memory
 from sftmix.testing.strategies import score_tables, training_dynamics
 from sftmix.training.update import build_optimizer
-from sftmix.types import RowScores, Scores, TrainingDynamics
+from sftmix.types import RowLosses, Scores, TrainingDynamics
 from sftmix.words.errors import BadRow
 
 SEED = 7
@@ -193,9 +192,9 @@ def check_callback(callback: base.Callback) -> None:
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0}
     logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
 
-    def score(rows: Sequence[int] | None = None, **_: bool) -> RowScores:
+    def score(rows: Sequence[int] | None = None, **_: bool) -> RowLosses:
         n = 2 if rows is None else len(rows)
-        return RowScores(np.full(n, 3.0), np.full(n, 2), np.full(n, 1))
+        return RowLosses(np.full(n, 3.0), np.full(n, 2), np.full(n, 1))
 
     for evaluate in (None, lambda: held_out):
         state = StageState("train", 1, 4, 0, logged, score, evaluate)

@@ -13,7 +13,7 @@ from sftmix.text.values import Fields, checked_text, field_of, field_text, fille
 from sftmix.types import Example, Message
 from sftmix.words.errors import BadRow, ContractError
 from sftmix.words.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, TEXT, field_columns, listed
-from sftmix.words.plain import spelling
+from sftmix.words.given import spelling
 from sftmix.words.shown import CONTROL, quoted
 
 LISTS = {"messages", "conversations"}

@@ -11,7 +11,7 @@ from sftmix.text.thoughts import THOUGHT_FIELDS, divided
 from sftmix.text.values import BadRow, Fields, checked_text, filled, parsed, without_null
 from sftmix.types import Message
 from sftmix.words.fields import CALL_ROLE, ROLES
-from sftmix.words.plain import spelling
+from sftmix.words.given import spelling
 from sftmix.words.shown import quoted, visible
 
 _ON = {"true": True, "1": True, "false": False, "0": False}

@@ -9,10 +9,10 @@ from torch import nn
 from sftmix.batches.order import ResponsesAlone, RowSubset
 from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.step import Stage, StepResult, StepSetup
-from sftmix.types import Rows, RowScores
+from sftmix.types import RowLosses, Rows
 
 
-def score_rows(stage: Stage, module: nn.Module, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
+def score_training_rows(stage: Stage, module: nn.Module, rows: Rows | None = None, *, alone: bool = False) -> RowLosses:
     """Return the scores of training rows, by numbers or a mask; None: of all. alone: without their instructions."""
     chosen = np.arange(len(stage.data))[slice(None) if rows is None else list(rows)]
     kind = ResponsesAlone if alone else RowSubset

@@ -17,7 +17,7 @@ from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.ranks.world import World
 from sftmix.training.scoring import example_nll, gather_nll
-from sftmix.types import NOT_COUNTED, OF_TOKENS, Batch, RowScores, TrainingDynamics
+from sftmix.types import NOT_COUNTED, OF_TOKENS, Batch, RowLosses, TrainingDynamics
 from sftmix.words.errors import BROKEN, ConfigError, NonFiniteError
 
 
@@ -133,7 +133,7 @@ class OnlineLosses:
         self._parts = []
         if len(losses.get("row", ())) == len(self.ids):  # max_steps may end within an epoch
             n_tokens = losses["n_tokens"]
-            scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
+            scores = RowLosses(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
             dynamics = one_checkpoint(self.ids, step, scores)
             self.world.on_main(lambda: write_dynamics(self.path(epoch), dynamics))
 
@@ -150,7 +150,7 @@ class OnlineLosses:
 
 
 def one_checkpoint(
-    ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
+    ids: Sequence[str], step: int, scores: RowLosses, alone: RowLosses | None = None
 ) -> TrainingDynamics:
     """Return one model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint.
 

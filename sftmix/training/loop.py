@@ -18,7 +18,7 @@ from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.disk.files import CHECKPOINTS, check_room
 from sftmix.ranks.world import World
-from sftmix.training.asked import evaluate, read_step, score_rows
+from sftmix.training.asked import evaluate, read_step, score_training_rows
 from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore
@@ -308,7 +308,7 @@ class TrainingLoop:
                 total_steps=self.total,
                 epoch=stage.order.epoch_of(step),
                 metrics={**metrics, **added},
-                score=partial(score_rows, stage, self.module),
+                score=partial(score_training_rows, stage, self.module),
                 evaluate=None if stage.eval_data is None else partial(evaluate, stage, self.module),
                 read=None if self.done is None else partial(read_step, self.setup, self.done),
                 objective=stage.objective,

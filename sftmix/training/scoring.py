@@ -18,7 +18,7 @@ from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.ranks.world import World
 from sftmix.training.module import ModelView, TrainingModule
 from sftmix.training.parallel import autocast, few_plans, unwrap
-from sftmix.types import Batch, BatchNLL, Plan, RowScores
+from sftmix.types import Batch, BatchNLL, Plan, RowLosses
 from sftmix.words.errors import BROKEN, NonFiniteError
 from sftmix.words.progress import progress_bar
 
@@ -46,11 +46,11 @@ class Scorer:
     keep: Sequence[str] = ()
     progress: str | None = None
 
-    def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
+    def __call__(self, module: nn.Module, data: TokenisedRows) -> RowLosses:
         """Return the scores of every row of `data`, in row order."""
         columns = self.columns(module, data, partial(_scores_of, keep=self.keep)) if len(data) else []
         nll_sum, n_tokens, n_correct, *kept = columns or [[] for _ in range(3 + len(self.keep))]  # N entries each
-        return RowScores(
+        return RowLosses(
             np.array(nll_sum, dtype=np.float64),
             np.array(n_tokens, dtype=np.int64),
             np.array(n_correct, dtype=np.int64),
@@ -130,7 +130,7 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
     target.train(was_training)
 
 
-def held_out_metrics(scores: RowScores) -> dict[str, float]:
+def held_out_metrics(scores: RowLosses) -> dict[str, float]:
     """Return the NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
 
     The last figure is exact match under greedy decoding: greedy decoding returns the reference answer if and only if

@@ -13,7 +13,7 @@ from sftmix.components.base import Optimizer
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_written
+from sftmix.words.given import as_written
 
 
 def gradient_norm(model: nn.Module) -> torch.Tensor:

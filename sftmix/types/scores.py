@@ -14,7 +14,7 @@ from sftmix.types.rows import Encoded
 
 
 @dataclass(frozen=True)
-class RowScores:
+class RowLosses:
     """The losses of one model on every row of a data set.
 
     nll_sum    f64[N], nats

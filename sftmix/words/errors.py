@@ -128,7 +128,7 @@ def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
     return by_small[close[0]] if close else ""
 
 
-def told(problem: str, near: str, more: str) -> str:
+def with_suggestion(problem: str, near: str, more: str) -> str:
     """Return `problem. Did you mean NEAR? More.`, or `problem; more.`: what helps most is first.
 
     near  of `nearest`

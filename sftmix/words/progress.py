@@ -54,6 +54,8 @@ def progress_bar(
 ) -> tqdm:
     """Return the progress of work: a live line in a terminal or notebook, else plain lines; nothing without a name.
 
+    Under torchrun rank 0 alone shows any.
+
     It is a context manager that closes it; `update(n)` notes that n more units are done.
 
     leave   False for work inside other work: its bar vanishes, and it gets only a few lines if it is long
@@ -62,7 +64,8 @@ def progress_bar(
             "{postfix}" for the figures of `set_postfix_str`
     """
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
-    disabled = name is None or not enabled or bool(os.environ.get("TQDM_DISABLE"))
+    silent = os.environ.get("TQDM_DISABLE") or os.environ.get("RANK", "0") != "0"
+    disabled = name is None or not enabled or bool(silent)
     if disabled or sys.stderr.isatty() or "ipykernel" in sys.modules:
         shown = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}} left{rate}]"
         return tqdm(

@@ -19,7 +19,7 @@ from sftmix.disk.tables import write_eval, write_table
 from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.plan import DIVERGED
 from sftmix.tools.quickstart import make_rows, write_jsonl
-from sftmix.types import RowScores
+from sftmix.types import RowLosses
 from tests.tiny import ROOT
 
 TABLES = sorted((ROOT / "benchmarks" / "evidence" / "known-truth").glob("corrupted-*.yaml"))
@@ -56,7 +56,7 @@ def test_the_tables_are_those_of_the_plan(path):
     share = path.stem.removeprefix("corrupted-")
     assert all(c.data.train[0].endswith(f"train-{share}.jsonl") for c in made.variants.values())
     assert {(c.objective.mu, c.training.epochs) for n, c in made.variants.items() if n != "NTP"} == {(0.2, 6)}
-    orders = [str(c.plain()["pairing"]) for c in made.variants.values()]
+    orders = [str(c.as_dict()["pairing"]) for c in made.variants.values()]
     assert "RandomPairs" in orders[0]  # NTP trains in the order of pairs, as SFTMix does
 
 
@@ -118,7 +118,7 @@ def write_run(table: Path, arm: str, seed: int, *, clean: float = 1.0) -> None:
     (run / "report").mkdir(parents=True)
     pq.write_table(pa.table(columns), run / "report" / "examples.parquet")
     write_table(run / "confidence" / "confidence.parquet", ids, confidence=np.array([-1.0, -2, -1, -2, -3]))
-    scores = RowScores(np.ones(4), np.array([2, 2, 2, 2]), np.array([2, 2, 1, 0]))
+    scores = RowLosses(np.ones(4), np.array([2, 2, 2, 2]), np.array([2, 2, 1, 0]))
     write_eval(run / "train" / "eval.parquet", [f"eval-{k}" for k in range(4)], scores)
     write_json(run / "summary.json", {"eval_nll_after": 0.5, "eval_nll_best": 0.4})
 

@@ -14,7 +14,7 @@ from benchmarks.evidence.real import answers
 from benchmarks.evidence.study import HELD_OUT, SAMPLE, Study, TableLosses, read_study, write_study
 from sftmix.disk.files import write_json
 from sftmix.disk.tables import write_dynamics, write_eval
-from sftmix.types import RowScores, TrainingDynamics
+from sftmix.types import RowLosses, TrainingDynamics
 from sftmix.words.errors import ConfigError
 
 RNG = np.random.default_rng(5)
@@ -28,7 +28,7 @@ def write_stage(path: Path, nll: Nats, held: list[str] = HELD, train: list[str] 
     """Write what is read of a stage, in the opposite order of the ids."""
     held, train = held[::-1], train[::-1]
     tokens = np.array([TOKENS[i] for i in held])
-    write_eval(path / "eval.parquet", held, RowScores(np.array([nll[i] for i in held]), tokens, 0 * tokens))
+    write_eval(path / "eval.parquet", held, RowLosses(np.array([nll[i] for i in held]), tokens, 0 * tokens))
     tokens = np.array([TOKENS[i] for i in train])
     sums = np.array([[nll[i]] for i in train])
     write_dynamics(path / "sample.parquet", TrainingDynamics(train, np.array([3]), sums, tokens, 0 * tokens[:, None]))

@@ -17,7 +17,7 @@ from sftmix.disk.tables import write_dynamics, write_eval, write_split
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.statistics import seeds_needed
-from sftmix.types import RowScores, Split, TrainingDynamics
+from sftmix.types import RowLosses, Split, TrainingDynamics
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence"
@@ -97,7 +97,7 @@ def test_rows_without_a_response_and_repeated_questions_are_dropped():
 def test_losses_by_length_and_by_half_are_sums_over_tokens(tmp_path):
     ids, tokens = list("hgfedcba"), np.array([8, 7, 6, 5, 4, 3, 2, 1])
     nll, zeros = np.array([8.0, 14.0, 3.0, 5.0, 2.0, 9.0, 1.0, 4.0]), np.zeros(8, dtype=np.int64)
-    write_eval(tmp_path / "eval.parquet", ids, RowScores(nll, tokens, zeros), np.zeros(8))
+    write_eval(tmp_path / "eval.parquet", ids, RowLosses(nll, tokens, zeros), np.zeros(8))
     quartiles = by_length(tmp_path / "eval.parquet")
     assert [q["rows"] for q in quartiles] == [2, 2, 2, 2]
     assert [q["nll"] for q in quartiles] == pytest.approx([5 / 3, 11 / 7, 8 / 11, 22 / 15])

@@ -45,7 +45,7 @@ def test_the_recipe_for_everybody_is_the_main_table_on_the_hub():
     assert list(ours.variants) == list(theirs.variants)
     assert ours.contrasts == theirs.contrasts
     for arm, config in ours.variants.items():
-        changed = {option for option, *_ in differing(config.plain(), theirs.variants[arm].plain())}
+        changed = {option for option, *_ in differing(config.as_dict(), theirs.variants[arm].as_dict())}
         assert changed == {"model.path", "data.train", "data.eval", "data.format", "seed"}
 
 

@@ -17,7 +17,7 @@ from benchmarks.evidence.regularises.rows import LIST, SIZES, listed, parts_of, 
 from benchmarks.evidence.regularises.run import ARMS, FOLDER, LATER, Study
 from benchmarks.evidence.regularises.soft import soft
 from sftmix.components import LossView
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.testing import check_objective
 from sftmix.types import Plan
 
@@ -32,7 +32,7 @@ def study(tmp_path_factory):
 def test_the_arms_are_those_of_the_plan(study):
     assert list(study.variants) == [*ARMS, *LATER]
     assert all(f"`{arm}`" in PLAN for arm in study.variants)
-    configs = {arm: from_plain(study.config(arm, 3) | {"out": "o"}) for arm in study.variants}
+    configs = {arm: from_dict(study.config(arm, 3) | {"out": "o"}) for arm in study.variants}
     for config in configs.values():
         assert (config.seed, config.training.epochs, config.training.global_batch_size) == (3, 8, 16)
         assert (config.training.learning_rate, config.data.max_length, config.training.precision) == (1e-4, 256, "fp32")

@@ -9,7 +9,7 @@ import torch
 from benchmarks.evidence.softlabels.arms import PermutedPairs, UnigramSmoothing, elsewhere
 from benchmarks.evidence.softlabels.run import BF16, FOLDER, MATCHED, ORDER, Study, next_strength, steps, strength_at
 from sftmix.components import LossView, RandomPairs
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.testing import check_objective
 from sftmix.types import Plan, Scores, Split
 
@@ -36,7 +36,7 @@ def test_the_arms_are_those_of_the_plan(study):
     assert {arm for arm, _ in [*ORDER, *BF16]} | {"SFTMix"} == set(study.variants)
     assert all(f"`{arm}`" in PLAN for arm in study.variants)
     for arm in study.variants:
-        config = from_plain(study.config(arm, 3) | {"out": "o"})
+        config = from_dict(study.config(arm, 3) | {"out": "o"})
         assert (config.seed, config.training.epochs, config.training.global_batch_size) == (3, 8, 16)
         assert (config.training.learning_rate, config.data.max_length) == (1e-4, 256)
         assert config.training.precision == ("bf16" if "bf16" in arm else "fp32")
@@ -73,7 +73,7 @@ def test_smoothing_towards_frequencies_is_the_cross_entropy_with_them(tokens):
 
 
 def test_other_labels_are_drawn_from_the_training_responses(study, tokens):
-    arm = from_plain(study.config("SoftElsewhere", 3) | {"out": "o"}).objective
+    arm = from_dict(study.config("SoftElsewhere", 3) | {"out": "o"}).objective
     check_objective(arm)
     z_c, z_u = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     own, lam = (torch.arange(5), torch.arange(5) + 2), torch.linspace(0, 1, 5, dtype=torch.float64)

@@ -11,8 +11,9 @@ from sftmix.cli import main
 from sftmix.cli.commands import COMMANDS
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.config import RunConfig
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import from_dict
 from sftmix.words import errors
+from tests.configs import read_config
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,7 +39,7 @@ def configured() -> Callable[..., RunConfig]:
 
 def at(config: RunConfig, key: str) -> Any:
     """The value at a dotted key of the plain form; options of components lie directly below them."""
-    value: Any = config.plain()
+    value: Any = config.as_dict()
     for name in key.split("."):
         value = value["init_args"] if isinstance(value, dict) and "init_args" in value else value
         value = value[name]
@@ -65,8 +66,8 @@ def test_an_option_arrives_and_changes_nothing_else(configured, key, text, value
     assert at(config, key) == value
     field = key.partition(".")[0]
     default = RunConfig()
-    assert {k: v for k, v in config.plain().items() if k != field} == {
-        k: v for k, v in default.plain().items() if k != field
+    assert {k: v for k, v in config.as_dict().items() if k != field} == {
+        k: v for k, v in default.as_dict().items() if k != field
     }
 
 
@@ -77,7 +78,7 @@ def test_an_option_of_a_component_may_be_a_component(configured, turned):
     assert at(config, "objective.mu") == "Linear"
     assert (at(config, "objective.mu.start"), at(config, "objective.mu.end")) == (0.0, 0.4)
     assert at(config, "objective.alpha") == 0.3
-    assert from_plain(config.plain()) == config
+    assert from_dict(config.as_dict()) == config
 
 
 def test_several_files_are_added_in_order(configured):
@@ -86,7 +87,7 @@ def test_several_files_are_added_in_order(configured):
 
 def test_callbacks_are_replaced_added_and_removed(configured):
     words = ["--callbacks.every", "7", "--callbacks+", "Evaluate", "--callbacks.every", "5"]
-    assert [c["init_args"]["every"] for c in configured(*words).plain()["callbacks"][2:]] == [7, 5]
+    assert [c["init_args"]["every"] for c in configured(*words).as_dict()["callbacks"][2:]] == [7, 5]
     assert configured("--callbacks", "[]").callbacks == []
 
 

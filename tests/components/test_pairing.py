@@ -20,7 +20,7 @@ from sftmix.components import (
     SameGroupPairs,
 )
 from sftmix.components.contracts import check_pairs
-from sftmix.pipeline.order import pairs_by
+from sftmix.pipeline.arm_order import pairs_by
 from sftmix.ranks.rng import generator
 from sftmix.testing import score_tables
 from sftmix.testing.shared import permuted

@@ -7,7 +7,6 @@ from sftmix.components import TrainedReference
 from sftmix.components.reference import FromCheckpoints, FromFile
 from sftmix.disk.places import Origin, started
 from sftmix.disk.tables import write_dynamics
-from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import DataError
 
@@ -26,22 +25,19 @@ class Context:
 
     def __init__(self, ids):
         self.ids = ids
-        self.asked = {}
+        self.asked = None
 
-    def train_and_score(self, **asked):
-        self.asked = asked
+    def train_and_score(self, checkpoints):
+        self.asked = checkpoints
         return STORED
 
 
-def test_trained_reference_hands_its_options_to_the_loop():
-    model, training, context = ReferenceModel(path="m"), ReferenceTraining(epochs=1), Context(["a", "b", "c"])
-    asked = {"model": model, "checkpoints": [0, 0.5, 1], "token_nll": True, "response_alone": True}
-    asked |= {"training": training, "keep": ["entropy"]}
-    assert TrainedReference(**asked).collect(context) is STORED
-    assert context.asked == asked
+def test_trained_reference_asks_for_its_checkpoints():
+    context = Context(["a", "b", "c"])
+    assert TrainedReference(checkpoints=[0, 0.5, 1]).collect(context) is STORED
+    assert context.asked == [0, 0.5, 1]
     TrainedReference().collect(context)
-    defaults = {"model": None, "checkpoints": 5, "token_nll": False, "response_alone": False, "training": None}
-    assert context.asked == {**defaults, "keep": ()}
+    assert context.asked == 5
 
 
 def test_a_pattern_of_checkpoints_is_looked_for_where_the_run_was_started(tmp_path):

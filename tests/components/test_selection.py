@@ -13,7 +13,7 @@ from sftmix.components.contracts import check_selection
 from sftmix.disk.tables import write_dynamics
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
-from sftmix.words.plain import spelling
+from sftmix.words.given import spelling
 from tests.components.examples import Shares
 from tests.components.tables import scores
 

@@ -26,7 +26,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import from_dict
 from sftmix.options import (
     CheckpointOptions,
     DataOptions,
@@ -39,6 +39,7 @@ from sftmix.options import (
 from sftmix.text import ChatTemplate
 from sftmix.text.formats import Messages
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 
 
 def complete(**changes: object) -> RunConfig:
@@ -108,8 +109,8 @@ def test_yaml_comes_back_equal(config, tmp_path):
     again = read_config(path)
     assert again == config
     assert type(again.objective) is type(config.objective)
-    assert json.loads(json.dumps(config.plain())) == config.plain()
-    assert yaml.safe_load(config.yaml()) == config.plain()
+    assert json.loads(json.dumps(config.as_dict())) == config.as_dict()
+    assert yaml.safe_load(config.yaml()) == config.as_dict()
 
 
 def test_a_complete_configuration_is_valid():
@@ -191,7 +192,7 @@ PROBLEMS = [
 def test_a_problem_is_named_with_its_options(changes, message):
     whole = {"out": "o", "model.path": "m", "data.train": "a.json"}
     with pytest.raises(ConfigError) as caught:
-        validate(from_plain({**whole, **changes}))
+        validate(from_dict({**whole, **changes}))
     assert "problems" not in str(caught.value)
     assert message in str(caught.value)
 

@@ -11,10 +11,11 @@ from sftmix.cli.parsing import parse, read_arguments
 from sftmix.components import Linear, Median, Schedule, SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
-from sftmix.config.read import config_file, from_plain, read_config, read_layers
+from sftmix.config.read import config_file, from_dict, read_layers
 from sftmix.options import DataOptions
 from sftmix.words.errors import ConfigError
 from tests.components.examples import Shares
+from tests.configs import read_config
 
 Write = Callable[[str, str], Path]
 
@@ -59,14 +60,14 @@ def test_a_quoted_text_stays_text_and_a_word_of_the_command_line_is_read_once(wr
     """Without a type nothing else says that it is one."""
     made = RunConfig(data=DataOptions(template_options=SPELLED))
     read = read_config(write("run.yaml", made.yaml()))
-    assert from_plain(made.plain()) == read == made
+    assert from_dict(made.as_dict()) == read == made
     assert read.data.template_options == SPELLED
     options = "--data.template_options"
     words = on_the_command_line(options, '{version: "3.10", plain: no}', "--out", "a")
     assert words.data.template_options == {"version": "3.10", "plain": False}
     words = on_the_command_line(f"{options}.version", '"3.10"', f"{options}.code", "3.10", f"{options}.open", "[")
     assert words.data.template_options == {"version": "3.10", "code": 3.1, "open": "["}
-    assert yaml.safe_load(words.yaml()) == words.plain()
+    assert yaml.safe_load(words.yaml()) == words.as_dict()
 
 
 def test_a_file_is_applied_over_its_bases_in_order(write):
@@ -176,7 +177,7 @@ def test_a_key_with_dots_changes_one_entry_of_a_mapping(write):
     assert found.data.template_options == {"version": "3", "date": "x"}
     assert found.data.columns == {"prompt": "q", "output": "r", "id": None}
     assert found.selector.shares == {"a": 0.25, "b": 0.5, "c": 0.25}
-    assert yaml.safe_load(found.yaml()) == found.plain()
+    assert yaml.safe_load(found.yaml()) == found.as_dict()
     for last in ({"data": {"columns": {"output": "r"}}}, {"data.columns": {}, "data.columns.output": "r"}):
         replaced = build(merge(merge({}, read_layers(file)[0][1]), last)).data
         assert (replaced.columns, replaced.limit) == ({"output": "r"}, 3)
@@ -291,4 +292,4 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
 )
 def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted, nested):
     for keys in (dotted, dict(reversed(dotted.items()))):
-        assert from_plain(keys) == from_plain(nested) != RunConfig()
+        assert from_dict(keys) == from_dict(nested) != RunConfig()

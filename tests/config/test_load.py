@@ -7,10 +7,11 @@ import pytest
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.config import RunConfig
 from sftmix.config.load import load
-from sftmix.config.read import read_config, read_yaml
+from sftmix.config.read import read_yaml
 from sftmix.disk.places import path_problem
 from sftmix.options import DataOptions
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_a_number_is_decimal_or_none(option, text, value, tmp_path):
             with pytest.raises(ConfigError, match=rf"{option}: '{text}' is not allowed; allowed: a "):
                 read()
         else:
-            found = read().plain()
+            found = read().as_dict()
             for name in option.split("."):
                 found = found[name]
             assert found == ([*value] if isinstance(value, tuple) else value)

@@ -10,10 +10,11 @@ from sftmix.cli.parsing import parse, read_arguments
 from sftmix.components import SFTMix
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import config_file, read_config, read_layers, recipes
+from sftmix.config.read import config_file, read_layers, recipes
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.statistics import seeds_needed
+from tests.configs import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = "small"

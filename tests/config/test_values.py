@@ -9,7 +9,7 @@ import pytest
 from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.config.values import NoValueError, Word, converted
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 from sftmix.words.errors import ConfigError
@@ -140,7 +140,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(values, words):
     with pytest.raises(ConfigError) as caught:
-        from_plain(values)
+        from_dict(values)
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -149,14 +149,14 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, words):
 def test_a_callback_that_the_package_makes_itself_is_not_offered():
     importlib.import_module("sftmix.training.scoring")
     with pytest.raises(ConfigError, match=r"There are .*Evaluate") as caught:
-        from_plain({"callbacks": ["Evaluat"]})
+        from_dict({"callbacks": ["Evaluat"]})
     assert "ScoreAtCheckpoints" not in str(caught.value)
 
 
 def test_plain_values_are_left_as_they_were():
-    values = RunConfig().plain()
+    values = RunConfig().as_dict()
     before = copy.deepcopy(values)
-    from_plain(values)
+    from_dict(values)
     assert values == before
 
 
@@ -221,6 +221,6 @@ class _InOrder(SFTMix):
 @pytest.mark.parametrize(("cls", "taken"), [(_TakesAll, r"\*\*kwargs: float"), (_InOrder, r"\*mus: float")])
 def test_a_component_names_each_of_its_options(cls, taken):
     config = RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train="a"), objective=cls())
-    for checked in (lambda: validate(config), lambda: from_plain({"objective": f"{__name__}.{cls.__name__}"})):
+    for checked in (lambda: validate(config), lambda: from_dict({"objective": f"{__name__}.{cls.__name__}"})):
         with pytest.raises(ConfigError, match=rf"{cls.__name__}.__init__ takes {taken}, and its .*: name each option"):
             checked()

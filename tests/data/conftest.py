@@ -55,9 +55,7 @@ def options(tmp_path) -> Callable[..., DataOptions]:
 @pytest.fixture
 def read(options) -> Callable[..., Prepared]:
     """prepare, by the names of the training files."""
-    return lambda *train, run_seed=0, row_format=None, **more: prepare(
-        options(*train, **more), run_seed, row_format, progress=False
-    )
+    return lambda *train, run_seed=0, row_format=None, **more: prepare(options(*train, **more), run_seed, row_format)
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def load(read) -> Callable[..., LoadedData]:
     """prepare and encode_dataset, by the names of the training files."""
 
     def load_files(encoder: Encoder, *train: str, max_length: int = 64, **more: object) -> LoadedData:
-        return encode_dataset(read(*train, **more), encoder, max_length=max_length, progress=False)
+        return encode_dataset(read(*train, **more), encoder, max_length=max_length)
 
     return load_files
 

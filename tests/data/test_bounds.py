@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sftmix.data import files, sources
+from sftmix.data import row_files, sources
 from sftmix.text.values import BadRow
 from sftmix.words.errors import DataError
 
@@ -37,7 +37,7 @@ def read(place: Path) -> list:
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".parquet"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_row_has_a_largest_size(ending, nested, tmp_path, monkeypatch):
-    for module in (files, sources):
+    for module in (row_files, sources):
         monkeypatch.setattr(module, "MAX_ROW", 2000)
     large = {**LARGE, "completion": [{"text": LARGE["completion"]}]} if nested and ending != ".csv" else LARGE
     write(tmp_path / f"rows{ending}", [GOOD, large, GOOD] if large is LARGE or ending != ".parquet" else [large])

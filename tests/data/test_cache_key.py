@@ -42,7 +42,7 @@ def test_an_edit_there_makes_another_key(tmp_path, monkeypatch):
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "recipes"))
     monkeypatch.setattr(cache, "__file__", str(copy / "disk/cache.py"))
     keys = []
-    for name in (None, "text/turns.py", "data/files.py", "components/renderer.py", "training/step.py"):
+    for name in (None, "text/turns.py", "data/row_files.py", "components/renderer.py", "training/step.py"):
         if name:
             with Path(copy, name).open("a") as file:
                 file.write("\n# another line\n")

@@ -141,7 +141,7 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_cannot_be_r
 
     monkeypatch.setattr("sftmix.data.reading.write_rows", full)
     with pytest.raises(kind, match=r"cannot write the tokenisation cache.*--data\.cache_dir or \$SFTMIX_CACHE"):
-        prepare(options(path), 0, progress=False)
+        prepare(options(path), 0)
     assert not list((tmp_path / "cache").iterdir())
 
 

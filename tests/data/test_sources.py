@@ -359,7 +359,7 @@ def test_bad_documents_are_named(name, content, message, write, refused):
 
 
 def test_a_text_file_has_a_limit(monkeypatch, write, refused):
-    monkeypatch.setattr("sftmix.data.files.MAX_TEXT_BYTES", 10)
+    monkeypatch.setattr("sftmix.data.row_files.MAX_TEXT_BYTES", 10)
     path = write("a.txt", "x" * 11)
     assert refused(path)[1] == f"{path}: a document of 11 bytes; the limit is 10: cut it into several"
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.disk import tables
-from sftmix.types import RowScores, Split, TrainingDynamics
+from sftmix.types import RowLosses, Split, TrainingDynamics
 from sftmix.words.errors import DataError
 
 
@@ -154,7 +154,7 @@ def test_a_split_made_by_other_programs_uses_the_papers_names(tmp_path):
 
 
 def test_the_table_of_held_out_examples_comes_back(tmp_path):
-    scores = RowScores(np.array([1.5, 0.25]), np.array([3, 1]), np.array([2, 0]))
+    scores = RowLosses(np.array([1.5, 0.25]), np.array([3, 1]), np.array([2, 0]))
     for brier_sum in (np.array([0.5, 0.75]), None):
         tables.write_eval(tmp_path / "eval.parquet", ["b", "a"], scores, brier_sum)
         names = ("id", "nll_sum", "n_tokens", "n_correct")

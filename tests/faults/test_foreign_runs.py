@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftmix.components import SFTMix
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import from_dict
 from sftmix.disk.files import file_entry, hashed, read_json, write_json
 from sftmix.tools.runs.read import read_finished
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30)
@@ -110,7 +111,7 @@ def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, c
     assert str(file) in ended.err.splitlines()[-1]
 
 
-FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.order.Order", "sftmix.components.base.Splitter"]
+FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.arm_order.Order", "sftmix.components.base.Splitter"]
 """A module of the working directory, an installed one, and entries of this package that are no components."""
 
 
@@ -139,21 +140,21 @@ def someone(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_only_reads_a_run_imports_none_of_its_classes(name, copied, someone):
     was = read_config(copied / "config.yaml")
-    for given in with_foreign(was.plain(), name):
+    for given in with_foreign(was.as_dict(), name):
         write_json(copied / "config.yaml", given)
         found = read_finished(copied)
         assert found.model == was.model
-        assert name in json.dumps(found.plain())
+        assert name in json.dumps(found.as_dict())
         with pytest.raises(ConfigError, match=f"{name} is no component of this package"):
             read_config(copied / "config.yaml")
     assert not {"of_someone", "this"} & sys.modules.keys()
-    assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
+    assert from_dict({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
 
 
 def test_commands_that_read_a_run_import_none_of_its_classes(copied, someone, sftmix, monkeypatch, finished):
     tiny = finished.tiny
     rows = ["--model.path", str(tiny.model), "--data.train", str(tiny.train), "--data.eval", str(tiny.eval)]
-    first, *others = with_foreign(read_config(copied / "config.yaml").plain(), "of_someone.Mine")
+    first, *others = with_foreign(read_config(copied / "config.yaml").as_dict(), "of_someone.Mine")
     for given in ({name: first[name] for name in first if name != "selector"}, others[0]):
         write_json(copied / "config.yaml", given)
         for words in (["report", str(copied)], ["export", str(copied), "--to", "to"], ["chat", str(copied)]):
@@ -174,7 +175,7 @@ def test_commands_that_read_a_run_import_none_of_its_classes(copied, someone, sf
 
 
 def test_code_of_a_run_is_imported_if_it_is_trusted(copied, someone, sftmix):
-    (given, *_) = with_foreign(read_config(copied / "config.yaml").plain(), "of_someone.Mine")
+    (given, *_) = with_foreign(read_config(copied / "config.yaml").as_dict(), "of_someone.Mine")
     write_json(copied / "config.yaml", {**given, "selector": None, "callbacks": []})
     again, check = ["run", "--config", str(copied / "config.yaml"), "--out", str(copied)], ["verify", str(copied)]
     for words in (again, check):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftmix.data.rows import prepare
+from sftmix.data.sides import prepare
 from sftmix.options import DataOptions
 from sftmix.words.errors import DataError
 from tests.data.test_rows import BAD_LINES, GOOD
@@ -38,7 +38,7 @@ def test_every_bad_line_is_named_or_counted_before_a_model_is_loaded(tmp_path, s
             assert line.startswith(f"{path}:{2 * number + len(FINE) + 2}: "), kind
             assert reason in line, kind
     assert not any(str(path) in line for line in told[20:])
-    prepared = prepare(DataOptions(train=path, skip_bad=True), 0, progress=False)
+    prepared = prepare(DataOptions(train=path, skip_bad=True), 0)
     assert prepared.report.counts["bad_row"] == len(kinds)
 
 
@@ -79,7 +79,7 @@ def test_damaged_bytes_are_refused_or_read(name, skip_bad, examples, tmp_path):
         path.write_bytes(content)
         options = DataOptions(train=str(path), skip_bad=skip_bad, cache_dir=str(tmp_path / "cache"))
         try:
-            found = prepare(options, 0, progress=False)
+            found = prepare(options, 0)
         except DataError as error:
             named.append(str(path) in str(error))
             return
@@ -103,8 +103,8 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
             for number in range(100_000):
                 file.write(json.dumps({"instruction": f"Say {number}", "output": content}) + "\n")
         program = (
-            "import re, time; from sftmix.data.rows import prepare; from sftmix.options import DataOptions; "
-            f"prepare(DataOptions(train={str(path)!r}, cache_dir={str(tmp_path / 'cache')!r}), 0, progress=False); "
+            "import re, time; from sftmix.data.sides import prepare; from sftmix.options import DataOptions; "
+            f"prepare(DataOptions(train={str(path)!r}, cache_dir={str(tmp_path / 'cache')!r}), 0); "
             # Not ru_maxrss: it is never less than the memory of the process that started this one.
             "print(time.process_time(), re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
         )

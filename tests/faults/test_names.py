@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.config.read import read_config
 from sftmix.data.sources import name_parts
 from sftmix.disk.places import HUB_ID
 from sftmix.disk.tables import read_columns, write_table
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.fast import some_fast
 from tests.faults.runs import long
 from tests.tiny import ROOT
@@ -276,8 +276,8 @@ def test_a_run_directory_brings_no_classes(inside, name, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=f"{name}.Mine is no component of this package"):
         read_config(path)
     assert os.getcwd() not in sys.path
-    for trust in (None, [f"{name}.Mine"]):
-        assert type(read_config(path, trust=trust).splitter).__name__ == "Mine"
+    for words in (["--trust"], ["--splitter", f"{name}.Mine"]):
+        assert type(read_config(path, *words).splitter).__name__ == "Mine"
 
 
 @long

@@ -13,7 +13,7 @@ from sftmix.disk.tables import read_table
 from sftmix.measure.delivered import deliver
 from sftmix.options import DataOptions
 from sftmix.training.module import TrainingModule
-from sftmix.types import RowScores
+from sftmix.types import RowLosses
 from sftmix.words.errors import ContractError
 from tests.test_docs import ROOT, blocks
 from tests.text.small_tokenizers import make_encoder
@@ -21,7 +21,7 @@ from tests.tiny import SHORT
 from tests.toy import own_logits, toy_model, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (60, 40), (1, 1)])
-SCORES = RowScores(np.zeros(3), np.ones(3, int), np.ones(3, int))
+SCORES = RowLosses(np.zeros(3), np.ones(3, int), np.ones(3, int))
 
 
 class Finds(Callback):
@@ -77,7 +77,7 @@ def test_a_callback_measures_rows_in_their_order(tmp_path):
         ([Delivered(files={"figures.json": 1})], "figures.json from on_delivered"),
         ([Delivered(files={"../a.json": 1})], "the file '../a.json' from on_delivered"),
         (
-            [Delivered(scores=RowScores(np.zeros(2), np.ones(2, int), np.ones(2, int)))],
+            [Delivered(scores=RowLosses(np.zeros(2), np.ones(2, int), np.ones(2, int)))],
             r"scores of the shapes \[\(2,\)",
         ),
     ],

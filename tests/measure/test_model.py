@@ -14,7 +14,7 @@ from sftmix.measure.model import best_evaluation, change, finite, measure, mixed
 from sftmix.options import DataOptions
 from sftmix.ranks.world import World
 from sftmix.training.scoring import Scorer
-from sftmix.types import RowScores
+from sftmix.types import RowLosses
 from tests.text.small_tokenizers import make_encoder
 from tests.tiny import SHORT, metrics
 from tests.toy import own_logits, own_nll
@@ -33,7 +33,7 @@ def test_the_held_out_table_and_its_figures_are_those_of_the_model(finished, dat
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     table = read_columns(finished.path / stage / "eval.parquet", "id", "nll_sum", "n_tokens", "n_correct")
     assert table["id"] == data.eval.ids
-    scores = RowScores(table["nll_sum"], table["n_tokens"], table["n_correct"])
+    scores = RowLosses(table["nll_sum"], table["n_tokens"], table["n_correct"])
     logits, nll = own_logits(model, data.eval), own_nll(model, data.eval)
     assert scores.n_tokens.tolist() == [len(y) for _, y in logits]
     assert scores.n_correct.tolist() == [(z.argmax(axis=1) == y).sum() for z, y in logits]
@@ -95,8 +95,8 @@ def test_the_sample_keeps_its_ids_apart(tmp_path):
     train = SimpleNamespace(ids=[f"example-{row}" for row in range(200)])
 
     class Numbers(Scorer):
-        def __call__(self, module, data) -> RowScores:
-            return RowScores(data.rows.astype(float), np.full(len(data), 3), np.zeros(len(data), np.int64))
+        def __call__(self, module, data) -> RowLosses:
+            return RowLosses(data.rows.astype(float), np.full(len(data), 3), np.zeros(len(data), np.int64))
 
     data, scorer = SimpleNamespace(train=train, eval=None), Numbers(world=World())
     assert measure(tmp_path, data, scorer, None) == (["sample.parquet"], {})  # type: ignore[arg-type]

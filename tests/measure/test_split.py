@@ -6,7 +6,7 @@ import pytest
 from sftmix.components import ConfidenceEstimator, Median, Quantile
 from sftmix.components.confidence import LEAST
 from sftmix.disk.files import read_json
-from sftmix.measure.split import confounds, describe_split, labelled, tied_at_the_cut
+from sftmix.measure.confounds import confounds, describe_split, labelled, tied_at_the_cut
 from sftmix.types import Scores, Split
 from tests.tiny import SHORT
 

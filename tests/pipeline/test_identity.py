@@ -29,7 +29,6 @@ from sftmix.components import (
     SFTMix,
     TrainedReference,
 )
-from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.recipe import run
@@ -44,6 +43,7 @@ from sftmix.tools.quickstart import write_jsonl
 from sftmix.tools.runs.export import export_run
 from sftmix.words.errors import ConfigError
 from tests.components.test_code import WithFile
+from tests.configs import read_config
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status
 

@@ -12,7 +12,6 @@ import pytest
 
 from sftmix.components import Online, RandomSplit
 from sftmix.config import RunConfig
-from sftmix.config.read import read_config
 from sftmix.disk.files import read_json
 from sftmix.options import TrainingOptions
 from sftmix.pipeline.context import StageSpec
@@ -22,6 +21,7 @@ from sftmix.ranks.world import World
 from sftmix.tools.verify.run import verify
 from sftmix.tools.verify.window import window_of
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.faults.mines import KillAt, Record
 from tests.forked import on_ranks
 from tests.pipeline.test_identity import config, read_back

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.batches.order import TrainingOrder
 from sftmix.components import NTP, Callback, CallbackResult, Median, RandomPairs, RandomSplit
 from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, OWN_OF_STEP
-from sftmix.config.read import read_config
 from sftmix.disk.files import read_json
 from sftmix.disk.tables import read_split
 from sftmix.model.paths import PICKLES
@@ -29,6 +28,7 @@ from sftmix.ranks.rng import stable_hash
 from sftmix.training.signals import StopSignal
 from sftmix.types import Scores
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.tiny import SHORT, groups, metrics, status, table, weights
 
 # ---------------------------------------------------------------------------------- a whole run
@@ -51,7 +51,7 @@ def test_a_run_directory_holds_what_is_documented(finished):
     assert all(m.keys() - evaluated == OWN_OF_STEP for m in metrics(run)), "the table of names is what is written"
     ended = status(run)
     assert (ended["exit_code"], ended["step"], ended["total_steps"]) == (0, 12, 12)
-    assert read_config(run / "config.yaml").plain()["out"] == str(run)
+    assert read_config(run / "config.yaml").as_dict()["out"] == str(run)
     assert not [file for file in run.rglob("*") if file.suffix in PICKLES or file.name.startswith(".tmp-")]
 
 

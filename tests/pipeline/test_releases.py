@@ -13,7 +13,6 @@ import pytest
 
 from sftmix.components import NTP, AdamW, Callback, SFTMix, TrainedReference
 from sftmix.components.component import Component
-from sftmix.config.read import read_config
 from sftmix.disk.files import read_json
 from sftmix.options import LoraOptions
 from sftmix.options.reference import ReferenceModel
@@ -23,6 +22,7 @@ from sftmix.pipeline.releases import GROUPS, completed
 from sftmix.pipeline.stages import SPLIT, STAGES
 from sftmix.pipeline.validity import differences
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.pipeline.test_identity import config, read_back
 from tests.tiny import contents
 
@@ -180,4 +180,4 @@ def test_a_configuration_of_before_is_read(finished, tmp_path):
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(("  timeout: ", "  warmup_ratio: "))))
     assert len(file.read_text().splitlines()) == len(lines) - 2
-    assert read_config(file) == made
+    assert read_config(file, "--trust") == made

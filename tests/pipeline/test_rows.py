@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from sftmix.components import Selector
-from sftmix.config.read import read_config
 from sftmix.data import encode_dataset, prepare
 from sftmix.disk.files import read_json
 from sftmix.options import DataOptions, ReferenceModel
@@ -21,6 +20,7 @@ from sftmix.ranks.world import World
 from sftmix.text.encoder import encoder_for
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.fast import some_fast
 from tests.model.test_packing import LEAKY
 from tests.pipeline.test_identity import config
@@ -75,7 +75,7 @@ def test_the_prompt_of_thinking_is_for_rows_that_think(thinks, small, tmp_path):
     made, template = config(small, tmp_path / "run"), str(tmp_path / "qwen3.jinja")
     made.data = DataOptions(train=str(tmp_path / "rows.jsonl"), template=template, max_length=128)
     made, rows = read_rows(made, World())
-    _, encoder, _ = rows_of_reference(made, rows, ReferenceModel(template=template), World())
+    encoder, _ = rows_of_reference(made, rows, ReferenceModel(template=template), World())
     for one in (rows.encoder, encoder):
         prompt = one.decode(one.prompt([question]))
         assert prompt.endswith("assistant\n" if thinks else "<think>\n\n</think>\n\n")
@@ -171,7 +171,7 @@ def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
 
     # The held-out NLL before training is that of each document of each window alone under the base model.
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
-    prepared = prepare(config.data, config.seed, progress=False)
+    prepared = prepare(config.data, config.seed)
     data = encode_dataset(
         prepared, encoder_for(AutoTokenizer.from_pretrained(tiny.model), config.data), max_length=LENGTH
     )

@@ -184,9 +184,9 @@ OF_ONE_ROW = ("bad_row", "system", "thought", "weighted", "duplicate")
 def stored(path, tokenizer, **options):
     """Return ids, labels and weights of the examples that a run stores, the report on the rows, and if these think."""
     options = DataOptions(train=[str(path)], skip_bad=True, cache_dir=str(path.parent / "cache"), **options)
-    prepared = prepare(options, 0, progress=False)
+    prepared = prepare(options, 0)
     encoder = encoder_for(tokenizer, options, thinks=prepared.thinks)
-    data = encode_dataset(prepared, encoder, max_length=options.max_length or 10_000, progress=False)
+    data = encode_dataset(prepared, encoder, max_length=options.max_length or 10_000)
     found = []
     for row in data.train:
         weights = None if row.weight is None else np.where(row.target, row.weight, 0).tolist()

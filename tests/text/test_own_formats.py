@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from sftmix.components import RowFormat
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.testing import check_row_format
 from sftmix.text.formats import FORMATS, Messages, PlainText
 from sftmix.text.values import field_text
@@ -123,12 +123,12 @@ def test_values_that_no_row_may_have_are_refused_in_its_turns_as_well(answer, wo
 
 def test_it_is_chosen_with_its_options_and_stored_like_any_component():
     path = f"{Quiz.__module__}.Quiz"
-    config = from_plain({"row_format": path, "row_format.mark": "!"})
+    config = from_dict({"row_format": path, "row_format.mark": "!"})
     assert isinstance(config.row_format, RowFormat)
-    assert config.plain()["row_format"] == {"class_path": path, "init_args": {"mark": "!"}}
-    assert from_plain(json.loads(json.dumps(config.plain()))) == config
+    assert config.as_dict()["row_format"] == {"class_path": path, "init_args": {"mark": "!"}}
+    assert from_dict(json.loads(json.dumps(config.as_dict()))) == config
     with pytest.raises(ConfigError, match="Quiz has no option 'mrk'"):
-        from_plain({"row_format": path, "row_format.mrk": "!"})
+        from_dict({"row_format": path, "row_format.mrk": "!"})
 
 
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if not isinstance(form, PlainText)])

@@ -22,7 +22,7 @@ from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer, held_out_metrics
-from sftmix.types import RowScores, TrainingDynamics
+from sftmix.types import RowLosses, TrainingDynamics
 from sftmix.words.errors import ConfigError, NonFiniteError, Stopped
 from tests.forked import on_ranks
 from tests.model.test_models import build
@@ -155,7 +155,7 @@ def test_a_broken_model_is_not_scored():
 
 def test_exact_match_is_the_share_of_rows_whose_every_token_is_the_argmax():
     tokens, correct = np.array([2, 4, 1, 3]), np.array([2, 3, 0, 3])
-    found = held_out_metrics(RowScores(np.array([1.0, 5.0, 7.0, 2.0]), tokens, correct))
+    found = held_out_metrics(RowLosses(np.array([1.0, 5.0, 7.0, 2.0]), tokens, correct))
     assert found == {"eval_nll": 15 / 10, "eval_accuracy": 8 / 10, "eval_exact_match": 2 / 4}
 
 
@@ -246,10 +246,10 @@ def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
     assert joined.token_nll[1].shape == (2, 0)
 
 
-def scores_with(worst: float) -> RowScores:
+def scores_with(worst: float) -> RowLosses:
     """The losses of three examples of two tokens, of which the second has this NLL."""
     tokens = [np.full(2, nll / 2, np.float32) for nll in (4.0, worst, 6.0)]
-    return RowScores(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), {"token_nll": tokens})
+    return RowLosses(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), {"token_nll": tokens})
 
 
 @pytest.mark.parametrize("worst", [np.nan, np.inf, 1420.0])
@@ -270,7 +270,7 @@ def test_a_model_without_any_finite_perplexity_is_broken():
         NonFiniteError,
         match="none of 2 examples has a finite perplexity: the model is broken, or its training diverged",
     ):
-        one_checkpoint(["a", "b"], 1, RowScores(np.array([np.nan, np.inf]), np.full(2, 2), np.ones(2, np.int64)))
+        one_checkpoint(["a", "b"], 1, RowLosses(np.array([np.nan, np.inf]), np.full(2, 2), np.ones(2, np.int64)))
 
 
 class Scores(Callback):

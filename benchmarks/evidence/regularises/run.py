@@ -40,7 +40,7 @@ from benchmarks.evidence.regularises.rows import PILOT_SEEDS, SEEDS  # noqa: E40
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.cli.parsing import read_arguments  # noqa: E402
 from sftmix.config import RunConfig  # noqa: E402
-from sftmix.config.read import from_plain  # noqa: E402
+from sftmix.config.read import from_dict  # noqa: E402
 from sftmix.disk.files import read_json, read_steps, write_json  # noqa: E402
 from sftmix.ranks.rng import stable_hash  # noqa: E402
 from sftmix.tools.compare.command import CompareOptions, comparison_of  # noqa: E402
@@ -85,7 +85,7 @@ class Study:
 
     def config(self, arm: str, seed: int, *, held_out: str = "watch") -> Plain:
         """Return an arm at a seed, on its own rows and the scores of its reference."""
-        plain: Plain = json.loads(json.dumps(self.variants[arm].plain()))
+        plain: Plain = json.loads(json.dumps(self.variants[arm].as_dict()))
         data = self.work / "data"
         plain["data"] |= {"train": [str(data / f"train-{seed}.json")], "eval": [str(data / f"{held_out}.json")]}
         scores = {"path": str(self.scores(seed))}
@@ -107,8 +107,8 @@ class Study:
         if not self.scores(seed).exists():
             place = self.work / f"seed-{seed}" / "reference"
             plain = self.config("SFTMix", seed)
-            plain["reference"] = json.loads(json.dumps(self.variants["SFTMix"].plain()["reference"]))
-            run(from_plain(plain | {"out": str(place)}), until="confidence")
+            plain["reference"] = json.loads(json.dumps(self.variants["SFTMix"].as_dict()["reference"]))
+            run(from_dict(plain | {"out": str(place)}), until="confidence")
             self.scores(seed).parent.mkdir(parents=True, exist_ok=True)
             part = self.scores(seed).with_suffix(".part")  # half a file would be taken for the whole
             shutil.copy(place / "confidence" / "dynamics.parquet", part)
@@ -135,7 +135,7 @@ class Study:
             plain["objective"]["init_args"]["epsilon"] = self.share() if share is None else share
         place = folder / name
         try:
-            summary = run(from_plain(plain | {"out": str(place)}), pool=sorted(folder.glob("*")))
+            summary = run(from_dict(plain | {"out": str(place)}), pool=sorted(folder.glob("*")))
         except NonFiniteError as error:  # it diverged, which is a result of the arm
             diverged = {"exit_code": error.exit_code, "error": str(error)}
             write_json(file, diverged)
@@ -165,7 +165,7 @@ class Study:
         plain = self.config("NTP", seed, held_out=held_out)
         plain["training"]["precision"] = "fp32"
         world = World(device=accelerator())
-        config, rows = read_rows(from_plain(plain | {"out": str(place)}), world)
+        config, rows = read_rows(from_dict(plain | {"out": str(place)}), world)
         shutil.rmtree(best := place / "train" / "best-model", ignore_errors=True)
         export_run(place, best, best=True)
         models = {"last": place / "train" / "model", "best": best}

@@ -91,13 +91,13 @@ class Study(before.Study):
 
     def tokens(self, seed: int) -> Path:
         """Return the file of all response tokens of a seed's training rows, which is written unless it is there."""
-        from sftmix.config.read import from_plain
+        from sftmix.config.read import from_dict
         from sftmix.pipeline.rows import read_rows
         from sftmix.ranks.world import World, accelerator
 
         if not (file := self.work / f"tokens-{seed}.npy").exists():
             plain = self.config("NTP", seed) | {"out": str(self.work / "rows")}
-            _, rows = read_rows(from_plain(plain), World(device=accelerator()))
+            _, rows = read_rows(from_dict(plain), World(device=accelerator()))
             train = rows.data.train
             tokens = [train[row].input_ids[train[row].target] for row in range(len(train.ids))]
             with (part := file.with_suffix(".part")).open("wb") as to:  # half a file would be taken for the whole

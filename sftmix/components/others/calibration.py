@@ -20,7 +20,7 @@ import numpy as np
 
 from sftmix.components.base import Callback, Delivered, StageState
 from sftmix.ranks.rng import stable_hash
-from sftmix.types import Batch, Float64, Int64, RowScores, Tensor
+from sftmix.types import Batch, Float64, Int64, RowLosses, Tensor
 
 N_BINS = 15
 
@@ -55,7 +55,7 @@ class Calibration(Callback):
         brier_sum, tempered = map(np.array, sums)
         n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
         # the NLL at temperature 1
-        scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct, {"brier_sum": brier_sum})
+        scores = RowLosses(tempered[:, _ONE, 0], n_tokens, n_correct, {"brier_sum": brier_sum})
         if np.isnan(scores.nll_sum).any():
             return Delivered(scores=scores)
         confidence = np.concatenate(confidences)

@@ -19,9 +19,9 @@ from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.files import naming_damage
 from sftmix.disk.places import refuse_stranger
 from sftmix.options.reference import ReferenceModel
-from sftmix.types import Bool, Encoded, Float64, RowScorer, RowScores, TrainingDynamics
+from sftmix.types import Bool, Encoded, Float64, RowLosses, RowScorer, TrainingDynamics
 from sftmix.words.errors import ConfigError, ContractError, DataError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 """A text that the server's tokenizer and the reference's must make the same ids of."""
@@ -104,13 +104,7 @@ class FromEndpoint(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         scorers = {url: partial(self._connected, refuse_stranger(url)) for url in self.urls}
-        return context.score_rows(
-            scorers,
-            model=self.rows,
-            threads=self.concurrency,
-            token_nll=self.token_nll,
-            response_alone=self.response_alone,
-        )
+        return context.score_rows(scorers, model=self.rows, threads=self.concurrency)
 
     def _connected(self, url: str, tokenizer: Any) -> RowScorer:
         """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
@@ -188,7 +182,7 @@ class FromSGLang(FromEndpoint):
         return [{token[1]: (token[0], bool(top) and top[0][1] == token[1])} for token, top in both]
 
 
-def score_each(score: RowScorer, file: Path, data: Any, *, of: str, threads: int, token_nll: bool) -> RowScores:
+def score_each(score: RowScorer, file: Path, data: Any, *, of: str, threads: int, token_nll: bool) -> RowLosses:
     """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
 
     data  tokenised rows with their `ids`
@@ -236,7 +230,7 @@ def score_each(score: RowScorer, file: Path, data: Any, *, of: str, threads: int
     # [N] each, in row order, whichever thread was first
     nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
     each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
-    return RowScores(nll, tokens, correct, each)
+    return RowLosses(nll, tokens, correct, each)
 
 
 def _checked(one: dict[str, Any], of: str, token_nll: bool) -> dict[str, Any]:

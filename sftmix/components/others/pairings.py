@@ -10,7 +10,7 @@ from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.pairing import RandomPairs, between, within
 from sftmix.ranks.rng import generator
 from sftmix.types import UNPAIRED, Rows, Scores, Split
-from sftmix.words.plain import as_written
+from sftmix.words.given import as_written
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
 

@@ -22,7 +22,7 @@ from sftmix.ranks.rng import generator
 from sftmix.ranks.transfer import send
 from sftmix.types import Batch, Plan, Tensor
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 OF_ONE = "Mixup of embeddings or layers needs examples of one document; set data.packing false"
 

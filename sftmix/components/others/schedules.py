@@ -7,7 +7,7 @@ import math
 
 from sftmix.components.base import Schedule
 from sftmix.components.component import require
-from sftmix.words.plain import as_written
+from sftmix.words.given import as_written
 
 
 class Constant(Schedule):

@@ -12,7 +12,7 @@ from sftmix.components.labels import check_labels
 from sftmix.ranks.rng import stable_hash
 from sftmix.types import Rows, Scores
 from sftmix.words.errors import ConfigError
-from sftmix.words.plain import as_list, spelling
+from sftmix.words.given import as_list, spelling
 
 
 class Longest(Selector):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from sftmix.components.component import plain
+from sftmix.components.component import to_builtin
 from sftmix.config import RunConfig
 from sftmix.config.wants import reads_scores
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
@@ -27,28 +27,28 @@ def inputs(name: str, known: Known) -> Inputs:
     deciding, paired = deciding_callbacks(config.callbacks), wants.pairs and not wants.single_run
     # Pair samplers and orders see the confidence as well.
     scored = (paired and wants.by_confidence) or reads_scores(config.order)
-    order = {"order": plain(config.order)} if config.order else {}
+    order = {"order": to_builtin(config.order)} if config.order else {}
     choice = {"choice": hash_of(known, CHOSEN)} if wants.choice else {}
     found = {
         **rows_and_model(known),
         "eval": known.rows.eval_fingerprint,  # decides figures, and where EarlyStopping stops
         "dtype": config.model.dtype,  # of the export, as is the rounding
         "rounding": known.world.from_main(lambda: _rounding(config)),
-        "lora": plain(lora) if lora.r else None,
+        "lora": to_builtin(lora) if lora.r else None,
         "split": hash_of(known, "split/split.parquet", paired),  # the groups themselves, whichever splitter made them
         "confidence": hash_of(known, "confidence/confidence.parquet", scored),
         **choice,
         **order,
-        "pairing": plain(pairing),
+        "pairing": to_builtin(pairing),
         "objective": config.objective.spec(),
         "optimizer": config.optimizer.spec(),
-        "perturbation": plain(config.perturbation),
+        "perturbation": to_builtin(config.perturbation),
         "seed": config.seed,
         "files": files_read(
             known, pairing, config.order, config.objective, config.optimizer, config.perturbation, *deciding
         ),
         "training": deciding_options(known, config.training),
-        "callbacks": plain(deciding),
+        "callbacks": to_builtin(deciding),
     }
     if wants.single_run:
         chosen = (config.reference, config.confidence, config.splitter)

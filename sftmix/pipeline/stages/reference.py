@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from sftmix.components.component import Need, plain
+from sftmix.components.component import Need, to_builtin
 from sftmix.components.contracts import check_dynamics, check_given
+from sftmix.config.wants import Wants
 from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import (
@@ -53,16 +54,16 @@ def inputs(known: Known) -> Inputs:
     if trains:
         found |= {
             "optimizer": config.optimizer.spec(),
-            "lora": plain(lora) if lora.r else None,  # without adapters, their alpha and dropout say nothing
+            "lora": to_builtin(lora) if lora.r else None,  # without adapters, their alpha and dropout say nothing
             "training": deciding_options(known, own.training),  # as inherited: null and the run's own value are one
-            "callbacks": plain(deciding),
+            "callbacks": to_builtin(deciding),
             "seed": own.seed,
         }
     return found
 
 
 def make(run: RunContext, values: Values) -> Made:
-    from sftmix.pipeline.reference import ReferenceRun
+    from sftmix.pipeline.reference_run import ReferenceRun
     from sftmix.training.dynamics import describe_dynamics
 
     reference, ids = run.config.reference, run.rows.data.train.ids
@@ -87,9 +88,9 @@ def make(run: RunContext, values: Values) -> Made:
 
 def read(run: RunContext, values: Values) -> TrainingDynamics:
     """Return the dynamics, one row per training example; DataError if they lack what a component needs."""
-    dynamics, config = read_dynamics(run.path / FILE).of(run.rows.data.train.ids), run.config
-    for component in (config.confidence, config.splitter, config.resolved_pairing(), config.order, config.selector):
-        check_given(component, dynamics, str(config.reference))
+    dynamics = read_dynamics(run.path / FILE).of(run.rows.data.train.ids)
+    for component in Wants(run.config).readers:
+        check_given(component, dynamics, str(run.config.reference))
     return dynamics
 
 

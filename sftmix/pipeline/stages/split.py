@@ -30,7 +30,7 @@ def inputs(known: Known) -> Inputs:
 
 
 def make(run: RunContext, values: Values) -> Made:
-    from sftmix.measure.split import describe_split
+    from sftmix.measure.confounds import describe_split
 
     scores, splitter = values["confidence"], run.config.splitter
     rows = values.get("choice", scores.row)
@@ -73,7 +73,7 @@ class LastSplit(StageSpec):
 
     def enter(self, run: RunContext, values: Values) -> None:
         """Write the dynamics, then make confidence and split of them; later stages see neither."""
-        from sftmix.pipeline.order import dynamics_before, epochs_begun
+        from sftmix.pipeline.arm_order import dynamics_before, epochs_begun
 
         if (begun := epochs_begun(run)) == 1:
             run.say("train: stopped in the first epoch, before there was a split")

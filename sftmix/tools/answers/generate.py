@@ -20,7 +20,7 @@ from sftmix.tools.runs.output import write_jsonl
 from sftmix.tools.runs.read import Reading, read_finished, read_json_if_there
 from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.fields import TEXT
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 from sftmix.words.progress import progress_bar
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
@@ -204,7 +204,7 @@ def inputs_of(
     return {
         "format": form,
         **{name: getattr(options, name) for name in AnswerOptions.__dataclass_fields__ if name != "batch_size"},
-        "prompts": sha256_json([[question.plain(), question.temperature] for question in questions]),
+        "prompts": sha256_json([[question.as_dict(), question.temperature] for question in questions]),
         "models": {
             model.name: {"weights": weights_of(model), "encoder": encoder_of(model).fingerprint} for model in models
         },
@@ -271,7 +271,7 @@ def _line(
     """Return what the file says of a question and of the answers of all models."""
     from sftmix.tools.answers.answering import COLUMNS
 
-    line, turns = question.plain(), range(1 + len(question.follow_ups))
+    line, turns = question.as_dict(), range(1 + len(question.follow_ups))
     for column in COLUMNS:
         values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
         # {"target": ["Red.", "Blue."]}; without follow-ups {"target": "Red."}.

@@ -34,7 +34,7 @@ class Question:
     row: Any = None
     tools: Functions = ()
 
-    def plain(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
         rest = {"follow_ups": self.follow_ups, "tools": self.tools}
         more = {name: list(value) if isinstance(value, tuple) else value for name, value in rest.items() if value}

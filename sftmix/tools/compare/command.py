@@ -86,7 +86,7 @@ def listing(comparison: Comparison) -> str:
 def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
     config, tree, values = parse(arguments, CompareOptions)
-    table, base = vars(values), config.plain()
+    table, base = vars(values), config.as_dict()
     if table.pop("list"):
         raise ConfigError("list true is for the command line (--list): a file would show its table and never run it")
     variants = {}
@@ -101,7 +101,7 @@ def comparison_of(arguments: Arguments) -> Comparison:
         except ConfigError as error:
             raise ConfigError(f"variant {name}: {error}") from error
     # As with a table's own compare.yaml, in which every variant has all its options.
-    changed = [{key for key, *_ in differing(base, variant.plain())} for variant in variants.values()]
+    changed = [{key for key, *_ in differing(base, variant.as_dict())} for variant in variants.values()]
     for option in arguments.options:
         if changed and all(option.rstrip("+") in options for options in changed):  # --data.train+ adds to data.train
             say(f"note: --{option} changes nothing here: every variant sets it to something else")

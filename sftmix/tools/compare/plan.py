@@ -17,7 +17,7 @@ from sftmix.disk.files import MANIFEST
 from sftmix.tools.compare.statistics import MAX_SEEDS
 from sftmix.words.differing import differing
 from sftmix.words.errors import ConfigError, refuse
-from sftmix.words.plain import PlainFields
+from sftmix.words.given import OptionFields
 
 OF_THE_TABLE = {"out", "seed", "with_baseline"}
 """Options of a run that the table sets, so that a variant cannot."""
@@ -29,7 +29,7 @@ _NAME = re.compile(r"(?!table\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*"
 
 
 @dataclass(kw_only=True)
-class TableOptions(PlainFields):
+class TableOptions(OptionFields):
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5, 6])
     """Seeds of the runs. `--list` says how many a test of the contrasts needs: 6, and more for several contrasts."""
     baseline: str | None = None
@@ -81,7 +81,7 @@ class Comparison:
     @cached_property
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that an unfinished table already compares the variants."""
-        variants = {name: config.plain() for name, config in self.variants.items()}
+        variants = {name: config.as_dict() for name, config in self.variants.items()}
         if not self.options.fresh_reference:  # what all seeds share does not depend on a run's seed
             seed = self.variants[self.baseline].seed
             for plain in variants.values():
@@ -110,10 +110,10 @@ class Comparison:
 
     def changed(self, base: str, variant: str) -> dict[str, object]:
         """Return the options of a variant that are not those of another, as plain values."""
-        one, other = (self.variants[name].plain() for name in (base, variant))
+        one, other = (self.variants[name].as_dict() for name in (base, variant))
         return {option: value for option, _, value in differing(one, other) if option not in OF_THE_TABLE}
 
-    def plain(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
         return {
             "seed": self.variants[self.baseline].seed,
@@ -124,7 +124,7 @@ class Comparison:
     def plain_variants(self) -> dict[str, dict[str, object]]:
         """Return each variant with all its options: over any base it is the same."""
         return {
-            name: {k: v for k, v in config.plain().items() if k not in OF_THE_TABLE}
+            name: {k: v for k, v in config.as_dict().items() if k not in OF_THE_TABLE}
             for name, config in self.variants.items()
         }
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from sftmix.cli.say import say
-from sftmix.config.read import STARTED, TABLE, from_plain
+from sftmix.config.read import STARTED, TABLE, from_dict
 from sftmix.disk.files import read_json, write_json, write_text
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.start import is_ours
@@ -68,7 +68,7 @@ def compare(comparison: Comparison) -> Table:
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, StopSignal("later"), RunDirectory(out, world) as directory:
         _check_starts(cells[: len(comparison.variants)], world)  # each variant, at the first seed
-        plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
+        plan = yaml.safe_dump(comparison.as_dict(), sort_keys=False, allow_unicode=True)
         world.on_main(lambda: write_text(out / TABLE, plan))
         for done, cell in enumerate(cells):
             new = world.share(world.is_main and not is_over(cell.path))  # rank 0 alone looks
@@ -90,7 +90,7 @@ def _check_names(cells: Sequence[Cell], out: Path) -> None:
 
     for cell in () if out.exists() else cells:
         with reported_once(), _named(cell):
-            check_names_given(from_plain(cell.plain))
+            check_names_given(from_dict(cell.plain))
 
 
 def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:
@@ -101,7 +101,7 @@ def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:
     for cell in cells:
         try:
             with _named(cell):
-                check_run(from_plain(cell.plain), "train")
+                check_run(from_dict(cell.plain), "train")
         except ConfigError as error:
             refused.setdefault(cell.variant, str(error))
     if made := [str(out / variant) for variant in refused if (out / variant).exists()]:
@@ -116,7 +116,7 @@ def _check_starts(cells: Sequence[Cell], world: Any) -> None:
 
     for cell in cells:
         with _named(cell):
-            check_target(*read_rows(from_plain(cell.plain), world, run=cell.path), world)
+            check_target(*read_rows(from_dict(cell.plain), world, run=cell.path), world)
 
 
 def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dict[str, Any]:
@@ -137,11 +137,10 @@ def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dic
         return {}
     try:
         return run(
-            from_plain(cell.plain),  # with components of its own: no cell sees the state of another
+            from_dict(cell.plain),  # with components of its own: no cell sees the state of another
             world=world,
             pool=[other.path for other in cells],
             say_rows=say_rows,
-            validated=True,
         )
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise

@@ -9,7 +9,7 @@ from typing import Any
 from sftmix.disk.files import write_json, write_text
 from sftmix.tools.compare.plan import shown_options
 from sftmix.tools.runs.output import markdown_table, narrow_tables, rendered
-from sftmix.words.errors import nearest, told
+from sftmix.words.errors import nearest, with_suggestion
 from sftmix.words.shown import short
 
 Table = dict[str, Any]
@@ -76,7 +76,9 @@ def markdown(table: Table, columns: int | None = None) -> str:
         by_seed=tables(rows_by_seed(table)),
         options=listed if columns else tables([["variant", "options that are not the same in all"], *options]),
         unknown=[
-            told(f"metrics: no run has {group!r}", nearest(group, known), "the names are fit and those of summary.json")
+            with_suggestion(
+                f"metrics: no run has {group!r}", nearest(group, known), "the names are fit and those of summary.json"
+            )
             for group in table["options"]["metrics"] or ()
             if not _of_group(group, known)
         ],

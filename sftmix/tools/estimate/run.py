@@ -27,7 +27,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
 
     Raises the errors of the options, the rows and the configs of the models.
     """
-    config, rows = read_rows(config, World(), progress=True)
+    config, rows = read_rows(config, World())
     # Beside a GPU the process is in the host's memory, which is not counted.
     process = PeakMemory(machine.device).bytes() if machine.name == "cpu" else 0
     stages = {work.name: _stage(work, machine, process) for work in plan(config, rows, machine)}

@@ -146,9 +146,9 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     """Return the work of a reference that trains or scores."""
     reference = config.reference
     # FromCheckpoints has a template and a length of its own, TrainedReference in its model.
-    own_rows = {name: getattr(reference, name, None) for name in ("template", "max_length")}
-    model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0], **own_rows)
-    path, _, own = rows_of_reference(config, rows, model, World())
+    rows_of = getattr(reference, "rows", ReferenceModel())
+    model = reference.model or replace(rows_of, path=getattr(reference, "paths", [""])[0])
+    _, own = rows_of_reference(config, rows, model, World())
     training = inherit(config.training, reference.training)
     order = TrainingOrder(len(own), options=training, seed=0)
     # 5, [0.5, 1], or "online", for which the training's own losses are taken and nothing is scored.
@@ -156,9 +156,11 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
     trains = Need.TRAINING in reference.needs
     times = len(steps) if trains else reference.most_checkpoints(None) or 1  # FromCheckpoints: its number of models
-    fake = _fake(path, config, reference_lora(config.model, model), training, machine, trains=trains)
+    fake = _fake(
+        model.path or config.model.path, config, reference_lora(config.model, model), training, machine, trains=trains
+    )
     scored = amount_of(own)
-    if getattr(reference, "response_alone", False):  # responses once more, each behind the first token of its row
+    if reference.response_alone:  # responses once more, each behind the first token of its row
         scored += _amount(own.n_targets + 1, own.n_targets)
     work = Work("reference", fake, training, times * scored)
     last = max(steps, default=order.total_steps)  # where the training of the reference stops

@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 
 from sftmix.components.confidence import is_measured
 from sftmix.data.dataset import text_of
-from sftmix.measure.split import labelled
+from sftmix.measure.confounds import labelled
 from sftmix.tools.report.axes import has_long_tail, log_axis, without_outliers
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows

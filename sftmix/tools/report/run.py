@@ -12,7 +12,7 @@ from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
 from sftmix.disk.files import read_json
 from sftmix.disk.tables import read_dynamics, read_split
-from sftmix.pipeline.loaded import scorer
+from sftmix.pipeline.loaded import make_scorer
 from sftmix.pipeline.rows import RunRows, table_of
 from sftmix.ranks.world import start_world
 from sftmix.tools.runs.loaded import load_finished
@@ -73,7 +73,7 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
     options = replace(view.config.training, parallel="ddp")  # of one rank: the model as it is
     with start_world() as world:
         loaded = load_finished(finished, "float32")
-        score = scorer(options, world, loaded.encoder, name=f"report: {stage}")
+        score = make_scorer(options, world, loaded.encoder, name=f"report: {stage}")
         module = training_module(
             loaded.model,
             options,

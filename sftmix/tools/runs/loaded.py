@@ -26,7 +26,7 @@ from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
 from sftmix.tools.runs.rows import another_model, refuse_gone
 from sftmix.words.errors import NonFiniteError
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 
 class LoadedModel(NamedTuple):
@@ -144,7 +144,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
                 path, options = str(exported), replace(options, template=None, template_options=None)
                 renderer = None
             else:
-                thinks = prepare(config.data, config.seed, config.row_format, progress=False).thinks
+                thinks = prepare(config.data, config.seed, config.row_format).thinks
         return encoder_for(load_tokenizer(path), options, renderer, thinks=thinks)
 
 

@@ -21,7 +21,7 @@ def rows_of_run(path: Path) -> tuple[RunConfig, RunRows]:
         config = read_finished(path)
         if (then := inputs["model"]) and not is_outside(config.model.path):  # of a stranger's run it is not looked for
             refuse_gone(path, config.model.path, then)
-        config, rows = read_rows(config, World(), run=path, progress=True)
+        config, rows = read_rows(config, World(), run=path)
     if inputs["model"]:
         # A run that has only its reference recorded no `eval`.
         then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)

@@ -21,7 +21,7 @@ from sftmix.ranks.launcher import needs_torchrun
 from sftmix.text.templates import template_source
 from sftmix.tools.runs.models import model_at_hand
 from sftmix.words.errors import ConfigError, SFTMixError, refuse
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 
 def check_start(config: RunConfig, until: str) -> None:

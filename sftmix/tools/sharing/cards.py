@@ -30,7 +30,7 @@ from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.runs.read import as_started, made_from, read_finished, read_json_if_there
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.types import OF_TOKENS
-from sftmix.words.plain import as_list
+from sftmix.words.given import as_list
 
 CARD = "README.md"
 METRICS = {
@@ -143,7 +143,7 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
     """
     config = read_finished(run)
     with as_started(run if is_own(run) else None):
-        shown = without_directories(config.plain())
+        shown = without_directories(config.as_dict())
     shown.pop("out", None)  # a place on this machine
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)

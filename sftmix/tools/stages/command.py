@@ -45,9 +45,9 @@ def main(name: str, argv: Sequence[str]) -> None:
     check_start(config, until)  # before torch is imported, which takes seconds
     from sftmix.pipeline import recipe
 
-    summary = recipe.run(config, until=until, validated=True, say_rows=say_wrapped)
+    summary = recipe.run(config, until=until, say_rows=say_wrapped)
     with naming_damage(f"a figures.json of {config.out}"):
-        lines = results(str(config.out), summary, until, own=names_own_classes(config.plain()))
+        lines = results(str(config.out), summary, until, own=names_own_classes(config.as_dict()))
         say_wrapped("\n".join(lines))
     if until == "train":
         write_run_cards(Path(config.out or ""))

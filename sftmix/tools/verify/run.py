@@ -82,7 +82,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
                 check_same_directory(place, world)
                 # with_baseline: other windows do not enter the baseline.
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
-                config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
+                config, rows = read_rows(config, world, run=window.run)
                 until = "reference" if window.stage == "reference" else "train"
                 again = entered(config, until, [stage for stage in stages if stage not in (LAST_SPLIT, BASE)])
                 findings += check_inputs(window, Known(config, world, rows, window.run), again)

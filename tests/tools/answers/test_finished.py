@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sftmix.config.read import read_config
 from sftmix.disk.files import read_json, write_json
 from sftmix.model.load import load_tokenizer
 from sftmix.text.encoder import encoder_for
@@ -18,6 +17,7 @@ from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
 from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError
+from tests.configs import read_config
 from tests.tiny import SHORT, in_this_process
 
 

@@ -11,7 +11,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.components.reference import TrainedReference
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.tools.compare import Comparison, compare
 from sftmix.tools.compare.command import CompareOptions, comparison_of, listing
 from sftmix.words.errors import ConfigError
@@ -57,7 +57,7 @@ def test_a_variant_is_its_options_over_those_of_all(table):
 
 def test_a_cell_is_a_variant_at_a_seed(table):
     made = table(variants={"a": {}, "b": {"objective.mu": 1}})
-    configs = [from_plain(cell.plain) for cell in made.cells]
+    configs = [from_dict(cell.plain) for cell in made.cells]
     assert [(c.seed, c.out) for c in configs] == [(n, f"o/{v}/seed-{n}") for n in (1, 2) for v in "ab"]
 
 
@@ -73,7 +73,7 @@ def test_a_cell_is_a_variant_at_a_seed(table):
 )
 def test_the_seeds_that_decide_rows_and_reference_are_the_same_in_all_cells(table, words, of_data, of_reference):
     for cell in table(*words.split(), variants={"a": {}}).cells:
-        config = from_plain(cell.plain)
+        config = from_dict(cell.plain)
         assert config.data.seed == of_data
         training = config.reference.training
         assert (training and training.seed) == of_reference
@@ -98,7 +98,7 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
     """It has all options of every variant, so an option of the base changes nothing, which is said."""
     made = table(variants={"NTP": {"objective": "NTP"}, "mu": {"objective.mu": 0.4, "data.limit": 5}}, metrics=["x"])
     path = tmp_path / "compare.yaml"
-    path.write_text(yaml.safe_dump(made.plain(), sort_keys=False))
+    path.write_text(yaml.safe_dump(made.as_dict(), sort_keys=False))
     words = ["--config", str(path), "--out", "o"]
     again = comparison_of(read_arguments(words, CompareOptions))
     assert again.options == made.options

@@ -23,7 +23,7 @@ from sftmix.disk.tables import read_columns, read_dynamics, write_dynamics, writ
 from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown, write_result
-from sftmix.types import RowScores, TrainingDynamics
+from sftmix.types import RowLosses, TrainingDynamics
 from sftmix.words.errors import DataError
 from tests.components.examples import EXAMPLES
 from tests.conftest import Finished
@@ -71,7 +71,7 @@ def test_four_arms_make_a_difference_of_differences(tmp_path):
     comparison = table_of(tmp_path, "ABCD", 4, metric="eval_nll_after", contrasts=[["A", "B", "C", "D"]])
     for cell in comparison.cells:
         sums[cell.name] = rng.gamma(2, 5, 11)
-        scores = RowScores(sums[cell.name], tokens, np.ones(11, dtype=np.int64))
+        scores = RowLosses(sums[cell.name], tokens, np.ones(11, dtype=np.int64))
         write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in range(11)], scores)
         write_json(
             cell.path / "train" / "inputs.json", {"split": cell.variant in "CD", "objective": cell.variant in "AC"}
@@ -106,7 +106,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
     comparison = table_of(tmp_path, "AB", 3, metric="eval_nll_after")
     for cell in comparison.cells:
         sums[cell.name], order = rng.gamma(2, 5, 11), rng.permutation(11)
-        scores = RowScores(sums[cell.name][order], tokens[order], np.ones(11, dtype=np.int64))
+        scores = RowLosses(sums[cell.name][order], tokens[order], np.ones(11, dtype=np.int64))
         write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in order], scores, np.zeros(11))
     figures = {name: {"eval_nll_after": own.sum() / tokens.sum()} for name, own in sums.items()}
     for seeds, over in (([1, 3], "seeds and examples"), ([2], "examples")):
@@ -118,7 +118,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
         assert contrast["interval_over"] == over
     file = comparison.cells[0].path / "train" / "eval.parquet"
     table = read_columns(file, "id", "nll_sum", "n_tokens", "n_correct")
-    scores = RowScores(table["nll_sum"], table["n_tokens"], table["n_correct"])
+    scores = RowLosses(table["nll_sum"], table["n_tokens"], table["n_correct"])
     write_eval(file, ["other", *table["id"][1:]], scores)
     (contrast,) = build_table(comparison, figures)["contrasts"]
     assert contrast["interval_over"] == "seeds"

@@ -98,8 +98,8 @@ class Falling(Schedule):
 
 @pytest.mark.parametrize("options", [{"callbacks": [Mine()]}, {"objective": SFTMix(mu=Falling())}])
 def test_commands_fit_a_run_with_classes_of_its_own(options, tmp_path):
-    assert not names_own_classes(RunConfig().plain())
-    own = names_own_classes(RunConfig(**options).plain())
+    assert not names_own_classes(RunConfig().as_dict())
+    own = names_own_classes(RunConfig(**options).as_dict())
     for until, count in (("confidence", 2), ("split", 1), ("train", 1)):
         commands = results(tmp_path, {}, until, own=own)
         assert sum("--trust " in line for line in commands) == count

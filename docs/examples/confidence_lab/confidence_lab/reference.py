@@ -9,6 +9,7 @@ class LateReference(Reference):
     """The paper's reference, scored only in the last part of its training, token by token."""
 
     gives = frozenset({Need.CORRECT, Need.TOKEN_NLL})
+    token_nll = True
 
     def __init__(self, *, start: float = 0.5, count: int = 2, training: ReferenceTraining | None = None):
         """
@@ -20,4 +21,4 @@ class LateReference(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         places = np.linspace(self.start, 1.0, self.count + 1)[1:].tolist()
-        return context.train_and_score(model=None, training=None, checkpoints=places, token_nll=True)
+        return context.train_and_score(places)

@@ -1,4 +1,4 @@
-"""Values of options, plain as JSON and YAML have them; a path becomes text when it is set."""
+"""Values of options as they were given: a path becomes text when it is set, a single name a list of one."""
 
 import os
 import re
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from sftmix.words.errors import ConfigError, nearest, told
+from sftmix.words.errors import ConfigError, nearest, with_suggestion
 from sftmix.words.shown import quoted
 
 
 @dataclass
-class PlainFields:
+class OptionFields:
     """A group of options: whenever one is set, a path becomes text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in (known := self.__dataclass_fields__):
             problem = f"{type(self).__name__} has no option {name!r}, which was set to {value!r}"
-            raise ConfigError(told(problem, nearest(name, known), f"it has {', '.join(known)}"))
+            raise ConfigError(with_suggestion(problem, nearest(name, known), f"it has {', '.join(known)}"))
         super().__setattr__(name, path_text(value))
 
 

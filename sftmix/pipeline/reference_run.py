@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from sftmix.data import EncodedDataset
 from sftmix.disk.hashes import sha256_json
 from sftmix.measure.model import ends_of_loss
 from sftmix.model.paths import named
-from sftmix.options.reference import ReferenceModel, ReferenceTraining
+from sftmix.options.reference import ReferenceModel
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
@@ -27,7 +28,7 @@ from sftmix.training.dynamics import (
     merge_dynamics,
     one_checkpoint,
 )
-from sftmix.types import RowScorer, RowScores, TrainingDynamics
+from sftmix.types import RowLosses, RowScorer, TrainingDynamics
 from sftmix.words.errors import ConfigError
 
 NO_EPOCH = (
@@ -45,28 +46,19 @@ class ReferenceRun:
     """
 
     def __init__(self, run: RunContext) -> None:
-        self._run, self.ids = run, run.rows.data.train.ids
+        self._run, self._reference, self.ids = run, run.config.reference, run.rows.data.train.ids
         self.content_hashes = run.rows.data.train.content_hashes
         self._rows = partial(rows_of_reference, run.config, run.rows, world=run.world, say=run.say)
         self.figures: dict[str, Any] = {}
 
-    def train_and_score(
-        self,
-        *,
-        model: ReferenceModel | None,
-        training: ReferenceTraining | None,
-        checkpoints: int | Sequence[float] | Literal["online"],
-        token_nll: bool = False,
-        response_alone: bool = False,
-        keep: Sequence[str] = (),
-    ) -> TrainingDynamics:
+    def train_and_score(self, checkpoints: int | Sequence[float] | Literal["online"]) -> TrainingDynamics:
         """Train by NTP, in an order of its own, and score every example at the checkpoints.
 
         Online, nothing is scored: the losses of whole epochs are taken from the training steps.
         """
-        run, model = self._run, model or ReferenceModel()
-        _, encoder, data = self._rows(model)
-        config = config_of_reference(run.config, model, training)
+        run, model = self._run, self._reference.model or ReferenceModel()
+        encoder, data = self._rows(model)
+        config = config_of_reference(run.config)
         # Its order and dropout masks are none of the target's.
         config.seed = stable_hash(config.seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
@@ -76,7 +68,7 @@ class ReferenceRun:
                 encoder,
                 data=data,
                 order=TrainingOrder(len(data), options=config.training, seed=config.seed),
-                keep=self._kept(token_nll, keep),
+                keep=self._kept,
                 packed=data.packed,
             )
         if checkpoints == "online":
@@ -91,7 +83,7 @@ class ReferenceRun:
                 steps=steps,
                 directory=stage.directory / "scores",
                 world=run.world,
-                alone=response_alone,
+                alone=self._reference.response_alone,
             )
             stage.callbacks = [scoring, *stage.callbacks]  # first: those behind it see its train_nll
         figures = run.train(stage).figures
@@ -103,46 +95,30 @@ class ReferenceRun:
             raise ConfigError(NO_EPOCH)
         return merge_dynamics([stage.online.read(epoch) for epoch in epochs])
 
-    def score_models(
-        self,
-        paths: Sequence[str],
-        *,
-        template: str | None,
-        max_length: int | None,
-        token_nll: bool = False,
-        response_alone: bool = False,
-        keep: Sequence[str] = (),
-    ) -> TrainingDynamics:
+    def score_models(self, paths: Sequence[str], *, model: ReferenceModel) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, kept = self._run, self._kept(token_nll, keep)
+        run, kept = self._run, self._kept
 
-        def scorer_of(number: int, path: str) -> Callable[[TokenisedRows], RowScores]:
+        def scorer_of(number: int, path: str) -> Callable[[TokenisedRows], RowLosses]:
             score, module = scoring_model(
                 run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
             )
             return partial(score, module)
 
         with named("reference.paths"):
-            model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
-            _, encoder, data = self._rows(model, key="reference.paths")
+            encoder, data = self._rows(replace(model, path=paths[0]), key="reference.paths")
             for path in paths:
                 check_rows_fit(path, encoder, data)
             for path in paths[1:]:
                 run.world.node_first(partial(check_same_ids, path, encoder))
-            return self._checkpoints(data, paths, scorer_of, response_alone)
+            return self._checkpoints(data, paths, scorer_of)
 
     def score_rows(
-        self,
-        scorers: Mapping[str, Callable[[Any], RowScorer]],
-        *,
-        model: ReferenceModel,
-        threads: int = 1,
-        token_nll: bool = False,
-        response_alone: bool = False,
+        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
         """Score every example by functions of a row, on rank 0; the file of each holds what was scored so far."""
         run = self._run
-        _, encoder, data = self._rows(model, key="reference.tokenizer")
+        encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:
             raise ConfigError(
                 "a reference that scores single rows cannot keep apart what is packed into windows: set data.packing "
@@ -152,21 +128,21 @@ class ReferenceRun:
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
-            asked = run.config.reference.spec()
-            for option in run.config.reference.layout:
+            asked, token_nll = self._reference.spec(), self._reference.token_nll
+            for option in self._reference.layout:
                 asked["init_args"].pop(option, None)
 
-            def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowScores]:
+            def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowLosses]:
                 of = sha256_json([asked, name, data.fingerprint])
 
-                def scores_of(rows: TokenisedRows) -> RowScores:
+                def scores_of(rows: TokenisedRows) -> RowLosses:
                     ending = "-alone" if isinstance(rows, ResponsesAlone) else ""
                     file = run.path / "reference" / f"scores-{number}{ending}.jsonl"
                     return score_each(ready[name], file, rows, of=of, threads=threads, token_nll=token_nll)
 
                 return scores_of
 
-            return self._checkpoints(data, list(ready), scorer_of, response_alone)
+            return self._checkpoints(data, list(ready), scorer_of)
 
         return run.world.from_main(collected)
 
@@ -174,12 +150,11 @@ class ReferenceRun:
         self,
         data: EncodedDataset,
         names: Sequence[str],
-        scorer_of: Callable[[int, str], Callable[[TokenisedRows], RowScores]],
-        response_alone: bool,
+        scorer_of: Callable[[int, str], Callable[[TokenisedRows], RowLosses]],
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
         rows: list[TokenisedRows] = [data]
-        if response_alone:
+        if self._reference.response_alone:
             rows.append(ResponsesAlone(data, np.arange(len(data))))
         parts = []
         started = time.perf_counter()
@@ -189,6 +164,8 @@ class ReferenceRun:
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
 
-    def _kept(self, token_nll: bool, keep: Sequence[str]) -> list[str]:
-        """Return what a scorer keeps of each row beside its sums: what is asked for, and what components need."""
-        return [*(["token_nll"] if token_nll else []), *sorted({*keep, *Wants(self._run.config).kept})]
+    @property
+    def _kept(self) -> list[str]:
+        """What a scorer keeps of each row beside its sums: what is asked for, and what components need."""
+        words = sorted({*(self._reference.keep or ()), *Wants(self._run.config).kept})
+        return ["token_nll", *words] if self._reference.token_nll else words

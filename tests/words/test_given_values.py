@@ -16,7 +16,7 @@ from sftmix import RunConfig
 from sftmix.components import FromCheckpoints, Linear, SFTMix, Splitter, TrainedReference
 from sftmix.components.component import files_of
 from sftmix.config.checks import validate
-from sftmix.config.read import from_plain
+from sftmix.config.read import from_dict
 from sftmix.options import DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.recipe import run
 from sftmix.words.errors import ConfigError
@@ -132,7 +132,7 @@ def test_a_configuration_of_paths_is_that_of_the_plain_ones():
     given, plain = (configuration(paths=paths) for paths in (True, False))
     validate(given)
     assert given.yaml() == plain.yaml()
-    assert from_plain(given.plain()) == plain
+    assert from_dict(given.as_dict()) == plain
 
 
 def changed(**options: object) -> RunConfig:
@@ -174,4 +174,4 @@ def test_what_json_can_hold_is_plain():
     columns = OrderedDict(prompt="question", response="answer")
     validate(changed(data__columns=columns, training__betas=(0.9, 0.99)))
     validate(changed(splitter=Folder(path=Path("rows"))))
-    assert from_plain(changed(data__columns=columns).plain()).data.columns == dict(columns)
+    assert from_dict(changed(data__columns=columns).as_dict()).data.columns == dict(columns)

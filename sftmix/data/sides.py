@@ -20,7 +20,7 @@ from sftmix.words.fields import TEXT, column_problems, listed
 from sftmix.words.shown import quoted
 
 
-def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None, *, progress: bool = True) -> Prepared:
+def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None) -> Prepared:
     """Read, check and number all rows, and decide which are held out (by data.seed, or else by `seed`).
 
     row_format  None: rows are of data.format
@@ -36,7 +36,7 @@ def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None
         refuse(list(options.problems()), "the options of the rows")
     elif options.packing:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    train, report = reader.read(progress)
+    train, report = reader.read()
     thinking = _thinks(report, options)
     seed = seed if options.seed is None else options.seed
     if options.exclude is not None:
@@ -47,7 +47,7 @@ def prepare(options: DataOptions, seed: int, row_format: RowFormat | None = None
         reader = RowReader("data.eval", options, form)
         if (reader.form == TEXT) != is_text:
             raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")
-        held_out, more = reader.read(progress)
+        held_out, more = reader.read()
         repeated(held_out, more)
         report.take(more)
     elif options.eval_fraction is not None:
