@@ -166,7 +166,6 @@ def _unlike(model: PreTrainedModel, path: Path) -> str:
     By its values if memory has room for them, no rank has shards alone and the base is not quantised; else by names.
     """
     by_names = isinstance(next(model.parameters()), DTensor) or hasattr(model, "hf_quantizer")
-    reader: Any = AutoModelForCausalLM
     place = "meta" if by_names or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
     with without_tables(), warnings.catch_warnings(action="ignore"):  # PEFT warns of ranks that it has given itself
         options: Any = {"dtype": torch.float32, "device_map": place, "output_loading_info": True}

@@ -189,3 +189,14 @@ def compile_problem(setup: StepSetup) -> str | None:
             hooks.enter_context(layer.register_forward_pre_hook(trace, with_kwargs=True))
         kept_by_forward(workload_of(setup), int(setup.stage.data.lengths.max()), nullcontext())
     return next(chain.from_iterable(setup.world.gather(problems)), None)
+
+
+def compiled(options: TrainingOptions, say: Callable[[str], object]) -> dict[str, float]:
+    """Return, and say, the seconds for which torch has compiled in this process; nothing without compiled layers."""
+    if not options.compile:
+        return {}
+    from torch._dynamo.utils import calculate_time_spent  # takes a second to import
+
+    seconds = calculate_time_spent().get("total_wall_time", 0.0)
+    say(f"torch has compiled for {seconds:.1f} s in this process")
+    return {"compile_seconds": seconds}

@@ -22,7 +22,7 @@ from sftmix.training.asked import evaluate, read_step, score_training_rows
 from sftmix.training.best import BestWeights
 from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.choices import decide, plan_wrapping
+from sftmix.training.choices import compiled, decide, plan_wrapping
 from sftmix.training.garbage import Collector
 from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
@@ -98,7 +98,6 @@ class TrainingLoop:
         self.built = kept(self.module, self.optimizer)
         self.callback_state = CallbackState(stage.callbacks, world, (stage.objective, stage.perturbation))
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
-        check_memory(self.setup)
         self.store.second = give_teacher(self.setup)  # of the weights before a checkpoint is loaded
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
@@ -142,6 +141,7 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "machines": self.machines,
+            **compiled(stage.options, self._say),
             **last,
         }
         return StageResult(self.module, figures)
@@ -156,8 +156,8 @@ class TrainingLoop:
             return error
         return None
 
-    def _newest(self) -> dict[str, Any] | None:
-        """Take over the state of the newest valid checkpoint, without tensors; return it, or None."""
+    def _newest(self) -> int | None:
+        """Take over the state of the newest valid checkpoint, without tensors; return its step, or None."""
         store = self.store
         store.clean()
         if (newest := store.newest_valid()) is None:
@@ -173,7 +173,7 @@ class TrainingLoop:
         for name in SAVED:
             setattr(self, name, state[name])
         self.evaluations = dict(state["evaluations"])
-        return state
+        return newest
 
     def _resume(self) -> None:
         """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
@@ -184,16 +184,18 @@ class TrainingLoop:
         decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
         stage = self.stage = self.setup.stage
         if self.newest is not None:
-            store.load(self.step, self.module, self.optimizer)
-            self.callback_state.put(self.newest["callbacks"])
+            store.load(self.newest, self.module, self.optimizer)
+            self.callback_state.put(store.state(self.newest)["callbacks"])
             if stage.online:
-                stage.online.restore(store.arrays(self.step))  # the epoch is under way
+                stage.online.restore(store.arrays(self.newest))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
+        if self.step == 0:
+            check_memory(self.setup)
         if self.best:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))

@@ -18,19 +18,28 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(setup: StepSetup) -> None:
-    """Raise ConfigError if gradients, optimizer and teacher alone do not fit into what is free on this rank.
+    """Raise ConfigError if gradients and optimizer alone do not fit into what is free on this rank, before any step.
 
-    Call it before the teacher is there. Weights, which are loaded, do not count, and neither does what a plan of the
-    step counts: activations, and the whole gradients that FSDP may hold between micro-batches.
+    Weights, which are loaded, count in neither. FSDP holds whole gradients between the micro-batches of a step, if a
+    mean step has several, unless each reduces its own.
     """
-    stage, free = setup.stage, room(setup)
-    trained, shards = Count(setup.module.parameters()).trained, shards_of(stage.options, setup.world)
-    second = teacher_bytes(stage.objective, unwrap(setup.module).model)
-    state = trained * (4 + stage.optimizer.state_bytes + second) / shards  # 4: a float32 gradient
+    stage, world, free = setup.stage, setup.world, room(setup)
+    options = stage.options
+    trained, shards = Count(setup.module.parameters()).trained, shards_of(options, world)
+    rows, tokens = options.limits(world.device.type)
+    rows_of_rank = options.global_batch_size / world.size
+    tokens_of_rank = rows_of_rank * float(stage.data.lengths.mean())
+    several = rows_of_rank > (rows or math.inf) or tokens_of_rank > float(tokens or math.inf)
+    whole = several and not options.reduce_each_micro_batch
+    second = 0 if setup.teacher else teacher_bytes(stage.objective, unwrap(setup.module).model)  # else it is there
+    # a float32 gradient
+    state = trained * (4 / (1 if whole else shards) + (stage.optimizer.state_bytes + second) / shards)
     if state > free:
+        each = "reduce gradients in each micro-batch (--training.reduce_each_micro_batch true), "
         raise ConfigError(
             f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
-            "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
+            f"Train adapters (--model.lora.r 16), a smaller model, {each * (whole and shards > 1)}"
+            "or shard it over GPUs (--training.parallel fsdp)"
         )
 
 

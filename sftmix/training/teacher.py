@@ -17,6 +17,7 @@ from sftmix.components.base import Objective
 from sftmix.components.component import Need
 from sftmix.components.view import Taught
 from sftmix.ranks.world import World
+from sftmix.training.memory import check_memory
 from sftmix.training.module import TrainingModule
 from sftmix.training.numbers import is_base
 from sftmix.training.parallel import reshard, unwrap
@@ -28,10 +29,11 @@ from sftmix.types import Batch
 def give_teacher(setup: StepSetup) -> dict[str, torch.Tensor]:
     """Give the setup of a stage its teacher, if the objective needs one; return what checkpoints hold of it.
 
-    Call it before a checkpoint is loaded.
+    Call it before a checkpoint is loaded. Raises ConfigError if the second weights do not fit into what is free.
     """
     if Need.TEACHER not in setup.stage.objective.needs:
         return {}
+    check_memory(setup)
     setup.teacher = Teacher(setup.module, setup.stage.objective)
     return setup.teacher.stored
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -191,6 +192,27 @@ def test_an_error_of_the_forward_leaves_no_hook(stage, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         compile_problem(setup_of(stage))
     assert not [module for module in stage.model.modules() if module._forward_pre_hooks]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_seconds_of_compiling_are_said_and_in_the_figures(stage, monkeypatch, capsys, compile):
+    """Without compiled layers there are none, also if something else was compiled in this process."""
+    monkeypatch.setattr("torch._dynamo.utils.calculate_time_spent", lambda: {"total_wall_time": 12.345, "other": 1.0})
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    result = train(replace(stage, options=replace(stage.options, compile=compile)), World())
+    assert result.figures.get("compile_seconds") == (12.345 if compile else None)
+    said = [line for line in capsys.readouterr().out.splitlines() if "compiled" in line]
+    assert said == [f"{stage.name}: torch has compiled for 12.3 s in this process"] * compile
+
+
+def test_torch_counts_the_seconds_of_what_it_compiles():
+    """Under the name that is read."""
+    options, seconds = TrainingOptions(compile=True), []
+    for number in (2, 3):
+        torch.compile(lambda x, number=number: x**number, backend="aot_eager")(torch.ones(1))
+        seconds.append(choices.compiled(options, silent)["compile_seconds"])
+    assert 0 < seconds[0] < seconds[1]
 
 
 def raise_here(*args: object, **kwargs: object) -> None:

@@ -104,6 +104,27 @@ def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkey
     assert not (stage.directory / "metrics.jsonl").exists()
 
 
+def test_whole_gradients_between_micro_batches_are_refused_before_the_first_step(stage, monkeypatch):
+    """Of two ranks that share the weights: 4 bytes of each number, or half of them, beside half of AdamW's 8."""
+    monkeypatch.setattr(World, "max", lambda self, value: value)
+    world, trained = World(size=2), sum(one.numel() for one in stage.model.parameters())
+    free(monkeypatch, 7 * trained)
+    for limits, each, refused in (
+        ({"micro_batch_size": 2}, False, True),
+        ({"micro_batch_size": 2}, True, False),
+        ({"micro_batch_size": 16}, False, False),
+        ({"micro_batch_size": None, "micro_batch_tokens": 32}, False, True),
+        ({"micro_batch_size": None, "micro_batch_tokens": 999}, False, False),
+    ):
+        options = replace(stage.options, parallel="fsdp", reduce_each_micro_batch=each, **limits)
+        setup = setup_of(replace(stage, options=options), world)
+        if refused:
+            with pytest.raises(ConfigError, match="reduce_each_micro_batch true"):
+                memory.check_memory(setup)
+        else:
+            memory.check_memory(setup)
+
+
 def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch):
     setup = setup_of(stage)
     free(monkeypatch, 7.0)

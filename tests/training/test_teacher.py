@@ -13,7 +13,6 @@ from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
-from sftmix.training.memory import check_memory
 from sftmix.training.module import TrainingModule
 from sftmix.training.numbers import teacher_bytes
 from sftmix.training.teacher import give_teacher
@@ -204,6 +203,6 @@ def test_what_does_not_fit_is_refused_before_it_is_taken(monkeypatch):
     numbers = sum(p.numel() for p in setup.module.parameters())
     monkeypatch.setattr("sftmix.training.memory.free_memory", lambda device: 16 * numbers - 1)
     with pytest.raises(ConfigError, match="gradients and optimizer take"):
-        check_memory(setup)
+        give_teacher(setup)
     monkeypatch.setattr("sftmix.training.memory.free_memory", lambda device: 16 * numbers)
-    check_memory(setup)
+    give_teacher(setup)

@@ -50,7 +50,7 @@ SUMMARY = "summary.json"
 OBSERVED = (Evaluate, MeasureMixing)
 """Callbacks that only watch the steps, but have figures to compare. Others that only watch, such as trackers, are left
 out there: they would report the steps a second time. All measure the delivered weights again."""
-OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds"}
+OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds", "compile_seconds"}
 OF_PROCESS |= {"peak_memory_bytes", "machines", "made_by", "stopped_by"}
 """Figures of a stage that do not follow from its weights and rows."""
 
