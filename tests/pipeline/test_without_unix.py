@@ -94,5 +94,5 @@ def test_a_rendering_is_bounded_in_characters_where_the_system_bounds_nothing(la
         monkeypatch.setitem(sys.modules, module, None)
     template = tmp_path / "long.jinja"
     template.write_text("{{ messages[0]['content'] * 999999 }}")
-    with pytest.raises(ConfigError, match="1,0.* characters; choose another"):
+    with pytest.raises(ConfigError, match=r"1,0.* characters; choose another"):
         make_encoder(chatml_tokenizer(), str(template))
