@@ -91,14 +91,10 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
     text = decoded(earlier.read_bytes()) if earlier.exists() else ""
-    known = {(line.id, _file_of(line.source)): line.decision for line in read_decisions(text, earlier)}
-    pairs = zip(table["id"], table["source"], table["decision"], strict=True)
-    table["decision"] = [known.get((name, _file_of(source))) or decision for name, source, decision in pairs]
-
-
-def _file_of(source: str) -> str:
-    """Return `rows.jsonl:` of rows.jsonl:9, and `rows.parquet[` of rows.parquet[9]."""
-    return source.rstrip("]0123456789")
+    place = "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
+    known = {(line.id, line.source.rstrip(place)): line.decision for line in read_decisions(text, earlier)}
+    pairs = zip(table["id"], table["source"].str.rstrip(place), table["decision"], strict=True)
+    table["decision"] = [known.get((name, file)) or decision for name, file, decision in pairs]
 
 
 def write_suspects(table: Any, out: Path) -> None:
