@@ -47,12 +47,11 @@ def embedded(texts: Sequence[str], model: Path) -> Any:
     vectors = torch.empty(len(once), network.config.hidden_size)
     with progress_bar("Embedding", total=len(once), unit=" texts", delay=1) as bar, torch.inference_mode():
         while order:
-            count = PADDED // len(ids[order[0]])
-            some = order[:count]
+            size = PADDED // len(ids[order[0]])
+            some, order = order[:size], order[size:]
             batch = tokenizer.pad({"input_ids": [ids[k] for k in some]}, return_tensors="pt")
             mask = batch["attention_mask"][..., None]  # [B, T, 1]
             vectors[some] = (network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-            order = order[count:]
             bar.update(len(some))
     unit, place = torch.nn.functional.normalize(vectors).numpy(), {text: k for k, text in enumerate(once)}
     return unit[[place[text] for text in texts]]
