@@ -57,7 +57,7 @@ def embedded(texts: Sequence[str], model: Path) -> Any:
     return unit[[place[text] for text in texts]]
 
 
-@dataclass
+@dataclass(eq=False)  # so that what is found of them is remembered
 class SuspectRows:
     """N rows as signals see them.
 
