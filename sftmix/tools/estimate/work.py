@@ -146,7 +146,9 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     """Return the work of a reference that trains or scores."""
     reference = config.reference
     # FromCheckpoints has a template and a length of its own, TrainedReference in its model.
-    rows_of = getattr(reference, "rows", ReferenceModel())
+    rows_of = getattr(reference, "rows", None)
+    if not isinstance(rows_of, ReferenceModel):  # of a class of one's own, which calls anything so
+        rows_of = ReferenceModel()
     model = reference.model or replace(rows_of, path=getattr(reference, "paths", [""])[0])
     _, own = rows_of_reference(config, rows, model, World())
     training = inherit(config.training, reference.training)
