@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,10 +61,9 @@ SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
 a hundredth of it."""
 TICK = 0.25
 """Seconds of the process's time as a user after which the clock looks at the call under way."""
-STUCK = 10 * (os.cpu_count() or 1)
-"""Seconds of processor time, of all threads, after which the system ends a process in which the clock did not look:
-Python looks for signals between its operations, and to compare two lists of lists may be a single one without an end.
-"""
+STUCK = 300
+"""Seconds of processor time, of all threads, after which SIGPROF ends a process whose clock has not looked meanwhile.
+Python runs it between operations, and to compare two lists of lists may be a single operation without an end."""
 MEGABYTES = 2048
 """Memory of renderings, on top of what the process has."""
 LETTERS, TIMES = 1 << 20, 10
@@ -90,35 +88,12 @@ def bounded_memory() -> Iterator[None]:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + (MEGABYTES << 20), before)
+    size = pages * resource.getpagesize() + (MEGABYTES << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (min([size, *(limit for limit in before if limit >= 0)]), before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def _limit(kind: int, most: int, before: tuple[int, int]) -> None:
-    """Let the process take at most so much of a kind, and no more than it might `before`."""
-    import resource
-
-    resource.setrlimit(kind, (min([most, *(limit for limit in before if limit >= 0)]), before[1]))
-
-
-@contextmanager
-def bounded_time() -> Iterator[Callable[[], None]]:
-    """Let the system end the process by SIGXCPU if the block takes STUCK seconds; what it gets lets them begin anew."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_CPU)
-
-    def go_on() -> None:
-        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + STUCK, before)
-
-    go_on()
-    try:
-        yield go_on
-    finally:
-        resource.setrlimit(resource.RLIMIT_CPU, before)
 
 
 class Clock:
@@ -126,22 +101,19 @@ class Clock:
 
     To start and stop it costs more than a short call, so one start may serve many.
 
-    runs   it looks at the time
-    left   seconds that the call under way has; None: there is none
-    go_on  says that the process is not stuck
+    runs  it looks at the time
+    left  seconds that the call under way has; inf: there is none
     """
 
     def __init__(self) -> None:
         self.runs = False
-        self.left: float | None = None
-        self.go_on: Callable[[], object] = bool
+        self.left = inf
 
     def _tick(self, *_: object) -> None:
-        self.go_on()
-        if self.left is not None:
-            self.left -= TICK
-            if self.left < 0:
-                raise OutOfTime  # and again at the next tick: within a __del__ it would be lost
+        signal.setitimer(signal.ITIMER_PROF, STUCK)
+        self.left -= TICK
+        if self.left < 0:
+            raise OutOfTime  # and again at the next tick: within a __del__ it would be lost
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -149,16 +121,18 @@ class Clock:
         if self.runs or not _in_main_thread() or not hasattr(signal, "setitimer"):
             yield
             return
-        with bounded_memory(), bounded_time() as self.go_on:  # which no tick calls any more when it ends
-            before = signal.signal(signal.SIGVTALRM, self._tick)
-            self.runs = True
-            try:
-                signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
+        before = signal.signal(signal.SIGVTALRM, self._tick)
+        self.runs = True
+        try:
+            self._tick()
+            signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
+            with bounded_memory():
                 yield
-            finally:
-                signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-                self.runs = False
-                signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            self.runs = False
+            signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
+            signal.setitimer(signal.ITIMER_PROF, 0)  # last: a tick that was due has set it once more
 
     def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
         """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
@@ -169,7 +143,7 @@ class Clock:
             try:
                 return function(**given)
             finally:
-                self.left = None
+                self.left = inf
 
 
 def _in_main_thread() -> bool:
@@ -183,7 +157,7 @@ def allowed(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> tuple[float, int
     """Return the seconds of processor time, and the characters, that a rendering of turns and functions may take."""
     # Most turns have only a role and a content: of calls and thoughts all is counted as it is written.
     letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
-    letters += len(str(tools)) if tools else 0
+    letters += len(str(tools or ""))
     return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * letters, LETTERS + TIMES * letters
 
 
