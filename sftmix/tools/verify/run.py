@@ -18,7 +18,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_yaml
-from sftmix.disk.files import BEST, CHECKPOINTS, naming_damage, read_json, read_steps, step_path, verify_directory
+from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.disk.known import hashing_anew
 from sftmix.disk.regular import refuse_link
 from sftmix.disk.tables import read_table
@@ -250,8 +250,7 @@ class Replay(RunContext):
         for name in files:
             expected, replayed = _content(run / name), _content(here / name)
             if name == SUMMARY:  # the model's name is the run's, wherever it is now: `inputs` compare its files
-                with naming_damage(run / "config.yaml"):  # whoever wrote it may have left the model out
-                    replayed["model"] = read_yaml(run / "config.yaml")["model"]["path"]
+                replayed["model"] = read_yaml(run / "config.yaml").get("model", {}).get("path")
             if stage == "selection":  # the rows here are those that the run selected: select from all rows
                 replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
             kind = "split" if name.endswith(".parquet") and stage != "base" and not trained else "figures"

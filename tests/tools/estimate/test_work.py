@@ -71,13 +71,13 @@ def test_references_that_train_nothing_and_those_of_other_models(finished):
 
 
 class Mine(Reference):
-    rows = "rows.jsonl"
+    rows = paths = "rows.jsonl"
 
     def collect(self, context):
         raise NotImplementedError
 
 
-def test_a_reference_of_ones_own_calls_anything_rows(tiny):
+def test_a_reference_of_ones_own_calls_anything_rows_or_paths(tiny):
     assert planned(tiny, reference=Mine())["reference"].read[0] == tokens_of(tiny)
 
 
