@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +61,9 @@ SECONDS, EACH_TURN, EACH_LETTER = 2.0, 0.01, 1e-6
 a hundredth of it."""
 TICK = 0.25
 """Seconds of the process's time as a user after which the clock looks at the call under way."""
+STUCK = 300
+"""Seconds of processor time, of all threads, after which SIGPROF ends a process whose clock has not looked meanwhile.
+Python runs it between operations, and to compare two lists of lists may be a single operation without an end."""
 MEGABYTES = 2048
 """Memory of renderings, on top of what the process has."""
 LETTERS, TIMES = 1 << 20, 10
@@ -98,18 +102,18 @@ class Clock:
     To start and stop it costs more than a short call, so one start may serve many.
 
     runs  it looks at the time
-    left  seconds that the call under way has; None: there is none
+    left  seconds that the call under way has; inf: there is none
     """
 
     def __init__(self) -> None:
         self.runs = False
-        self.left: float | None = None
+        self.left = inf
 
     def _tick(self, *_: object) -> None:
-        if self.left is not None:
-            self.left -= TICK
-            if self.left < 0:
-                raise OutOfTime  # and again at the next tick: within a __del__ it would be lost
+        signal.setitimer(signal.ITIMER_PROF, STUCK)
+        self.left -= TICK
+        if self.left < 0:
+            raise OutOfTime  # and again at the next tick: within a __del__ it would be lost
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -120,6 +124,7 @@ class Clock:
         before = signal.signal(signal.SIGVTALRM, self._tick)
         self.runs = True
         try:
+            self._tick()
             signal.setitimer(signal.ITIMER_VIRTUAL, TICK, TICK)
             with bounded_memory():
                 yield
@@ -127,6 +132,7 @@ class Clock:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             self.runs = False
             signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)  # None: no handler of Python
+            signal.setitimer(signal.ITIMER_PROF, 0)  # last: a tick that was due has set it once more
 
     def call(self, seconds: float, function: Callable[..., Any], **given: Any) -> Any:
         """Return function(**given). Raises OutOfTime if it takes more than so many seconds, and a tick."""
@@ -137,7 +143,7 @@ class Clock:
             try:
                 return function(**given)
             finally:
-                self.left = None
+                self.left = inf
 
 
 def _in_main_thread() -> bool:
@@ -151,7 +157,7 @@ def allowed(turns: Chat, tools: Sequence[Mapping[str, Any]]) -> tuple[float, int
     """Return the seconds of processor time, and the characters, that a rendering of turns and functions may take."""
     # Most turns have only a role and a content: of calls and thoughts all is counted as it is written.
     letters = sum(len(turn["content"]) if len(turn) == 2 else len(str(turn)) for turn in turns)
-    letters += len(str(tools)) if tools else 0
+    letters += len(str(tools or ""))
     return SECONDS + EACH_TURN * len(turns) + EACH_LETTER * letters, LETTERS + TIMES * letters
 
 

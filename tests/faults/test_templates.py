@@ -1,8 +1,11 @@
 """Templates of strangers: none runs a program, waits for ever or fills the memory; each ends in one line."""
 
 import json
+import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from sftmix.words.errors import ConfigError, DataError
 from sftmix.words.fields import TEXT
 from tests.forked import on_ranks
 from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
+from tests.tiny import ROOT
 
 FILLS = "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -116,6 +120,34 @@ def test_a_template_that_fills_the_memory_on_a_row_ends_with_the_name_of_the_row
     with pytest.raises(ConfigError, match=r"^7 \(rows\.jsonl:7\): .* 2,048 MB of memory or 1,048,[\d]+ characters"):
         encode_examples(renderer, [example("7", "Zebra")], 100)
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+STUCK = """
+import signal, sys
+from sftmix.text import templates
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
+
+templates.STUCK = 1
+make_encoder(chatml_tokenizer())
+assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
+print("begun", flush=True)
+make_encoder(chatml_tokenizer(), sys.argv[1])
+"""
+COMPARED = (
+    "{% set ns = namespace(a=[0], b=[0]) %}{% for i in range(45) %}{% set ns.a = [ns.a, ns.a] %}"
+    "{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}"
+)
+
+
+@pytest.mark.slow
+def test_a_single_operation_that_looks_for_no_signal_ends_with_the_process(tmp_path):
+    path = tmp_path / "evil.jinja"
+    path.write_text(COMPARED)
+    words = [sys.executable, "-c", STUCK, str(path)]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=90
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGPROF, "begun\n"), done.stderr
 
 
 def test_a_long_conversation_has_more_time_and_characters():

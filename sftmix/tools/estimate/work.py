@@ -15,6 +15,7 @@ from sftmix.components.base import Objective
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
+from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.config.wants import Wants
@@ -146,8 +147,9 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     """Return the work of a reference that trains or scores."""
     reference = config.reference
     # FromCheckpoints has a template and a length of its own, TrainedReference in its model.
-    rows_of = getattr(reference, "rows", ReferenceModel())
-    model = reference.model or replace(rows_of, path=getattr(reference, "paths", [""])[0])
+    model = reference.model or ReferenceModel()
+    if isinstance(reference, FromCheckpoints):
+        model = replace(reference.rows, path=reference.paths[0])
     _, own = rows_of_reference(config, rows, model, World())
     training = inherit(config.training, reference.training)
     order = TrainingOrder(len(own), options=training, seed=0)

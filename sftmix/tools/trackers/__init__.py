@@ -286,7 +286,7 @@ class MLflow(Tracker):
             new = self._client.create_run(place, run_name=self.run.name).info.run_id
             # {training: {epochs: 3}} -> training.epochs; MLflow cuts a value behind 6,000 characters.
             (options,) = json_normalize([self.config]).to_dict("records")
-            self._client.log_batch(new, params=[Param(key, str(value)) for key, value in options.items()])
+            self._client.log_batch(new, params=[Param(_allowed(key), str(value)) for key, value in options.items()])
             write_text(file, new)
         self._id = file.read_text(encoding="utf-8")
         self._client.update_run(self._id, status="RUNNING")
@@ -296,15 +296,17 @@ class MLflow(Tracker):
     def write(self, row: Row) -> None:
         from mlflow.entities import Metric
 
-        # One request for the whole row. MLflow takes no other characters in names, as of a label C++.
-        metrics = [
-            Metric(re.sub(r"[^\w/. :-]", "_", name), value, int(1000 * row.time), row.step)
-            for name, value in row.values.items()
-        ]
+        # One request for the whole row.
+        metrics = [Metric(_allowed(name), value, int(1000 * row.time), row.step) for name, value in row.values.items()]
         self._client.log_batch(self._id, metrics)
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
+
+
+def _allowed(name: str) -> str:
+    """Return a name as MLflow takes it: in a label C++, or a role of a row, it takes no other characters."""
+    return re.sub(r"[^\w/. :-]", "_", name)
 
 
 TRACKERS = {kind.client: kind for kind in (MLflow, SwanLab, TensorBoard, Trackio, WandB)}

@@ -251,7 +251,7 @@ class Replay(RunContext):
         for name in files:
             expected, replayed = _content(run / name), _content(here / name)
             if name == SUMMARY:  # the model's name is the run's, wherever it is now: `inputs` compare its files
-                replayed["model"] = read_yaml(run / "config.yaml")["model"]["path"]
+                replayed["model"] = read_yaml(run / "config.yaml").get("model", {}).get("path")
             if stage == "selection":  # the rows here are those that the run selected: select from all rows
                 replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
             kind = "split" if name.endswith(".parquet") and stage != "base" and not trained else "figures"

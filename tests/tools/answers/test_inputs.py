@@ -11,11 +11,14 @@ from sftmix.components import RowFormat
 from sftmix.config import RunConfig
 from sftmix.options import DataOptions
 from sftmix.pipeline.validity import differences
+from sftmix.text import encode
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import finished_models
 from sftmix.types import Message
 from sftmix.words.errors import ConfigError, ContractError, DataError
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
+from tests.text.test_turns import CALL, RESULT, TOOL, answer, turns
 from tests.tiny import sign
 
 ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
@@ -42,6 +45,24 @@ def test_each_question_has_an_id_of_its_own(read):
     ids = ["a", "a", "a#2", "a", "b"]
     found = [question.id for question in read(*({"id": name, "prompt": f"Q{k}?"} for k, name in enumerate(ids)))]
     assert found == ["a", "a#2", "a#2#2", "a#3", "b"]
+
+
+WITH_TOOLS = """{% for tool in tools or [] %}{{ tool | tojson }}
+{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_question_with_functions_has_the_prompt_that_its_row_is_trained_behind(read):
+    tokenizer = chatml_tokenizer(WITH_TOOLS)
+    row = turns(answer(content="", tool_calls=[CALL]), RESULT, answer(content="It is 2."), tools=json.dumps([TOOL]))
+    *_, found = encode(row, tokenizer)
+    (question,) = read({**row, "messages": row["messages"][:-1]})
+    assert question.as_dict()["tools"] == [TOOL]
+    ids = make_encoder(tokenizer).prompt(question.messages, question.tools)
+    assert (ids, found.reasons) == (found.ids[: found.spans[-1][0]], [])
+    assert '"description": "Adds."' in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(("category", "expected"), [("writing", 0.7), ("math", 0.0), ("stem", 0.1), ("other", 0.7)])

@@ -9,6 +9,7 @@ import pytest
 from sftmix.batches.collate import token_slots
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder
+from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.others.reweighting import IRDRO
@@ -67,6 +68,17 @@ def test_references_that_train_nothing_and_those_of_other_models(finished):
         assert list(planned(tiny, reference=reference)) == ["train", "base"]
     model = ReferenceModel(path=str(tiny.model), lora=LoraOptions(r=4))
     assert planned(tiny, reference=TrainedReference(model=model))["reference"].model.lora.r == 4
+
+
+class Mine(Reference):
+    rows = paths = "rows.jsonl"
+
+    def collect(self, context):
+        raise NotImplementedError
+
+
+def test_a_reference_of_ones_own_calls_anything_rows_or_paths(tiny):
+    assert planned(tiny, reference=Mine())["reference"].read[0] == tokens_of(tiny)
 
 
 @pytest.mark.slow

@@ -60,10 +60,14 @@ def test_no_cell_of_the_csv_is_computed_by_a_spreadsheet(sftmix, rows, tmp_path)
     lines = rows.read_text().splitlines()
     for at, text in enumerate(formulas):
         lines[at] = json.dumps(json.loads(lines[at]) | {"output": text})
+    lines[7] = json.dumps(json.loads(lines[7]) | {"id": "-seven", "instruction": "=2+2"})
     rows.write_text("".join(f"{line}\n" for line in lines))
     assert sftmix("suspects", str(rows), "--out", str(tmp_path / "out"), "--embedding", "tfidf").code == 0
     written = {line["id"]: line["response"] for line in lines_of(tmp_path / "out")}
     assert [written[f"row-{at}"] for at in range(7)] == [*(f"'{text}" for text in formulas[:6]), "1\r=1"]
+    texts = [cell for line in lines_of(tmp_path / "out") for cell in line.values() if isinstance(cell, str)]
+    assert {"'=2+2", "'-seven"} <= {*texts}
+    assert [text for text in texts if text.startswith(("=", "+", "-", "@"))] == []
     table = pd.read_parquet(tmp_path / "out" / "suspects.parquet").set_index("id")["response"]
     assert [table[f"row-{at}"] for at in range(7)] == formulas
 

@@ -161,6 +161,20 @@ def test_a_killed_and_resumed_run_has_every_step_once(client, tiny, tmp_path):
         assert ended.returncode == 0, ended.stderr
 
 
+def test_a_role_has_a_name_that_mlflow_takes(tmp_path):
+    """MLflow refuses all options, and so the run, for one name."""
+    mlflow = pytest.importorskip("mlflow")
+    run = lay(tmp_path / "run", train=1)
+    (run / "config.yaml").write_text("data: {roles: {C++: user}}")
+    tracker = TRACKERS["mlflow"]()
+    tracker.begin(run)
+    assert tracker.send() == 1
+    tracker.end()
+    client = mlflow.MlflowClient(f"sqlite:///{run / 'trackers' / 'mlflow' / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("sftmix").experiment_id])
+    assert found.data.params == {"data.roles.C__": "user"}
+
+
 # ------------------------------------------------------------------------------------------------ without a client
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.config.read import read_yaml
 from sftmix.disk.tables import read_columns, write_table
 from sftmix.tools.verify.window import window_of
 from sftmix.words.errors import ConfigError
@@ -211,6 +212,17 @@ def test_a_changed_file_is_found(copy_of_ntp, sftmix, name, change, kind):
     change(copy_of_ntp.run / name)
     found = certified(sftmix, str(copy_of_ntp.run))
     assert (found.code, differing(found)) == (4, {kind})
+
+
+def test_a_name_of_the_model_that_the_configuration_lacks_is_a_difference(copy_of_ntp, sftmix):
+    """As a stranger's may: the command reads it, and the summary has the model's name."""
+    values = read_yaml(copy_of_ntp.run / "config.yaml")
+    del values["model"]
+    (copy_of_ntp.run / "config.yaml").write_text(json.dumps(values))
+    tiny = copy_of_ntp.tiny
+    words = ["--model.path", str(tiny.model), "--data.train", str(tiny.train), "--data.eval", str(tiny.eval)]
+    found = certified(sftmix, str(copy_of_ntp.run), *words)
+    assert (found.code, differing(found)) == (4, {"figures"})
 
 
 # -------------------------------------------------------------------------------------- what is refused
