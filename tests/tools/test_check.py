@@ -1,5 +1,7 @@
 """`components NAME --check`, and what its checks can be told."""
 
+import sys
+
 import pytest
 
 WRONG = "DFT: the gradient is not the loss's by finite differences. If the loss detaches a factor"
@@ -33,6 +35,12 @@ def test_the_failure_names_the_argument(sftmix):
 def test_what_a_check_does_not_take_is_refused(sftmix, words, named):
     done = sftmix("components", *words)
     assert (done.code, named in done.err) == (2, True), done.err
+
+
+def test_without_hypothesis_the_extra_that_brings_it_is_named(sftmix, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hypothesis", None)  # find_spec finds nothing, and to import it is an error
+    done = sftmix("components", "All", "--check")
+    assert (done.code, "needs hypothesis, which is not installed: pip install -e '.[test]'" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize("kind", ["RowFormat", "Renderer", "Splitter"])

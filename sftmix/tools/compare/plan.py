@@ -181,7 +181,7 @@ class Comparison:
         try:
             validate(config, needs_out=False)
         except ConfigError as error:
-            yield f"variant {name}: {error}"
+            yield f"variant {name}: {error}".replace("\n", "\n  ")  # a list of several is below its variant
 
 
 def is_over(run: Path) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import re
 from dataclasses import KW_ONLY, dataclass
+from importlib.util import find_spec
 
 from sftmix.cli.help import formatted, option_rows
 from sftmix.components.base import Objective, Schedule
@@ -75,6 +76,8 @@ def check_component(cls: type[Component], base: type[Component], **more: bool) -
 
     more  what the check takes beside the component
     """
+    if find_spec("hypothesis") is None:
+        raise ConfigError("--check needs hypothesis, which is not installed: pip install -e '.[test]' in the checkout")
     from sftmix import testing
 
     kind = re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower()  # PairSampler -> pair_sampler

@@ -149,6 +149,11 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
         ({"variants": {"a": {"seed": 3}}}, [], ["variant a", "seed is not an option of a variant"]),
         ({"variants": {"a": 3}}, [], ["variant a", "3 is not a mapping"]),
         ({"variants": {"a": {"training": {"epochs": -1}}, "b": {"pairing": None}}}, [], ["2 problems", "a:", "b:"]),
+        (
+            {"variants": {"a": {"training": {"epochs": -1, "warmup_ratio": 2}}, "b": {"pairing": None}}},
+            [],
+            ["  - variant a: 2 problems", "\n    - training.epochs", "\n    - training.warmup_ratio", "\n  - variant b:"],
+        ),
         *(({"variants": {name: {}}}, [], [repr(name)]) for name in ("a/b", "table.md", "compare.yaml", "STATUS.json")),
         ({"variants": {"a": {}}}, ["--with_baseline"], ["with_baseline"]),
         ({"variants": {"a": {}}, "seeds": [1, 1]}, [], ["seeds is [1, 1]"]),
