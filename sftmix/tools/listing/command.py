@@ -76,7 +76,7 @@ def check_component(cls: type[Component], base: type[Component], **more: bool) -
 
     more  what the check takes beside the component
     """
-    if find_spec("hypothesis") is None:
+    if not find_spec("hypothesis"):
         raise ConfigError("--check needs hypothesis, which is not installed: pip install -e '.[test]' in the checkout")
     from sftmix import testing
 

@@ -86,14 +86,15 @@ def ranked_table(
 def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | None) -> None:
     """Fill in the decisions: those of an earlier table, and drop for the first rows, or those above a score.
 
-    What somebody decided stays.
+    What somebody decided stays, also if rows were added or deleted: a row is known by its id and its file.
     """
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
     text = decoded(earlier.read_bytes()) if earlier.exists() else ""
-    known = {(line.id, line.source): line.decision for line in read_decisions(text, earlier)}
-    pairs = zip(table["id"], table["source"], table["decision"], strict=True)
-    table["decision"] = [known.get((name, place)) or decision for name, place, decision in pairs]
+    place = "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
+    known = {(line.id, line.source.rstrip(place)): line.decision for line in read_decisions(text, earlier)}
+    pairs = zip(table["id"], table["source"].str.rstrip(place), table["decision"], strict=True)
+    table["decision"] = [known.get((name, file)) or decision for name, file, decision in pairs]
 
 
 def write_suspects(table: Any, out: Path) -> None:

@@ -44,6 +44,15 @@ def test_the_first_rows_or_those_above_a_score_are_to_drop_and_decisions_stay(su
     assert words == ["drop"] * 7 + ["keep"], "the score of all is above 0, and what was decided stays"
 
 
+def test_decisions_stay_if_a_row_is_added_in_front(suspects, rows):
+    before = {line["id"]: line["decision"] for line in suspects("--drop", "3").values()}
+    rows.write_text('{"instruction": "Tell me about snow.", "output": "Snow is cold."}\n' + rows.read_text())
+    after = {line["id"]: line["decision"] for line in suspects().values()}
+    assert len(after) == len(before) + 1
+    assert {name: after[name] for name in before} == before
+    assert [*after.values()].count("drop") == 3
+
+
 def excluded(sftmix, tiny, rows, path) -> tuple[int, list[str], str]:
     words = ("--model.path", str(tiny.model), "--data.train", str(rows), "--data.exclude", str(path))
     done = sftmix("preview", *words, "--rows", "1")
