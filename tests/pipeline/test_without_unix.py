@@ -9,7 +9,8 @@ import sys
 import psutil
 import pytest
 
-from sftmix.text import trial
+from sftmix.words.errors import ConfigError
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
 from tests.tiny import make_tiny, weights
 
 AS_ON_WINDOWS = """
@@ -84,15 +85,14 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
         assert weights(tmp_path / "run")[name].equal(weight)
 
 
-@pytest.mark.slow
-def test_a_template_is_tried_without_bounds_where_the_system_has_none(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['resource'] = None")
-    given = {"template": "{{ messages[0]['content'] * 99999 }}", "variables": {}}
-    done = subprocess.run(
-        [sys.executable, trial.__file__],
-        input=json.dumps(given),
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "MemoryError")
+@pytest.mark.parametrize("lacks", ["resource", "signal.setitimer"])
+def test_a_rendering_is_bounded_in_characters_where_the_system_bounds_nothing(lacks, tmp_path, monkeypatch):
+    module, _, name = lacks.partition(".")
+    if name:
+        monkeypatch.delattr(sys.modules[module], name)
+    else:
+        monkeypatch.setitem(sys.modules, module, None)
+    template = tmp_path / "long.jinja"
+    template.write_text("{{ messages[0]['content'] * 999999 }}")
+    with pytest.raises(ConfigError, match=r"1,0.* characters; choose another"):
+        make_encoder(chatml_tokenizer(), str(template))
