@@ -42,6 +42,7 @@ LAYOUT = (
     "compile",
     "chunk_size",
     "deterministic",
+    "flash_kernels",
 )
 """Training options that change the order of sums, and no result but for rounding; with dropout, also its masks."""
 
@@ -117,6 +118,9 @@ class TrainingOptions(StageTraining):
     deterministic: bool | Literal["auto"] = "auto"
     """true: torch's deterministic algorithms, so that a continued run has the same bits on a GPU as well; slower.
     auto: as torch is set, which is off."""
+    flash_kernels: Literal["torch", "FA3"] = "torch"
+    """FA3: FlashAttention 3 wherever torch's flash attention is taken, by torch's own switch, while a stage trains. It
+    needs a Hopper GPU (sm90) and the package flash_attn_3. Not run by us."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
     timeout: float = 1800.0

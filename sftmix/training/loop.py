@@ -24,7 +24,7 @@ from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.choices import compiled, decide, plan_wrapping
 from sftmix.training.garbage import Collector
-from sftmix.training.machine import Machine, adding_in_order, going_on, machine_of
+from sftmix.training.machine import Machine, adding_in_order, flash_kernels, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.pace import Pace
@@ -59,7 +59,8 @@ class StageResult:
 
 def train(stage: Stage, world: World) -> StageResult:
     """Run the stage to its end, resuming from its newest valid checkpoint."""
-    with adding_in_order(stage.options.deterministic):
+    options = stage.options
+    with adding_in_order(options.deterministic), flash_kernels(options.flash_kernels, world.device):
         return TrainingLoop(stage, world).run()
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch.nn import attention
 
 import sftmix
 from sftmix.options.training import LAYOUT, TrainingOptions
@@ -99,3 +100,28 @@ def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(own[0], warn_only=own[1])
         memory.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def flash_kernels(wanted: Literal["torch", "FA3"], device: torch.device) -> Iterator[None]:
+    """Let torch's flash attention be FlashAttention 3, and torch's own again afterwards.
+
+    Raises ConfigError if the GPU, torch or the packages do not have it.
+    """
+    if wanted == "torch":
+        yield
+        return
+    needs = (
+        "training.flash_kernels FA3 needs a Hopper GPU (sm90), a torch with this switch, and the package flash_attn_3"
+    )
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    if not hopper or not hasattr(attention, "activate_flash_attention_impl"):
+        raise ConfigError(f"{needs}; here: {device.type}, torch {torch.__version__}")
+    try:
+        attention.activate_flash_attention_impl(wanted)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{needs}: {error}") from error
+    try:
+        yield
+    finally:
+        attention.restore_flash_attention_impl()

@@ -86,6 +86,6 @@ def test_epochs_of_the_reference_end_it_whatever_the_steps_of_the_target(tiny, t
 
 def test_the_reference_inherits_every_training_option():
     own = {f.name for f in fields(ReferenceTraining)}
-    of_all_stages = {"timeout", "deterministic"}  # ranks are joined once, and torch is set once
+    of_all_stages = {"timeout", "deterministic", "flash_kernels"}  # ranks are joined once, and torch is set once
     assert own == {f.name for f in fields(TrainingOptions)} - of_all_stages | {"seed"}
     assert all(getattr(ReferenceTraining(), name) is None for name in own)

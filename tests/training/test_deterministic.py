@@ -4,12 +4,13 @@ import os
 
 import pytest
 import torch
+from torch.nn import attention
 
 from sftmix.cli import main
 from sftmix.components import NTP, SFTMix
 from sftmix.ranks.world import World
 from sftmix.training.loop import train
-from sftmix.training.machine import WORKSPACE, adding_in_order
+from sftmix.training.machine import WORKSPACE, adding_in_order, flash_kernels
 from sftmix.training.scoring import Scorer
 from sftmix.words.errors import ConfigError
 from tests.tiny import metrics, weights
@@ -104,3 +105,51 @@ def test_a_whole_run_is_deterministic_and_so_is_its_verification(plain, tmp_path
     assert [m["loss"] for m in metrics(tmp_path / "run")] == [m["loss"] for m in metrics(tmp_path / "plain")]
     for name, one in weights(tmp_path / "run").items():
         assert torch.equal(one, weights(tmp_path / "plain")[name])
+
+
+# ---------------------------------------------------------------------------------------------------- flash kernels
+
+
+def test_flash_attention_3_is_refused_where_it_is_not():
+    with flash_kernels("torch", torch.device("cpu")):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"training\.flash_kernels FA3 needs .*here: cpu"),
+        flash_kernels("FA3", torch.device("cpu")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0), (10, 0)])
+def test_flash_attention_3_is_there_while_a_stage_trains(capability, monkeypatch):
+    """By torch's own switch, with a stand-in for the package's kernels, and for the question to the GPU."""
+    seen = []
+
+    class Handle:
+        def remove(self):
+            seen.append("removed")
+
+    def register():
+        seen.append("registered")
+        return Handle()
+
+    monkeypatch.setitem(attention._registry._FLASH_ATTENTION_IMPLS, "FA3", register)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cuda = torch.device("cuda")
+    if capability[0] != 9:
+        with pytest.raises(ConfigError, match="here: cuda"), flash_kernels("FA3", cuda):
+            pass
+        assert seen == []
+        return
+
+    def fails():
+        with flash_kernels("FA3", cuda):
+            assert seen == ["registered"]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert seen == ["registered", "removed"]
+    monkeypatch.setitem(attention._registry._FLASH_ATTENTION_IMPLS, "FA3", lambda: seen.index("no such package"))
+    with pytest.raises(ConfigError, match="not in list"), flash_kernels("FA3", cuda):
+        pass

@@ -1,6 +1,8 @@
 """The table of suspects: every row with its rank, its signals, and a column for what somebody decides."""
 
 import csv
+import itertools
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.cli.say import say
 from sftmix.config.schema import find_component
 from sftmix.disk.decisions import DROP, read_decisions
 from sftmix.disk.files import placing, write_manifest
@@ -16,7 +19,7 @@ from sftmix.tools.suspects import repeats, signals, texts
 from sftmix.tools.suspects.rows import SuspectRows, sentence_model
 from sftmix.tools.suspects.signals import Signal, best_fits, ranked
 from sftmix.types import Example
-from sftmix.words.shown import as_cell
+from sftmix.words.shown import as_cell, counted
 
 SHIPPED = (
     signals.Mismatch,
@@ -86,15 +89,21 @@ def ranked_table(
 def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | None) -> None:
     """Fill in the decisions: those of an earlier table, and drop for the first rows, or those above a score.
 
-    What somebody decided stays, also if rows were added or deleted: a row is known by its id and its file.
+    What somebody decided stays, also if rows were added or deleted: a row is known by its id and its file. An earlier
+    table with decisions on rows that are not here, as if their file was renamed, is kept beside it.
     """
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
     text = decoded(earlier.read_bytes()) if earlier.exists() else ""
     place = "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
     known = {(line.id, line.source.rstrip(place)): line.decision for line in read_decisions(text, earlier)}
-    pairs = zip(table["id"], table["source"].str.rstrip(place), table["decision"], strict=True)
-    table["decision"] = [known.get((name, file)) or decision for name, file, decision in pairs]
+    rows = [*zip(table["id"], table["source"].str.rstrip(place), strict=True)]
+    table["decision"] = [known.get(row) or decision for row, decision in zip(rows, table["decision"], strict=True)]
+    if gone := [row for row in known.keys() - {*rows} if known[row]]:
+        names = (f"{earlier.stem}.before-{number}.csv" for number in itertools.count(1))
+        before = next(path for path in map(earlier.with_name, names) if not path.exists())
+        shutil.copyfile(earlier, before)
+        say(f"{counted(len(gone), 'decision')} of {earlier} are on rows that are not here; {before} keeps that table")
 
 
 def write_suspects(table: Any, out: Path) -> None:

@@ -53,6 +53,20 @@ def test_decisions_stay_if_a_row_is_added_in_front(suspects, rows):
     assert [*after.values()].count("drop") == 3
 
 
+def test_decisions_on_rows_that_are_gone_are_kept_beside_the_table(suspects, rows, tmp_path):
+    suspects("--drop", "3")
+    table = tmp_path / "out" / "suspects.csv"
+    for number in (1, 2):
+        before = table.read_bytes()
+        named = [*rows.read_text().splitlines(keepends=True)]
+        dropped = next(line for line in csv.DictReader(before.decode().splitlines()) if line["decision"] == "drop")
+        rows.write_text("".join(line for line in named if json.loads(line)["output"] != dropped["response"]))
+        suspects()
+        assert (tmp_path / "out" / f"suspects.before-{number}.csv").read_bytes() == before
+    suspects()
+    assert len([*table.parent.glob("*before*")]) == 2, "nothing more was lost"
+
+
 def excluded(sftmix, tiny, rows, path) -> tuple[int, list[str], str]:
     words = ("--model.path", str(tiny.model), "--data.train", str(rows), "--data.exclude", str(path))
     done = sftmix("preview", *words, "--rows", "1")
