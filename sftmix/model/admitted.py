@@ -62,8 +62,8 @@ TEMPLATES = "additional_chat_templates"
 QUANTIZED = ("awq", "bitsandbytes", "compressed-tensors", "fp8", "gptq", "mxfp4", "torchao")
 """The `quant_method` of quantised weights that are read."""
 
-MOST_REPEATS = 10_000
-"""Most layers of a model, and experts of a layer."""
+MOST_REPEATS = 20_000
+"""Most layers of a model, and experts of a layer: Doge's config.json has 16,384 of these."""
 REPEATS = ("layer", "layers", "blocks", "experts", "depth")
 """How the names of their numbers end in config.json: num_hidden_layers, n_layer, n_routed_experts."""
 

@@ -24,7 +24,7 @@ from sftmix.training.callback_state import CallbackState
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.choices import compiled, decide, plan_wrapping
 from sftmix.training.garbage import Collector
-from sftmix.training.machine import Machine, adding_in_order, flash_kernels, going_on, machine_of
+from sftmix.training.machine import Machine, adding_in_order, flash_kernels, going_on, machine_of, of_before
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.pace import Pace
@@ -173,6 +173,7 @@ class TrainingLoop:
         self.totals = Totals(**state["totals"])
         for name in SAVED:
             setattr(self, name, state[name])
+        self.machines = [*map(of_before, self.machines)]
         self.evaluations = dict(state["evaluations"])
         return newest
 

@@ -55,6 +55,11 @@ def machine_of(world: World, options: TrainingOptions) -> Machine:
     }
 
 
+def of_before(machine: Machine) -> Machine:
+    """Return a record with the options of LAYOUT that are newer than it, by their defaults: so it was made."""
+    return {name: getattr(TrainingOptions, name) for name in LAYOUT} | machine
+
+
 def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[Machine]:
     """Return the record of a stage that goes on after `step` on this machine."""
     if recorded and {**recorded[-1], **machine} == recorded[-1]:  # it has `after` beside what a machine has

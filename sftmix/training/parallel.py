@@ -268,7 +268,8 @@ def wrap(
         fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
         # Another pass, or another term of the loss, may need them after the backward of this pass.
         last[0].set_reshard_after_backward(False, recurse=False)
-    for one, following in pairwise([*decoder_layers(module.model), *last[:1]]):
+    # No head alone: a forward that does not read it would leave its weights of now for a later one.
+    for one, following in pairwise([*decoder_layers(module.model), *last[:-1]]):
         one.set_modules_to_forward_prefetch([following])
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(module, "read")

@@ -45,9 +45,13 @@ def _shards(model: nn.Module) -> list[torch.Tensor]:
 
 
 def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Return True for torch's own fused optimizers on CUDA, which divide gradients and leave out a step themselves."""
-    fused = type(optimizer).__module__.startswith("torch.optim.") and hasattr(optimizer, "_step_supports_amp_scaling")
-    return fused and optimizer.param_groups[0]["params"][0].is_cuda
+    """Return True for torch's fused Adam and AdamW on CUDA, which divide gradients and leave out a step themselves.
+
+    SGD does so too, but goes on from momentum that nothing was written to if its first step was left out (torch 2.13).
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return False
+    return all(group["fused"] and group["params"][0].is_cuda for group in optimizer.param_groups)
 
 
 def clip_and_update(optimizer: Any, norm: torch.Tensor, loss: torch.Tensor, max_norm: float, world: World) -> None:

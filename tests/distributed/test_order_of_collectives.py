@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OlmoConfig, OlmoForCausalLM
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.components import EmbeddingMixup, SFTMix
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
-from sftmix.training.parallel import gradient_sync, training_module
+from sftmix.training.checkpoint import own_weights
+from sftmix.training.parallel import gradient_sync, reshard, training_module, unwrap
 from sftmix.training.step import normalise
 from tests.forked import on_ranks
 from tests.toy import toy_rows
@@ -99,3 +100,23 @@ def check_two_passes(world: World) -> None:
 
 def test_a_second_pass_gathers_the_head_no_second_time():
     on_ranks(check_two_passes)
+
+
+@torch.no_grad()
+def check_without_norm(world: World) -> None:
+    """As where packing is probed, and the weights of a checkpoint are loaded then."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    model = OlmoForCausalLM(OlmoConfig(vocab_size=64, tie_word_embeddings=False, eos_token_id=1, **sizes))
+    whole = model.lm_head.weight.clone()
+    options = TrainingOptions(parallel="fsdp", padding_free=False)
+    module = training_module(model, options, precision="fp32", world=world, trains=True)
+    batch = collate([(Slot(0), Slot(1))], DATA)
+    unwrap(module).read(lambda it: it.hidden_states(batch).sum())
+    reshard(module)
+    for weight in own_weights(module).values():
+        weight.mul_(2)
+    assert torch.equal(unwrap(module).read(lambda it: it.head.weight.clone()), 2 * whole)
+
+
+def test_a_head_behind_a_norm_without_weights_has_the_values_of_now():
+    on_ranks(check_without_norm)

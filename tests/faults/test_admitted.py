@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DogeConfig
 
 from sftmix.disk.files import read_json, write_json
 from sftmix.model.admitted import FILES, TEMPLATES, admit
@@ -191,7 +191,7 @@ def test_a_tokenizer_is_that_of_plain_transformers(tiny):
     assert ours.init_kwargs == theirs.init_kwargs
 
 
-@pytest.mark.parametrize("number", [10_001, 10**12, 10**400], ids=["10001", "1e12", "1e400"])
+@pytest.mark.parametrize("number", [20_001, 10**12, 10**400], ids=["20001", "1e12", "1e400"])
 @pytest.mark.parametrize("name", ["num_hidden_layers", "n_routed_experts", "vision_config.depth"])
 def test_numbers_of_layers_that_nobody_builds_are_refused(name, number, tiny):
     """Building them takes hours, or all memory; so may the configuration's own list with a kind for each layer."""
@@ -199,10 +199,12 @@ def test_numbers_of_layers_that_nobody_builds_are_refused(name, number, tiny):
     config = read_json(tiny.model / "config.json")
     (config.setdefault(parts[0], {}) if parts else config)[last] = number
     (tiny.model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=f"config.json of .* has '{last}'.*at most 10,000"):
+    with pytest.raises(ConfigError, match=f"config.json of .* has '{last}'.*at most 20,000"):
         load_model(tiny.model)
 
 
-def test_as_many_layers_as_a_model_may_have_are_built(tiny):
-    write_json(tiny.model / "config.json", read_json(tiny.model / "config.json") | {"num_experts": 10_000})
+def test_as_many_experts_as_a_known_family_has_are_admitted(tiny):
+    """Doge's configuration has them in its dense models as well."""
+    number = DogeConfig().num_experts
+    write_json(tiny.model / "config.json", read_json(tiny.model / "config.json") | {"num_experts": number})
     assert load_model(tiny.model).config.num_hidden_layers == 2

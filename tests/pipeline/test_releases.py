@@ -16,6 +16,7 @@ from sftmix.components.component import Component
 from sftmix.disk.files import read_json
 from sftmix.options import LoraOptions
 from sftmix.options.reference import ReferenceModel
+from sftmix.options.training import LAYOUT
 from sftmix.pipeline import inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.releases import GROUPS, completed
@@ -52,6 +53,7 @@ def before(monkeypatch):
         patch.setattr(Component, "spec", earlier_spec)
         for module in ("sftmix.pipeline.stages.arms", "sftmix.pipeline.stages.reference"):
             patch.setattr(f"{module}.deciding_options", lambda *of: without(decide(*of), LATER["training"]))
+        patch.setattr("sftmix.training.machine.LAYOUT", [name for name in LAYOUT if name != "flash_kernels"])
         for module in ("sftmix.pipeline.inputs", "sftmix.pipeline.stages.split", "sftmix.pipeline.stages.confidence"):
             patch.setattr(f"{module}.row_inputs", earlier_rows)
         return context
@@ -98,6 +100,8 @@ def test_a_run_that_was_begun_before_goes_on_to_the_same_bits(before, finished, 
     run(whole)
     weights = [(tmp_path / name / "train/model/model.safetensors").read_bytes() for name in ("run", "whole")]
     assert weights[0] == weights[1]
+    machines = [read_json(tmp_path / name / "train" / "figures.json")["machines"] for name in ("run", "whole")]
+    assert machines[0] == machines[1]
 
 
 def edited(finished, tmp_path: Path, change: Callable[[dict], object]) -> tuple[str, object]:

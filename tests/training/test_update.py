@@ -34,7 +34,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("limit", [0.0, LIMIT, 1e9])
-@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam])
 def test_the_update_is_that_of_clipped_gradients(make, limit):
     """A gradient divided by 1 / f is the gradient times f but for float32's rounding."""
     one, two = model_of(), model_of()
@@ -76,12 +76,15 @@ class Own(torch.optim.AdamW):
     """Its step may read gradients before torch's does."""
 
 
-def test_only_fused_optimizers_of_torch_on_cuda_are_asked():
+def test_only_fused_adam_of_torch_on_cuda_is_asked():
     model = model_of(gradients=False)
     assert not decides_on_device(torch.optim.AdamW(model.parameters(), **FUSED))
     with torch._subclasses.fake_tensor.FakeTensorMode():
         on_gpu = [nn.Parameter(torch.empty(3, device="cuda"))]
         assert decides_on_device(torch.optim.AdamW(on_gpu, **FUSED))
+        assert decides_on_device(torch.optim.Adam(on_gpu, **FUSED))
+        # Its kernel would go on from momentum that a first step that is left out has not written.
+        assert not decides_on_device(torch.optim.SGD(on_gpu, **FUSED, momentum=0.9))
         assert not decides_on_device(torch.optim.AdamW(on_gpu))
         assert not decides_on_device(Own(on_gpu, **FUSED))
 

@@ -40,7 +40,7 @@ from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findin
 from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
-from sftmix.training.machine import adding_in_order, machine_of
+from sftmix.training.machine import adding_in_order, flash_kernels, machine_of, of_before
 from sftmix.training.signals import StopSignal
 from sftmix.words.errors import ConfigError, DataError, DifferenceError
 
@@ -189,7 +189,7 @@ class Replay(RunContext):
                 files = [f"{stage.name}/{file}" for file in made.files]
                 world.on_main(lambda: self._compare_made(stage.name, files, made.figures, stage.name))
             return stage.read(self, values)
-        self.recorded = window.machines
+        self.recorded = [*map(of_before, window.machines)]
         if self.recorded:  # as many threads as the run had: they decide how sums are rounded
             torch.set_num_threads(self.recorded[0]["threads"])
         made = stage.made(self, values)
@@ -213,8 +213,9 @@ class Replay(RunContext):
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
         remade = replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved)
-        loop = TrainingLoop(remade, world, self.recorded)  # what was chosen there; a checkpoint has it as well
-        result = loop.run()
+        with flash_kernels(stage.options.flash_kernels, world.device):
+            loop = TrainingLoop(remade, world, self.recorded)  # what was chosen there; a checkpoint has it as well
+            result = loop.run()
         self.machine = machine_of(world, loop.stage.options)
         self.exact = same_bits(self.recorded, self.machine)
         self.trained = result.figures

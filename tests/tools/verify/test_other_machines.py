@@ -15,8 +15,10 @@ from sftmix.disk import known
 from sftmix.disk.files import commit_directory
 from sftmix.model import load
 from sftmix.options import TrainingOptions
+from sftmix.options.training import LAYOUT
 from sftmix.ranks.world import World
 from sftmix.tools.verify.window import machines_between, same_bits
+from sftmix.training import machine
 from sftmix.training.machine import going_on, machine_of
 from tests.tiny import sftmix as process
 from tests.tools.verify.runs import WORDS, certified, differing, made, one_bit_of_a_weight, replaced, unfinished
@@ -64,6 +66,13 @@ def test_a_machine_is_its_processor_and_its_libraries():
     kind, *processor, capability = found["device"].split()
     assert (kind, capability, bool(processor)) == ("cpu", torch.backends.cpu.get_cpu_capability(), True)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_run_without_a_newer_option_is_of_this_machine(copy_of_ntp, sftmix, monkeypatch):
+    """Its steps were made as the option's default says, so they have the same bits."""
+    monkeypatch.setattr(machine, "LAYOUT", (*LAYOUT, "schedule"))
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", "0")
+    assert (found.code, found.exact, found.machine["different"]) == (0, True, [])
 
 
 # ------------------------------------------------------------------------------------- what is still found
