@@ -37,8 +37,8 @@ The options of `run`, `reference`, `confidence`, `split`, `train` and `preview`:
 (`--training.epochs 1`), in the YAML of `--config`, and in Python as `sftmix.config.RunConfig`. Defaults are the paper's
 where it names one. `out`, `model.path` and `data.train` have to be given.
 
-- `--config FILE` or `--config recipe:NAME` is read first, wherever it stands; options on the command line win.
-- A file may name others, `base: [FILE, recipe:NAME]`, which are applied before it ([compare](compare.md)).
+- `--config FILE` or `--config recipe:NAME` is read first; options on the command line win. A file may name others,
+  `base: [FILE, recipe:NAME]`, which are applied before it ([compare](compare.md)).
 - `--print_config` prints the whole configuration as YAML, and loads nothing. `config.yaml` of a run is the same.
 - `--help` shows the options that matter most, `--help all` every one, `--help data` those of one group or component.
 - A list takes one value at a time: `--data.train a.json --data.train+ b.json`.
@@ -49,7 +49,7 @@ where it names one. `out`, `model.path` and `data.train` have to be given.
 - Nothing is `null`. Numbers are decimal (`010` is 10, `1:30` is no number), keys are text. `$SCRATCH` in a file is not
   replaced. Keys `x-...` at the top of a file are ignored: they are places for anchors.
 - `training.max_steps` wins over `training.epochs`. One file, variant or command line sets one of them.
-- An unknown option, class or value is exit code 2 and names the nearest one that exists.
+- An unknown option, class or value is exit code 2. The message names the nearest one.
 """
 
 

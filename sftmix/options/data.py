@@ -31,7 +31,7 @@ _LISTS = ("train", "eval", "labels")
 class DataOptions(OptionFields):
     train: list[str] | str = field(default_factory=list)
     """Training rows: files (.json .jsonl .parquet .arrow .csv .txt), directories or hub ids (NAME:SUBSET@SPLIT,
-    NAME@train[:50%]; the split is train by default); several are concatenated."""
+    NAME@train[:50%]), one after the other."""
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
@@ -40,8 +40,8 @@ class DataOptions(OptionFields):
     seed: int | None = None
     """Seed by which data.eval_fraction chooses rows; null: the run's seed."""
     format: FormatName = "auto"
-    """Format of the rows; auto recognises it from the fields of each row. text: documents without turns (.txt files,
-    which auto takes as text, or rows with a field `text`), every token trained."""
+    """Format of the rows; auto recognises it from the fields of each row. text: documents without turns (.txt files, or
+    rows with a field `text`), every token trained."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, ours first: {prompt: question, response: answer}. Ours are the fields of one
     format (response stands for completion), system, id, weight and tools. null: that field is not read; {id: null} is
@@ -66,8 +66,8 @@ class DataOptions(OptionFields):
     trained_turns: TrainedTurns = "all"
     """Turns of the assistant that are trained, if their flags allow it; last: only the last one of a row."""
     roles: dict[str, str] | None = None
-    """More names of roles in the rows: {narrator: system, agent: assistant}. Ours are system, user, assistant, tool (a
-    function's result) and function_call (a call in the content)."""
+    """More names of roles in the rows: {narrator: system}. Ours are system, user, assistant, tool (a function's result)
+    and function_call (a call in the content)."""
     label_field: str | None = None
     """Row field kept as the example's label (quality labels). Excludes data.labels."""
     labels: list[str] | str | None = None

@@ -52,14 +52,14 @@ class StageTraining(OptionFields):
     """Training options that a reference may have of its own."""
 
     global_batch_size: int = 32
-    """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
+    """Examples per optimizer step, over all ranks and accumulation steps; even if examples are paired."""
     micro_batch_size: int | None = None
-    """Examples per forward and backward on one rank, at most; an even number when examples are paired. null: as many as
+    """Most examples per forward and backward on one rank; even if examples are paired. null: as many as
     training.micro_batch_tokens allows, on a CPU 8. Excludes training.micro_batch_tokens."""
     micro_batch_tokens: int | Literal["auto"] | None = None
-    """Token slots per forward and backward on one rank, at most, padding included. A pair, or an example, that needs
-    more gets a micro-batch of its own. auto: what memory allows, decided before the first step, and kept on the same
-    machine. null: auto on a GPU. Excludes training.micro_batch_size."""
+    """Most token slots per forward and backward on one rank, padding included. A pair that needs more gets a
+    micro-batch of its own. auto: what memory allows, decided before the first step. null: auto on a GPU. Excludes
+    training.micro_batch_size."""
     learning_rate: float = 2e-6
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.1
@@ -88,7 +88,7 @@ class StageTraining(OptionFields):
     """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
     """fsdp and hsdp: free the weights of a decoder layer after its forward, and gather them again for the backward.
-    false: keep them, which takes memory for all layers. auto: the cheaper that fits, on several GPUs; else true."""
+    false: keep them. auto: the cheaper that fits, on several GPUs; else true."""
     reduce_each_micro_batch: bool | Literal["auto"] = "auto"
     """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step: more traffic, 4 bytes less for
     each trained number. auto: the cheaper that fits, on several GPUs; else false."""
@@ -124,8 +124,8 @@ class TrainingOptions(StageTraining):
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
     timeout: float = 1800.0
-    """Seconds that ranks wait for a rank that hangs, under torchrun. Longer than the first rank takes to read the rows
-    or to write the model, while the others wait."""
+    """Seconds that ranks wait for a rank that hangs, under torchrun; more than the first rank takes to read the rows or
+    to write the model."""
 
     def limits(self, device: str) -> tuple[int | None, int | Literal["auto"] | None]:
         """Return the most examples and the most token slots of a micro-batch on this type of device; None: no limit."""
