@@ -12,6 +12,7 @@ its base class. All need hypothesis (`pip install -e '.[test]'` in the checkout)
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -134,10 +135,19 @@ def check_reference(reference: base.Reference) -> None:
     """Check that the dynamics are of exactly the requested examples, in their order, with possible numbers."""
 
     def ask(component, stored):
-        def give(*_, **__):
-            return stored  # nothing is trained: as if a run had made these
+        def given_to(service):
+            def give(*words, **named):
+                try:
+                    inspect.signature(service).bind(None, *words, **named)
+                except TypeError as error:
+                    raise AssertionError(f"context.{service.__name__}: {error}") from error
+                return stored  # nothing is trained: as if a run had made these
 
-        context = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
+            return give
+
+        services = ("train_and_score", "score_models", "score_rows")
+        given = {name: given_to(getattr(base.ReferenceContext, name)) for name in services}
+        context = SimpleNamespace(ids=stored.ids, **given)
         context.content_hashes = lambda: stored.ids  # made-up examples have no text
         return asdict(contracts.check_dynamics(component, component.collect(context)))
 

@@ -274,14 +274,19 @@ def test_a_callback_may_read_what_the_loop_logs(finished):
 
 class Shuffles(base.Reference):
     def collect(self, context):
-        found = context.train_and_score()
+        found = context.train_and_score([1.0])
         return found.of(list(found.ids)[::-1])
 
 
 class Fractions(base.Reference):
     def collect(self, context):
-        found = context.train_and_score()
+        found = context.train_and_score([1.0])
         return replace(found, n_tokens=found.n_tokens.astype(float))
+
+
+class NamesModel(base.Reference):
+    def collect(self, context):
+        return context.train_and_score([1.0], model=None)
 
 
 class Widens(base.Perturbation):
@@ -314,6 +319,7 @@ def slow(*case):
         ("Schedule", Counts(), "keep no state"),
         ("Callback", StopsQuietly(), "STOP is not in its"),
         ("Callback", Tells(), "a mapping of names to numbers"),
+        ("Reference", NamesModel(), "context.train_and_score: got an unexpected keyword argument 'model'"),
         slow("Reference", Shuffles(), "exactly context.ids"),
         slow("Reference", Fractions(), "n_tokens float64"),
     ],

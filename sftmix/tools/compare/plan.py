@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -145,6 +146,10 @@ class Comparison:
         if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
             # An exact test goes through 2^n signs: 20 seeds are a million.
             yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
+        # A - B is also -(B - A), and (A - B) - (C - D) also (A - C) - (B - D)
+        asked = Counter(frozenset((frozenset(arms[::3]), frozenset(arms[1:3]))) for arms in self.contrasts)
+        if max(asked.values(), default=1) > 1:
+            yield f"contrasts: {options.contrasts} asks for one difference more than once, which would count as several"
         for arms in options.contrasts or ():
             for arm in dict.fromkeys(arms):
                 if arm not in names or arms.count(arm) > 1:

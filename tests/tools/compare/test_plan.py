@@ -165,6 +165,16 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
             ["names a, more than once", "names c"],
         ),
         ({"variants": {"a": {}, "b": {}, "c": {}}, "contrasts": [["a", "b", "c"]]}, [], ["nor [A, B, C, D]"]),
+        (
+            {"variants": {"a": {}, "b": {}}, "contrasts": [["a", "b"], ["b", "a"]]},
+            [],
+            ["one difference more than once"],
+        ),
+        (
+            {"variants": {name: {} for name in "abcd"}, "contrasts": [[*"abcd"], [*"acbd"]]},
+            [],
+            ["one difference more than once"],
+        ),
         ({"variants": {"a": {}}, "list": True}, [], ["list true is for the command line (--list)"]),
         ({"variants": {"a": {}}, "out": None}, [], ["out is missing"]),
         ({"variants": {"a": {}}, "data": {"train": ["a"]}}, [], ["eval_nll_after needs held-out rows"]),
