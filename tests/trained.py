@@ -11,7 +11,7 @@ from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import unwrap, wrap
+from sftmix.training.parallel import gradient_sync, unwrap, wrap
 from sftmix.training.update import build_optimizer
 from tests.toy import toy_rows
 
@@ -40,7 +40,8 @@ class Trained:
 
     def step(self) -> None:
         batch = collate([(Slot(row),) for row in range(len(DATA))], DATA)
-        self.wrapped(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
+        with gradient_sync(self.wrapped, enabled=True):
+            self.wrapped(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
