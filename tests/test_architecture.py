@@ -97,7 +97,12 @@ COMPONENT_FILES = [p for p in SOURCES if PACKAGE / "components" in p.parents and
 PYTHON_FILES = [ROOT / "cli.py", *SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
 PYTHON_FILES += sorted((ROOT / "benchmarks").rglob("*.py"))
 TEXT_FILES = [*PYTHON_FILES, *PACKAGE.rglob("*.yaml"), *ROOT.glob("*.md"), *ROOT.glob("*.toml"), *ROOT.glob("*.txt")]
-TEXT_FILES += [p for folder in ("docs", "benchmarks", ".ci") for p in (ROOT / folder).rglob("*") if p.is_file()]
+TEXT_FILES += [
+    p
+    for folder in ("docs", "benchmarks", ".ci")
+    for p in (ROOT / folder).rglob("*")
+    if p.is_file() and p.suffix != ".pyc"
+]
 
 
 def name_of(path: Path) -> str:

@@ -64,6 +64,7 @@ def test_what_is_not_run_is_on_a_page():
     assert [pattern for pattern in NOT_RUN if not any(re.match(pattern, words) for words in joined)] == []
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_commands_of_the_pages_run(workspace):  # noqa: F811
     """The first trains `runs/first`, which the others read; two of the tutorial begin from the quickstart's files."""

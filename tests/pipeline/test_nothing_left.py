@@ -42,6 +42,7 @@ def test_a_run_leaves_no_tensor(made, tiny, name):
         made("run", *tiny.options, *SHORT, *RUNS[name])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_look_at_finished_models_leaves_no_tensor(sftmix, finished, tiny, tmp_path):
     looks = (

@@ -48,6 +48,7 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, tmp_path):
             finished_models(place, [name])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_relative_run_is_looked_up_here_and_not_where_it_was_started(tiny, tmp_path, monkeypatch):
     """Where it was started another run has that name, and another chat template."""

@@ -244,6 +244,7 @@ def test_after_an_edit_of_a_class_the_runs_to_move_are_named_at_the_start(finish
     assert sftmix(*words(finished, tmp_path, variants, seeds="[1, 2]")).code == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_table_is_put_together_from_parts_that_ran_elsewhere(ran, finished, sftmix, tmp_path):
     """The other part trained its own reference, to the same values: nothing is made again, and no figure differs."""

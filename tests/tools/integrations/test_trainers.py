@@ -151,6 +151,7 @@ def one_rank(world, model, rows, directory, right):
     same(resumed, found, "loss", "grad_norm", "ntp", "mixup")
 
 
+@pytest.mark.long
 def test_ranks_are_micro_batches(plain, tmp_path):
     """Two ranks (DDP) with one micro-batch each take the steps of one rank with two, and resume within an epoch."""
     _, right = trained(Mixed, plain, tmp_path / "one")

@@ -135,6 +135,7 @@ else:
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_adapters_name_the_commit_of_their_base_and_are_loaded_onto_it(tiny, tmp_path):
     """PEFT asks for it, and so do the commands, once the repository has a newer one."""

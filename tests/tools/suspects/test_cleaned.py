@@ -7,6 +7,7 @@ from sftmix.disk.files import read_json
 from tests.tiny import metrics
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rows_that_are_cleaned_are_compared_with_those_that_are_not(tiny, sftmix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
