@@ -12,6 +12,7 @@ EXAMPLES = str(ROOT / "docs" / "examples")
 sys.path.insert(0, EXAMPLES)
 ByConfidence = importlib.import_module("curriculum").ByConfidence
 LossSpikeGuard = importlib.import_module("loss_spikes").LossSpikeGuard
+Packed = importlib.import_module("packing").Packed
 Shares = importlib.import_module("shares").Shares
 TailSFT = importlib.import_module("tail_sft").TailSFT
 sys.path.remove(EXAMPLES)

@@ -1,41 +1,21 @@
 """Windows of a renderer of one's own, and conversations of which most turns have no room."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from sftmix.data import encode_dataset
 from sftmix.options import DataOptions
-from sftmix.text import ChatTemplate, EncodedRow
+from sftmix.text import ChatTemplate
 from sftmix.text.encoder import encoder_for
 from sftmix.text.examples import examples_of
 from sftmix.text.mask import encode_examples
 from sftmix.words.errors import ContractError
+from tests.components.examples import Packed
 
 ROWS = [
     {"instruction": f"Say {i}.", "output": "so " * (i % 5) + str(i), **({"weight": 0.5} if i == 3 else {})}
     for i in range(12)
 ]
-
-
-class Packed(ChatTemplate):
-    """Conversations one after the other, in windows of at most data.max_length tokens."""
-
-    def windows(self, examples, length):
-        first, names, ids, spans, weights, starts = None, [], [], [], [], []
-        for example, row in examples:
-            if len(ids) + len(row.ids) > length:
-                yield replace(first, id="+".join(names)), EncodedRow([], "", ids, spans, weights, starts)
-                first, names, ids, spans, weights, starts = None, [], [], [], [], []
-            first = first or example
-            names.append(example.id)
-            starts.append(len(ids))
-            spans += [(start + len(ids), stop + len(ids)) for start, stop in row.spans]
-            weights += row.span_weights
-            ids = [*ids, *row.ids]
-        if first:
-            yield replace(first, id="+".join(names)), EncodedRow([], "", ids, spans, weights, starts)
 
 
 @pytest.fixture
