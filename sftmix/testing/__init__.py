@@ -14,7 +14,7 @@ its base class. All need hypothesis (`pip install -e '.[test]'` in the checkout)
 import copy
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -135,19 +135,8 @@ def check_reference(reference: base.Reference) -> None:
     """Check that the dynamics are of exactly the requested examples, in their order, with possible numbers."""
 
     def ask(component, stored):
-        def given_to(service):
-            def give(*words, **named):
-                try:
-                    inspect.signature(service).bind(None, *words, **named)
-                except TypeError as error:
-                    raise AssertionError(f"context.{service.__name__}: {error}") from error
-                return stored  # nothing is trained: as if a run had made these
-
-            return give
-
-        services = ("train_and_score", "score_models", "score_rows")
-        given = {name: given_to(getattr(base.ReferenceContext, name)) for name in services}
-        context = SimpleNamespace(ids=stored.ids, **given)
+        services = {name: _service(name, stored) for name in ("train_and_score", "score_models", "score_rows")}
+        context = SimpleNamespace(ids=stored.ids, **services)
         context.content_hashes = lambda: stored.ids  # made-up examples have no text
         return asdict(contracts.check_dynamics(component, component.collect(context)))
 
@@ -156,6 +145,19 @@ def check_reference(reference: base.Reference) -> None:
         assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
 
     on_examples(_DYNAMICS, holds)
+
+
+def _service(name: str, stored: TrainingDynamics) -> Callable[..., TrainingDynamics]:
+    """Return a service of a reference's context that is called as a run's is, and trains nothing: it gives `stored`."""
+
+    def give(*words: object, **named: object) -> TrainingDynamics:
+        try:
+            inspect.signature(getattr(base.ReferenceContext, name)).bind(None, *words, **named)
+        except TypeError as error:
+            raise AssertionError(f"context.{name}: {error}") from error
+        return stored
+
+    return give
 
 
 def check_row_format(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> None:
