@@ -54,6 +54,7 @@ from sftmix.training.update import (
     clip_gradients,
     decides_on_device,
     gradient_norm,
+    gradient_shards,
     learning_rate,
 )
 from sftmix.types import Batch, Plan, Split
@@ -213,12 +214,13 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     sums, nll = forward_backward(setup, step, batches, plans, counts)
 
     # 5. clip and update
-    norm, limit = gradient_norm(setup.module), stage.options.max_grad_norm
+    shards, limit = gradient_shards(setup.module), stage.options.max_grad_norm
+    norm = gradient_norm(setup.module, shards)
     on_device = counts.any and decides_on_device(setup.optimizer)
     if on_device:
         clip_and_update(setup.optimizer, norm, sums[0], limit, world)
     else:
-        clip_gradients(setup.module, norm, limit)
+        clip_gradients(shards, norm, limit)
     if meanwhile is not None:
         meanwhile()
     figures = read_sums(sums, norm, counts, world)

@@ -16,14 +16,19 @@ from sftmix.words.errors import ConfigError
 from sftmix.words.given import as_written
 
 
-def gradient_norm(model: nn.Module) -> torch.Tensor:
-    """Return the norm of all gradients, over all shards: [], float32 or better.
+def gradient_shards(model: nn.Module) -> list[torch.Tensor]:
+    """Return this rank's part of each gradient."""
+    gradients = (p.grad for p in model.parameters() if p.grad is not None)
+    return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+
+
+def gradient_norm(model: nn.Module, shards: list[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients of a model, of which this rank has these shards: [], float32 or better.
 
     Squares are summed in float64: in float32 the norm of 7M gradients is off by 1e-5 on a CPU, and how far depends on
     how the ranks divide the gradients. Under FSDP and HSDP they are those of this rank's shards, and the ranks that
     share one copy of the weights add them up; every parameter is sharded there.
     """
-    shards = _shards(model)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shards, 2.0, torch.float64)))
     if isinstance(model, FSDPModule):
         mesh: Any = next(model.parameters()).device_mesh  # type: ignore[attr-defined]
@@ -32,16 +37,10 @@ def gradient_norm(model: nn.Module) -> torch.Tensor:
     return norm.to(torch.promote_types(shards[0].dtype, torch.float32))
 
 
-def clip_gradients(model: nn.Module, norm: torch.Tensor, max_norm: float) -> None:
-    """Clip the gradients, whose norm is given, to the norm `max_norm`; 0: leave them as they are."""
+def clip_gradients(shards: list[torch.Tensor], norm: torch.Tensor, max_norm: float) -> None:
+    """Clip the gradients, whose norm over all shards is given, to the norm `max_norm`; 0: leave them as they are."""
     if max_norm > 0:
-        torch._foreach_mul_(_shards(model), (max_norm / (norm + 1e-6)).clamp(max=1.0))
-
-
-def _shards(model: nn.Module) -> list[torch.Tensor]:
-    """Return this rank's part of each gradient."""
-    gradients = (p.grad for p in model.parameters() if p.grad is not None)
-    return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+        torch._foreach_mul_(shards, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:

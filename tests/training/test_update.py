@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 from sftmix.ranks.world import World
 from sftmix.training.optimizer_state import kept_values
-from sftmix.training.update import clip_and_update, clip_gradients, decides_on_device, gradient_norm
+from sftmix.training.update import clip_and_update, clip_gradients, decides_on_device, gradient_norm, gradient_shards
 from tests.forked import on_ranks
 
 LIMIT = 0.5
@@ -33,6 +33,10 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.full_tensor() if hasattr(p, "full_tensor") else p.detach().clone() for p in model.parameters()]
 
 
+def norm_of(model: nn.Module) -> torch.Tensor:
+    return gradient_norm(model, gradient_shards(model))
+
+
 @pytest.mark.parametrize("limit", [0.0, LIMIT, 1e9])
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam])
 def test_the_update_is_that_of_clipped_gradients(make, limit):
@@ -40,10 +44,10 @@ def test_the_update_is_that_of_clipped_gradients(make, limit):
     one, two = model_of(), model_of()
     optimizers = [make(model.parameters(), **FUSED) for model in (one, two)]
     for _ in range(3):
-        norms = [gradient_norm(model) for model in (one, two)]
+        norms = [norm_of(model) for model in (one, two)]
         assert norms[0] > LIMIT
         clip_and_update(optimizers[0], norms[0], torch.tensor(1.0), limit, World())
-        clip_gradients(two, norms[1], limit)
+        clip_gradients(gradient_shards(two), norms[1], limit)
         optimizers[1].step()
         torch.testing.assert_close(weights(one), weights(two), rtol=1e-5, atol=1e-7)
         for model in (one, two):
@@ -55,7 +59,7 @@ def test_the_update_is_that_of_clipped_gradients(make, limit):
 def test_a_step_that_is_not_finite_is_left_out_and_not_counted(norm, loss):
     model = model_of()
     optimizer = torch.optim.AdamW(model.parameters(), **FUSED)
-    clip_and_update(optimizer, gradient_norm(model), torch.tensor(1.0), LIMIT, World())
+    clip_and_update(optimizer, norm_of(model), torch.tensor(1.0), LIMIT, World())
     before, state = weights(model), optimizer.state_dict()
     kept = [x.clone() for entry in state["state"].values() for x in entry.values()]
     clip_and_update(optimizer, torch.tensor(float(norm)), torch.tensor(float(loss)), LIMIT, World())
@@ -68,7 +72,7 @@ def test_the_optimizer_keeps_nothing_of_it():
     model = model_of()
     optimizer, names = torch.optim.AdamW(model.parameters(), **FUSED), dict(model.named_parameters())
     before = {name for name in kept_values(names, optimizer) if name.startswith("self")}
-    clip_and_update(optimizer, gradient_norm(model), torch.tensor(1.0), LIMIT, World())
+    clip_and_update(optimizer, norm_of(model), torch.tensor(1.0), LIMIT, World())
     assert {name for name in kept_values(names, optimizer) if name.startswith("self")} == before
 
 
@@ -95,13 +99,13 @@ def check_ranks(world: World) -> None:
     fully_shard(shared)
     give(shared)
     optimizers: list[Any] = [torch.optim.AdamW(model.parameters(), **FUSED) for model in (whole, shared)]
-    clip_gradients(whole, gradient_norm(whole), LIMIT)
+    clip_gradients(gradient_shards(whole), norm_of(whole), LIMIT)
     optimizers[0].step()
-    clip_and_update(optimizers[1], gradient_norm(shared), torch.tensor(1.0), LIMIT, world)
+    clip_and_update(optimizers[1], norm_of(shared), torch.tensor(1.0), LIMIT, world)
     torch.testing.assert_close(weights(shared), weights(whole), rtol=1e-5, atol=1e-7)
     before = weights(shared)
     loss = torch.tensor(float("nan") if world.rank else 1.0)
-    clip_and_update(optimizers[1], gradient_norm(shared), loss, LIMIT, world)
+    clip_and_update(optimizers[1], norm_of(shared), loss, LIMIT, world)
     assert all(map(torch.equal, weights(shared), before))
 
 
