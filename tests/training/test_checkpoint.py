@@ -202,7 +202,10 @@ def hashing_ranks(world: World, path: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_share_the_hashing_of_a_checkpoint(store):
-    """Each file is read by one rank, and what one of them finds is known to both."""
+    """Each file is read by one rank, and what one of them finds is known to both.
+
+    A rank that found damage reads no further file of that checkpoint, so there no file is read twice, and some are not read.
+    """
     flip_a_bit(store.path(2))
     on_ranks(hashing_ranks, str(store.directory))
     ranks = [json.loads((store.directory / f"rank-{rank}.json").read_bytes()) for rank in (0, 1)]
@@ -210,7 +213,9 @@ def test_ranks_share_the_hashing_of_a_checkpoint(store):
     for step in (1, 2):
         of = [[(name, size) for place, name, size in read if place == store.path(step).name] for _, read in ranks]
         manifest = json.loads((store.path(step) / files.MANIFEST).read_bytes())["files"]
-        assert sorted(name for names in of for name, _ in names) == sorted(manifest)
+        hashed = [name for names in of for name, _ in names]
+        assert len(hashed) == len(set(hashed))
+        assert set(hashed) == set(manifest) if step == 1 else set(hashed) <= set(manifest)
         assert all(of)
         sizes = [entry["bytes"] for entry in manifest.values()]
         assert max(sum(size for _, size in names) for names in of) <= sum(sizes) / 2 + max(sizes)
