@@ -41,7 +41,9 @@ from sftmix.disk.hashes import sha256_file
 from tests.tiny import Tiny
 
 SECONDS, MEGABYTES = 40, 6_000
-"""Most time and address space of one command."""
+"""Most processor time and address space of one command."""
+WAITED = 400
+"""Most seconds until it ends, on a machine with other work."""
 MOST = 4
 """Elements of a list or an object that are changed: those of a vocabulary are all alike."""
 TRACEBACK = 70
@@ -151,7 +153,7 @@ def ended(words: Sequence[str], output: Path) -> int:
     """Run a command in a fork, and return its exit code; -n: killed by signal n. Its results are in `output`, its notes
     beside it."""
     if child := os.fork():
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + WAITED
         while time.monotonic() < end:
             if (done := os.waitpid(child, os.WNOHANG))[0]:
                 return os.waitstatus_to_exitcode(done[1])
@@ -160,6 +162,7 @@ def ended(words: Sequence[str], output: Path) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = TRACEBACK
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
         with output.open("w") as results, notes_of(output).open("w") as notes:
             os.dup2(results.fileno(), 1)
@@ -344,7 +347,8 @@ class _Late(io.TextIOBase):
     """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        stream = sys.__stderr__ if sys.stderr is self else sys.stderr  # what is said while they are imported
+        return stream.write(text) if stream else 0
 
 
 def targets(here: Path) -> Iterator[Target]:
