@@ -272,15 +272,14 @@ class CheckpointStore:
             raise CheckpointError(f"{path}: {problem}")
         (tensors, _), reader = tensors_of(module, None, self.second), dcp.HuggingFaceStorageReader(str(path))
         stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")
-        with naming_damage(path / _NUMBERS):  # of somebody else's run it may hold anything
+        with naming_damage(path / _NUMBERS), warnings.catch_warnings(action="ignore"):  # of anybody
             try:
                 if optimizer is not None:
                     trained = trained_of(module)
                     state = {name: empty(trained, name, x.size, x.properties.dtype) for name, x in stored.items()}
                     put_state(trained, optimizer, state, read_json(path / _NUMBERS))
                     tensors |= {f"optimizer/{name}": x for name, x in state.items()}
-                with warnings.catch_warnings(action="ignore"):
-                    dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
+                dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
             except KeyError as unknown:
                 raise CheckpointError(f"{path} holds the state of {unknown}, which is not trained here") from unknown
             except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
