@@ -73,7 +73,7 @@ def converted(value: Any, hint: Any) -> Any:
     if not (kinds or component_in(hint) or group_in(hint) or isinstance(value, Word)):
         return converted(value, Any)  # for a type that no word can spell: `path: Path` of one's own class
     for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):  # str | None: null is None
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):  # 10 ** 400 is no float
             return _as(kind, value)
     raise NoValueError(value)
 

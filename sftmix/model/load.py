@@ -39,7 +39,7 @@ from sftmix.model.admitted import (
 from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
-from sftmix.words.errors import ConfigError
+from sftmix.words.errors import ConfigError, is_panic
 from sftmix.words.given import as_list
 from sftmix.words.progress import without_bars_of_transformers
 
@@ -266,7 +266,9 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
         return loaded
     except ConfigError:
         raise
-    except Exception as error:  # files of strangers make transformers raise anything
+    except BaseException as error:  # files of strangers make transformers raise anything
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         if "trust_remote_code" in str(error):  # "Please pass the argument `trust_remote_code=True` to allow custom ..."
             raise ConfigError(
                 f"model.path: {path} needs code of its own (auto_map in its files), and code that comes with a model "

@@ -7,7 +7,7 @@ import pytest
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.config import RunConfig
 from sftmix.config.load import load
-from sftmix.config.read import read_yaml
+from sftmix.config.read import from_dict, read_yaml
 from sftmix.disk.places import path_problem
 from sftmix.options import DataOptions
 from sftmix.words.errors import ConfigError
@@ -48,6 +48,11 @@ def test_a_number_is_decimal_or_none(option, text, value, tmp_path):
 def test_other_numbers_are_what_they_were(text, value):
     config = parse(read_arguments(["--training.max_grad_norm", text]))[0]
     assert config.training.max_grad_norm == value
+
+
+def test_a_number_of_too_many_digits_is_refused_by_name():
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: 1000"):
+        from_dict({"training": {"learning_rate": 10**400}})
 
 
 def test_text_of_digits_stays_text(tmp_path):

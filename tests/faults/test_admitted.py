@@ -93,6 +93,15 @@ def test_a_special_token_is_a_text(tiny):
         load_tokenizer(tiny.model)
 
 
+def test_a_panic_of_tokenizers_is_one_line(tiny):
+    """Of Rust, and no Exception."""
+    content = read_json(tiny.model / "tokenizer.json")
+    content["model"]["continuing_subword_prefix"] = "a" * 5000
+    write_json(tiny.model / "tokenizer.json", content)
+    with pytest.raises(ConfigError, match=r"cannot load .*out of range"):
+        load_tokenizer(tiny.model)
+
+
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
 @pytest.mark.parametrize("value", ["someone/kernel", "flash_attention_2"])
 def test_attention_is_never_that_of_the_file(key, value, tiny):
