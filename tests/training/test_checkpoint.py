@@ -204,7 +204,7 @@ def hashing_ranks(world: World, path: str) -> None:
 def test_ranks_share_the_hashing_of_a_checkpoint(store):
     """Each file is read by one rank, and what one of them finds is known to both.
 
-    A rank that found damage reads no further file of that checkpoint, so there no file is read twice, and some are not read.
+    A rank that found damage begins no further file of that checkpoint: some of its files are not read.
     """
     flip_a_bit(store.path(2))
     on_ranks(hashing_ranks, str(store.directory))
