@@ -184,7 +184,8 @@ class LossView:
 
         input_ids  i64[R, L]
         mask       bool[R, L], the real tokens; positions count them
-        layer      a decoder layer, from 1 to `layers`; 0: the input embeddings, as the embedding module returns them.
+        layer      a decoder layer, from 1 to `layers`, whose states are in front of the last norm, unlike `hidden`;
+                   0: the input embeddings, as the embedding module returns them.
                    None: 0 with a change, else the inputs of the head
         change     replaces the states [R, L, D] after the layer; a perturbation changes `hidden` alone. ConfigError for
                    a model that keeps several states of each token between its layers (Gemma 3n)

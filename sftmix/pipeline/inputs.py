@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sftmix.ranks.world import World
 
 HASHES = {
-    "version": "this release of sftmix makes other files of the same inputs",
+    "version": "this version of the stage makes other files of the same inputs",
     "model": "the model's files are others (model.path)",
     "data": "the training rows are others (data.train)",
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",

@@ -268,7 +268,7 @@ class TrainingLoop:
             if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * self.step):
                 raise NonFiniteError(
                     f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
-                    "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
+                    "loss or gradient that is not finite; lower training.learning_rate. Checkpoints are as they were"
                 )
         if stage.online:
             stage.online.record(done.batches, done.nll)

@@ -224,7 +224,7 @@ def test_a_layer_that_is_not_there_is_named(model):
     with pytest.raises(ConfigError, match=r"no decoder layer 3; allowed: 1 to 2, and 0"):
         ours(model, Case(ManifoldMixup(layers=3)), UNITS)
     recompute_activations(model)
-    with pytest.raises(ConfigError, match=r"activation_checkpointing true and a change of the states after layer 1"):
+    with pytest.raises(ConfigError, match=r"activation_checkpointing true and states after layer 1"):
         ours(model, Case(ManifoldMixup(layers=1)), UNITS)
     with pytest.raises(ConfigError, match=r"objective\.layers is \[-1\]"):
         ManifoldMixup(layers=[-1])
