@@ -232,21 +232,23 @@ def verify_directory(
     Raises ConfigError for a link in a run.
     """
     try:
-        manifest = read_json(path / MANIFEST, files=dict, sha256=str)
+        with naming_damage(path / MANIFEST):  # its entries may be anything
+            manifest = read_json(path / MANIFEST, files=dict, sha256=str)
+            if strange := sorted({file.name for file in path.glob("*.safetensors")} - manifest["files"].keys()):
+                return f"{strange[0]} is not a file of it"
+
+            names = [name for name in manifest["files"] if name.partition("/")[0] != without]
+            dealt = sorted(names, key=lambda name: (-manifest["files"][name]["bytes"], name)) if part[1] > 1 else names
+
+            def problem(name: str) -> str | None:
+                if not Path(os.path.abspath(path / name)).is_relative_to(os.path.abspath(within or path)):
+                    return f"{name} is elsewhere"
+                return _problem(path / name, name, manifest["files"][name], hashes)
+
+            with ThreadPoolExecutor() as threads:
+                return next(filter(None, threads.map(problem, dealt[part[0] :: part[1]])), None)
     except DifferenceError as error:
         return f"its manifest is unreadable ({error})"
-    if strange := sorted({file.name for file in path.glob("*.safetensors")} - manifest["files"].keys()):
-        return f"{strange[0]} is not a file of it"
-
-    names = [name for name in manifest["files"] if name.partition("/")[0] != without]
-    dealt = sorted(names, key=lambda name: (-manifest["files"][name]["bytes"], name)) if part[1] > 1 else names
-
-    def problem(name: str) -> str | None:
-        inside = Path(os.path.abspath(path / name)).is_relative_to(os.path.abspath(within or path))
-        return _problem(path / name, name, manifest["files"][name], hashes) if inside else f"{name} is elsewhere"
-
-    with ThreadPoolExecutor() as threads:
-        return next(filter(None, threads.map(problem, dealt[part[0] :: part[1]])), None)
 
 
 def _problem(file: Path, name: str, entry: Mapping[str, Any], hashes: bool) -> str | None:

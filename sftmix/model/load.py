@@ -246,6 +246,8 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
         with without_bars_of_transformers():
             chosen = {} if auto is TokenizersBackend else {"config": config}
             loaded = auto.from_pretrained(private, trust_remote_code=False, **chosen, **options)
+        if reads_tokenizer:
+            loaded.convert_ids_to_tokens(loaded.all_special_ids)  # "bos_token": {"a": 1} is a token without an id
         _name(loaded[0] if isinstance(loaded, tuple) else loaded, name, local=local)
         return loaded
     except ConfigError:

@@ -1,17 +1,24 @@
 """Every field of every JSON and YAML file of a model and of a run, with values that no program writes there.
 
-`python -m tests.faults.fuzz` makes a tiny run, changes one field at a time, starts a command on it, and prints for each
-file how many commands ended with each exit code. A traceback, a hang and a kill are listed, and so are commands that
-end well with other results than on the file as it was: whoever reads them decides whether the result is to be believed.
+`python -m tests.faults.fuzz [N [WORD]]` makes tiny runs, changes one field at a time, starts a command on it, and
+prints for each file how many commands ended with each exit code. Manifests fit the changed file: whoever gives a run
+away can write them as well. A traceback, a hang and a kill are listed, and so are commands that end well with other
+results than on the file as it was: whoever reads them decides whether the result is to be believed.
+
+N     every n-th case
+WORD  files with the word in their names, as `run/train`
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import io
 import json
 import math
 import os
+import pkgutil
 import re
 import resource
 import shutil
@@ -28,10 +35,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
+import sftmix
+from sftmix.disk.files import MANIFEST, file_entry, hashed, write_json
+from sftmix.disk.hashes import sha256_file
 from tests.tiny import Tiny
 
 SECONDS, MEGABYTES = 40, 6_000
-"""Most time and address space of one command."""
+"""Most processor time and address space of one command."""
+WAITED = 400
+"""Most seconds until it ends, on a machine with other work."""
 MOST = 4
 """Elements of a list or an object that are changed: those of a vocabulary are all alike."""
 TRACEBACK = 70
@@ -105,6 +117,8 @@ def cases(content: Any) -> list[Case]:
 
 def read(path: Path) -> Any:
     text = path.read_text()
+    if path.suffix == ".jinja":
+        return {"whole": text}
     if path.suffix == ".yaml":
         return yaml.safe_load(text)
     if path.suffix == ".jsonl":
@@ -113,6 +127,9 @@ def read(path: Path) -> Any:
 
 
 def write(path: Path, content: Any) -> None:
+    if path.suffix == ".jinja":
+        path.write_text(str(content["whole"]))
+        return
     if path.suffix == ".yaml":
         path.write_text(json.dumps(content).replace("NaN", ".nan"))
         return
@@ -120,11 +137,23 @@ def write(path: Path, content: Any) -> None:
     path.write_text("\n".join([json.dumps(content), *lines, ""]))
 
 
+def refit(directory: Path, file: Path) -> None:
+    """Let the manifests below a directory have the hash of a file, and their own hashes."""
+    for manifest in sorted(directory.rglob(MANIFEST)):
+        kept = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "sha256"}
+        if manifest == file:
+            write_json(manifest, hashed(kept))
+        for name in kept["files"] if manifest != file else ():
+            if os.path.normpath(manifest.parent / name) == str(file):
+                kept["files"][name] = file_entry(file)
+                write_json(manifest, hashed(kept))
+
+
 def ended(words: Sequence[str], output: Path) -> int:
     """Run a command in a fork, and return its exit code; -n: killed by signal n. Its results are in `output`, its notes
     beside it."""
     if child := os.fork():
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + WAITED
         while time.monotonic() < end:
             if (done := os.waitpid(child, os.WNOHANG))[0]:
                 return os.waitstatus_to_exitcode(done[1])
@@ -133,6 +162,7 @@ def ended(words: Sequence[str], output: Path) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = TRACEBACK
     try:
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         resource.setrlimit(resource.RLIMIT_AS, (MEGABYTES << 20, MEGABYTES << 20))
         with output.open("w") as results, notes_of(output).open("w") as notes:
             os.dup2(results.fileno(), 1)
@@ -155,33 +185,42 @@ def notes_of(output: Path) -> Path:
 class Target(NamedTuple):
     """A file to change, below a directory that is copied, and the commands that read it; DIR is the copy."""
 
+    directory: Path
     file: str
     commands: tuple[tuple[str, ...], ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.directory.name}/{self.file}"
 
-def fuzz(directory: Path, target: Target, *, every: int, scratch: Path) -> tuple[Counter[str], list[str]]:
+
+def fuzz(target: Target, *, every: int, scratch: Path) -> tuple[Counter[str], list[str]]:
     """Run the commands on every n-th case; return how often each exit code came, and lines on what is wrong."""
     codes, wrong = Counter[str](), list[str]()
-    copy, output = scratch / "copy", scratch / "output"
+    copy, output = scratch / "copies" / "copy", scratch / "output"
 
     def outcome(words: Sequence[str], content: Any = ...) -> tuple[int, str, str]:
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(directory, copy)
+        shutil.rmtree(copy.parent, ignore_errors=True)  # with what the command before has made beside it
+        shutil.copytree(target.directory, copy)
         if content is not ...:
             write(copy / target.file, content)
+            refit(copy, copy / target.file)
         code = ended([word.replace("DIR", str(copy)) for word in words], output)
-        results = re.sub(r"\d+ s\b|\d+:\d\d:\d\d", "TIME", output.read_text(errors="replace"))
-        return code, results, notes_of(output).read_text(errors="replace")
+        trained = sorted(copy.glob("train/model/*.safetensors")) if words[0] == "run" else []
+        results = output.read_text(errors="replace") + " ".join(map(sha256_file, trained))
+        return code, re.sub(r"\d+ s\b|\d+:\d\d:\d\d", "TIME", results), notes_of(output).read_text(errors="replace")
 
-    found = cases(read(directory / target.file))
+    found = cases(read(target.directory / target.file))
     for words in target.commands:
         usual = outcome(words)
+        if usual[0]:
+            wrong.append(f"{target.name}: {words[0]} ends with {usual[0]} on the file as it was: {usual[2][-300:]}")
         for at, case in enumerate(found):
             if at % every:
                 continue
             code, results, notes = outcome(words, case.content)
             codes[str(code)] += 1
-            name = f"{target.file} {case.field} {case.kind}: {words[0]}"
+            name = f"{target.name} {case.field} {case.kind}: {words[0]}"
             if code == TRACEBACK or code < 0:
                 wrong.append(f"{name} ends with {code}: {notes.strip()[-300:].splitlines()[-1:]}")
             elif code == 0 and results != usual[1] and usual[0] == 0:
@@ -192,27 +231,113 @@ def fuzz(directory: Path, target: Target, *, every: int, scratch: Path) -> tuple
     return codes, wrong
 
 
-MODEL = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
-OF_MODEL = (("suspects", "ROWS", "--model", "DIR", "--embedding", "tfidf", "--top", "2"),)
-RUN = (
-    ("config.yaml", ("status", "report", "export")),
-    ("inputs.json", ("report", "export")),
-    ("started.json", ("report", "export", "status")),
-    ("summary.json", ("report", "status")),
-    ("STATUS.json", ("status",)),
-    ("train/MANIFEST.json", ("report",)),
-    ("train/inputs.json", ("report", "export")),
-    ("train/figures.json", ("report",)),
-    ("train/metrics.jsonl", ("status", "report")),
-    ("train/model/config.json", ("export",)),
-    ("confidence/MANIFEST.json", ("report",)),
-    ("split/inputs.json", ("report",)),
+FILES = (
+    ("model/config.json", "score"),
+    ("model/generation_config.json", "score", "answer"),
+    ("model/tokenizer_config.json", "score"),
+    ("model/tokenizer.json", "score"),
+    ("other/special_tokens_map.json", "score"),
+    ("other/added_tokens.json", "score"),
+    ("model/chat_template.jinja", "score", "answer"),
+    ("other/model.safetensors.index.json", "score"),
+    ("adapters/adapter_config.json", "answer"),
+    ("run/config.yaml", "status", "report", "trusting", "export", "verify", "preview", "again"),
+    ("run/started.json", "status", "report", "trusting", "export", "verify"),
+    ("run/STATUS.json", "status"),
+    ("run/summary.json", "status", "report", "export"),
+    ("run/reference/inputs.json", "verify"),
+    ("run/reference/figures.json", "report", "verify"),
+    ("run/reference/metrics.jsonl", "status", "report"),
+    ("run/confidence/MANIFEST.json", "report"),
+    ("run/split/inputs.json", "report"),
+    ("run/split/figures.json", "report"),
+    ("run/split/confounds.json", "report"),
+    ("run/base/figures.json", "report"),
+    ("run/train/MANIFEST.json", "report", "export"),
+    ("run/train/inputs.json", "report", "export", "verify"),
+    ("run/train/figures.json", "report", "verify"),
+    ("run/train/calibration.json", "report"),
+    ("run/train/metrics.jsonl", "status", "report", "verify"),
+    ("run/train/model/config.json", "export", "answer"),
+    ("run/train/model/tokenizer_config.json", "export"),
+    ("run/train/checkpoints/step-00000001/MANIFEST.json", "verify", "checkpoint"),
+    ("run/train/checkpoints/step-00000001/state.json", "verify", "checkpoint"),
+    ("run/train/checkpoints/step-00000001/optimizer.json", "verify"),
+    ("half/config.yaml", "continue"),
+    ("half/started.json", "continue"),
+    ("half/STATUS.json", "continue"),
+    ("half/reference/MANIFEST.json", "continue"),
+    ("half/reference/figures.json", "continue"),
+    ("half/reference/inputs.json", "continue"),
+    ("half/confidence/inputs.json", "continue"),
+    ("half/split/figures.json", "continue"),
+    ("half/split/inputs.json", "continue"),
+    ("half/base/figures.json", "continue"),
+    ("half/train/inputs.json", "continue"),
+    ("half/train/metrics.jsonl", "continue"),
+    ("half/train/checkpoints/step-00000001/MANIFEST.json", "continue"),
+    ("half/train/checkpoints/step-00000001/state.json", "continue"),
+    ("half/train/checkpoints/step-00000001/optimizer.json", "continue"),
+    ("table/compare.yaml", "status", "table"),
+    ("table/table.json", "status", "table"),
+    ("table/ntp/seed-1/base/adopted.json", "table"),
 )
+"""What is changed, and the commands that read it. In half/ the training has made one step of two."""
 COMMANDS = {
+    "score": ("suspects", "ROWS", "--model", "DIR", "--embedding", "tfidf", "--top", "2"),
+    "answer": ("generate", "DIR", "--prompts", "ROWS", "--to", "DIR/../answers", "--max_new_tokens", "2"),
     "status": ("status", "DIR"),
     "report": ("report", "DIR", "--map", "0"),
+    "trusting": ("report", "DIR", "--map", "0", "--trust"),
     "export": ("export", "DIR", "--to", "DIR/../exported"),
+    "checkpoint": ("export", "DIR", "--to", "DIR/../exported", "--step", "1"),
+    "verify": ("verify", "DIR", "--steps", "1", "--trust"),
+    "preview": ("preview", "--config", "DIR/config.yaml", "--trust"),
+    "again": ("run", "--config", "DIR/config.yaml", "--out", "DIR/../again", "--trust"),
+    "table": ("report", "DIR"),
 }
+
+MAKE = """
+import json, shutil, sys
+from pathlib import Path
+from safetensors import safe_open
+from sftmix.cli import main
+from sftmix.disk.files import read_json, write_json
+from tests.tiny import make_tiny
+
+here = Path(sys.argv[1])
+tiny = make_tiny(here)
+other = shutil.copytree(tiny.model, here / "other")
+tokens = {name: value for name, value in read_json(other / "tokenizer_config.json").items() if name.endswith("_token")}
+write_json(other / "special_tokens_map.json", {**tokens, "additional_special_tokens": ["<|user|>"]})
+write_json(other / "added_tokens.json", {"<|user|>": 4})
+shard = (other / "model.safetensors").rename(other / "model-00001-of-00001.safetensors")
+shards = dict.fromkeys(safe_open(shard, "pt").keys(), shard.name)
+write_json(other / "model.safetensors.index.json", {"metadata": {"total_size": 1}, "weight_map": shards})
+options = [*tiny.options, "--training.max_steps", "2", "--checkpoint.every", "1"]
+assert main(["run", *options, "--out", str(here / "run")]) == 0
+shutil.copytree(here / "run", here / "half")
+(here / "half" / "train" / "MANIFEST.json").unlink()
+shutil.rmtree(here / "half" / "train" / "checkpoints" / "step-00000002")
+assert main(["run", *options, "--model.lora.r", "2", "--out", str(here / "lora")]) == 0
+shutil.copytree(here / "lora" / "train" / "model", here / "adapters")
+(here / "table.yaml").write_text(json.dumps({"variants": {"sftmix": {}, "ntp": {"objective": "NTP"}}}))
+table = ["compare", "--config", str(here / "table.yaml"), *options, "--seeds", "[1,2]", "--out", str(here / "table")]
+assert main(table) == 0
+"""
+
+
+LIBRARIES = (
+    "pandas",
+    "peft",
+    "plotly.graph_objects",
+    "pyarrow.parquet",
+    "sklearn.decomposition",
+    "sklearn.feature_extraction.text",
+    "torch",
+    "transformers.models.llama.modeling_llama",
+)
+"""What commands import."""
 
 
 class _Late(io.TextIOBase):
@@ -222,48 +347,44 @@ class _Late(io.TextIOBase):
     """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        stream = sys.__stderr__ if sys.stderr is self else sys.stderr  # what is said while they are imported
+        return stream.write(text) if stream else 0
+
+
+def targets(here: Path) -> Iterator[Target]:
+    """The files to change, with the commands that read them."""
+    tiny = Tiny(here / "model", here / "train.jsonl", here / "eval.jsonl")
+    rows = here / "rows.jsonl"
+    rows.write_text("".join(tiny.train.read_text().splitlines(keepends=True)[:6]))
+    goes_on = ("run", *tiny.options, "--training.max_steps", "2", "--checkpoint.every", "1", "--out", "DIR")
+    commands = {**COMMANDS, "continue": goes_on}
+    for name, *words in FILES:
+        directory, _, file = name.partition("/")
+        of_it = (tuple(word.replace("ROWS", str(rows)) for word in commands[command]) for command in words)
+        yield Target(here / directory, file, tuple(of_it))
 
 
 def main(every: int = 1, only: str = "") -> list[str]:
     """Run every n-th case of the files with a word in their names, print what came, and return what is wrong."""
     everything = list[str]()
     with contextlib.redirect_stderr(_Late()):
-        import pandas  # noqa: F401  here they are only imported: a fork of what has run them may wait for their threads
-        import pyarrow.parquet  # noqa: F401
-        import sklearn.feature_extraction.text  # noqa: F401
-        import torch  # noqa: F401
-        import transformers.models.llama.modeling_llama  # noqa: F401
-
-        import sftmix.pipeline.recipe  # noqa: F401
+        ours = (module.name for module in pkgutil.walk_packages(sftmix.__path__, "sftmix."))
+        # Once for all, and not run: a fork of what has run them may wait for their threads.
+        for name in (*LIBRARIES, *(name for name in ours if not name.endswith("__main__"))):
+            with contextlib.suppress(ImportError):  # of what only other machines have
+                importlib.import_module(name)
+    gc.freeze()  # else each command looks through all of them
 
     with tempfile.TemporaryDirectory() as place:
         here = Path(place)
         os.environ["XDG_CACHE_HOME"] = str(here / "cache")
-        program = """
-import sys
-from pathlib import Path
-from sftmix.cli import main
-from tests.tiny import make_tiny
-tiny = make_tiny(Path(sys.argv[1]))
-sys.exit(main(["run", *tiny.options, "--training.max_steps", "2", "--out", sys.argv[1] + "/run"]))
-"""
-        subprocess.run([sys.executable, "-c", program, place], check=True, capture_output=True)
-        tiny = Tiny(here / "model", here / "train.jsonl", here / "eval.jsonl")
-        rows = here / "rows.jsonl"
-        rows.write_text("".join(tiny.train.read_text().splitlines(keepends=True)[:6]))
-        targets = [
-            (tiny.model, Target(name, tuple(tuple(w.replace("ROWS", str(rows)) for w in c) for c in OF_MODEL)))
-            for name in MODEL
-        ]
-        targets += [(here / "run", Target(name, tuple(COMMANDS[word] for word in words))) for name, words in RUN]
-        for directory, target in targets:
-            if only not in target.file or not (directory / target.file).exists():
-                print(target.file, "left out", flush=True)
+        subprocess.run([sys.executable, "-c", MAKE, place], check=True, capture_output=True)
+        for target in targets(here):
+            if only not in target.name:
                 continue
             (scratch := here / "scratch").mkdir(exist_ok=True)
-            codes, wrong = fuzz(directory, target, every=every, scratch=scratch)
-            print(target.file, dict(sorted(codes.items())), *wrong, sep="\n  ", flush=True)
+            codes, wrong = fuzz(target, every=every, scratch=scratch)
+            print(target.name, dict(sorted(codes.items())), *wrong, sep="\n  ", flush=True)
             everything += [line for line in wrong if not line.endswith("other results")]
     return everything
 

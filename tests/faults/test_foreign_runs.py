@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -109,6 +110,12 @@ def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, c
     ended = sftmix("report", str(copied), "--map", "0")
     assert ended.code == 3, ended.err
     assert str(file) in ended.err.splitlines()[-1]
+
+
+def test_a_file_of_a_run_has_a_largest_size(copied, sftmix):
+    os.truncate(copied / "STATUS.json", (1 << 26) + 1)
+    ended = sftmix("status", str(copied))
+    assert (ended.code, "it is not a file of at most 67,108,864 bytes" in ended.err) == (4, True), ended.err
 
 
 FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.arm_order.Order", "sftmix.components.base.Splitter"]

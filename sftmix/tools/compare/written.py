@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sftmix.disk.files import write_json, write_text
+from sftmix.disk.files import remove_leftovers, write_json, write_text
 from sftmix.tools.compare.plan import shown_options
 from sftmix.tools.runs.output import markdown_table, narrow_tables, rendered
 from sftmix.words.errors import nearest, with_suggestion
@@ -34,6 +34,7 @@ CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p 
 
 def write_result(directory: Path, table: Table) -> Table:
     """Write table.json, table.md and table.tex; return the table."""
+    remove_leftovers(directory, "table")  # of a command that was killed
     write_json(directory / "table.json", table)
     write_text(directory / "table.md", markdown(table))
     write_text(directory / "table.tex", latex(table))

@@ -13,7 +13,7 @@ import numpy as np
 from sftmix.cli.say import say
 from sftmix.config.schema import find_component
 from sftmix.disk.decisions import DROP, read_decisions
-from sftmix.disk.files import placing, write_manifest
+from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
 from sftmix.disk.texts import decoded
 from sftmix.tools.suspects import repeats, signals, texts
 from sftmix.tools.suspects.rows import SuspectRows, sentence_model
@@ -113,6 +113,8 @@ def write_suspects(table: Any, out: Path) -> None:
         cells[name] = [as_cell(value) if isinstance(value, str) else value for value in table[name]]
     # Quoted: Python before 3.13 writes a lone carriage return as it is, and behind it a cell would begin.
     as_csv = partial(cells.to_csv, quoting=csv.QUOTE_NONNUMERIC)
+    for name in ("suspects", MANIFEST):  # of a command that was killed
+        remove_leftovers(out, name)
     for ending, write in (("csv", as_csv), ("parquet", table.to_parquet)):
         with placing(out / f"suspects.{ending}") as staging:
             write(staging, index=False)
