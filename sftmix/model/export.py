@@ -17,7 +17,7 @@ from sftmix.model.adapters import write_adapters
 from sftmix.model.admitted import CONFIG, PROCESSORS, directory_of
 from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
-from sftmix.model.load import model_config
+from sftmix.model.load import model_config, own_ends
 from sftmix.model.probes import export_problems
 from sftmix.model.shards import write_shards
 
@@ -129,8 +129,8 @@ def _generation_config(
     No training may end for the sake of options that contradict each other, as sampling ones without do_sample.
     """
     config = copy.deepcopy(model.generation_config or GenerationConfig())
-    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    unique = list(dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *ids, *stop_ids] if i is not None))
+    ids = [tokenizer.eos_token_id, *own_ends(model), *stop_ids]
+    unique = list(dict.fromkeys(int(i) for i in ids if i is not None))
     tokens = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": unique[0] if len(unique) == 1 else unique or None,

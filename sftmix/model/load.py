@@ -40,6 +40,7 @@ from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
 from sftmix.words.errors import ConfigError
+from sftmix.words.given import as_list
 from sftmix.words.progress import without_bars_of_transformers
 
 # ------------------------------------------------------------------------------------------------- loading
@@ -73,6 +74,7 @@ def load_model(
             output_loading_info=True,
         )
     _check_files(model, path, info["missing_keys"], info["unexpected_keys"])
+    own_ends(model)
     if getattr(model.get_output_embeddings(), "weight", None) is not model.get_input_embeddings().weight:
         untie(model)  # transformers does not tie what differs in the files, and says so; so the export is not, either
     for module in model.modules():
@@ -211,6 +213,18 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
         )
     if left := others | _passed_over(model, path):
         say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
+
+
+def own_ends(model: PreTrainedModel) -> list[int]:
+    """Return the ids that end an answer by generation_config.json, or config.json; ConfigError if they are no ids."""
+    ends = as_list(getattr(model.generation_config, "eos_token_id", None))
+    ids = [str(end) for end in ends if end is not None]
+    if not all(re.fullmatch(r"-?\d{1,9}", number) for number in ids):  # {"a": 1}, "x", 10 ** 40, true
+        raise ConfigError(
+            f"model.path: {model.name_or_path} has eos_token_id: {ends!r:.80} in its generation_config.json, or "
+            "config.json; allowed: the id of a token, or a list of ids"
+        )
+    return list(map(int, ids))
 
 
 def check_ids(config: PretrainedConfig, tokenizer: object, ids: Iterable[int]) -> None:

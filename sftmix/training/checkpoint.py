@@ -39,7 +39,9 @@ from sftmix.disk.files import (
     file_entry,
     fresh_directory,
     is_full,
+    naming_damage,
     no_space,
+    read_json,
     remove_leftovers,
     step_path,
     steps_in,
@@ -252,9 +254,9 @@ class CheckpointStore:
             raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
         return None
 
-    def state(self, step: int) -> dict[str, Any]:
-        """Return the loop's state in `step`, as it was saved."""
-        return json.loads((self.path(step) / "state.json").read_bytes())
+    def state(self, step: int, **needs: type) -> dict[str, Any]:
+        """Return the loop's state in `step`, as it was saved; `needs` and errors as of `read_json`."""
+        return read_json(self.path(step) / "state.json", **needs)
 
     def arrays(self, step: int) -> dict[str, torch.Tensor]:
         """Return the loop's tensors in `step`; none if none were saved."""
@@ -270,19 +272,20 @@ class CheckpointStore:
             raise CheckpointError(f"{path}: {problem}")
         (tensors, _), reader = tensors_of(module, None, self.second), dcp.HuggingFaceStorageReader(str(path))
         stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")
-        try:
-            if optimizer is not None:
-                trained = trained_of(module)
-                state = {name: empty(trained, name, x.size, x.properties.dtype) for name, x in stored.items()}
-                put_state(trained, optimizer, state, json.loads((path / _NUMBERS).read_bytes()))
-                tensors |= {f"optimizer/{name}": x for name, x in state.items()}
-            with warnings.catch_warnings(action="ignore"):
-                dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
-        except KeyError as unknown:
-            raise CheckpointError(f"{path} holds the state of {unknown}, which is not trained here") from unknown
-        except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
-            error = next(iter(failed.failures.values()))[0]
-            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
+        with naming_damage(path / _NUMBERS):  # of somebody else's run it may hold anything
+            try:
+                if optimizer is not None:
+                    trained = trained_of(module)
+                    state = {name: empty(trained, name, x.size, x.properties.dtype) for name, x in stored.items()}
+                    put_state(trained, optimizer, state, read_json(path / _NUMBERS))
+                    tensors |= {f"optimizer/{name}": x for name, x in state.items()}
+                with warnings.catch_warnings(action="ignore"):
+                    dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
+            except KeyError as unknown:
+                raise CheckpointError(f"{path} holds the state of {unknown}, which is not trained here") from unknown
+            except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
+                error = next(iter(failed.failures.values()))[0]
+                raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
 

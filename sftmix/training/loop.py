@@ -16,7 +16,7 @@ from torch import nn
 from sftmix.batches.order import digest
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
-from sftmix.disk.files import CHECKPOINTS, check_room
+from sftmix.disk.files import CHECKPOINTS, check_room, naming_damage
 from sftmix.ranks.world import World
 from sftmix.training.asked import evaluate, read_step, score_training_rows
 from sftmix.training.best import BestWeights
@@ -45,8 +45,8 @@ MAX_SKIPPED = 9
 MAX_SHARE = 0.01
 KEPT = ("metrics.jsonl", "scores/*.parquet", "online/*.parquet")
 """Files of the stage that a resume relies on; what was written after the checkpoint is made again."""
-SAVED = ("machines", "stopped_by", "skipped_in_a_row")
-"""What a checkpoint holds of the loop as it is, beside its totals and evaluations."""
+SAVED = {"machines": list, "stopped_by": str, "skipped_in_a_row": int}
+"""What a checkpoint holds of the loop as it is, beside its totals and evaluations, with its types."""
 
 
 @dataclass
@@ -163,18 +163,19 @@ class TrainingLoop:
         store.clean()
         if (newest := store.newest_valid()) is None:
             return None
-        state = store.state(newest)
+        state = store.state(newest, identity=str, totals=dict, evaluations=list, callbacks=list, **SAVED)
         if state["identity"] != self.stage.identity:  # checked before its tensors, which may have other shapes
             raise ConfigError(
                 f"{store.path(newest)} belongs to a run on other inputs; move {store.directory} away, "
                 "or use another --out"
             )
-        self.step = self.saved = state["step"]
-        self.totals = Totals(**state["totals"])
+        self.step = self.saved = newest
         for name in SAVED:
             setattr(self, name, state[name])
-        self.machines = [*map(of_before, self.machines)]
-        self.evaluations = dict(state["evaluations"])
+        with naming_damage(store.path(newest)):  # a run of somebody else may hold anything
+            self.totals = Totals(**{name: float(value) for name, value in state["totals"].items()})
+            self.machines = [*map(of_before, self.machines)]
+            self.evaluations = {int(step): float(nll) for step, nll in state["evaluations"]}
         return newest
 
     def _resume(self) -> None:
@@ -187,7 +188,8 @@ class TrainingLoop:
         stage = self.stage = self.setup.stage
         if self.newest is not None:
             store.load(self.newest, self.module, self.optimizer)
-            self.callback_state.put(store.state(self.newest)["callbacks"])
+            with naming_damage(store.path(self.newest)):
+                self.callback_state.put(store.state(self.newest)["callbacks"])
             if stage.online:
                 stage.online.restore(store.arrays(self.newest))  # the epoch is under way
             self._say(f"resuming after step {self.step} of {self.total}")

@@ -92,6 +92,8 @@ def put_state(parameters: Parameters, optimizer: Any, tensors: Mapping[str, Any]
     for name, value in {**others, **tensors}.items():
         kind, owner, key = _parts(name)
         parameter = parameters[owner]
+        if not isinstance(value, torch.Tensor | str):
+            float(value)  # raises an error for what is no number: null, a list, 400 digits
         holder = groups[parameter] if kind == "param_groups" else optimizer.state.setdefault(parameter, {})
         holder[key] = tensors[value] if isinstance(value, str) else value
 

@@ -9,6 +9,7 @@ from sftmix.disk.files import (
     MANIFEST,
     commit_directory,
     fresh_directory,
+    hashed,
     read_json,
     read_steps,
     verify_directory,
@@ -72,6 +73,19 @@ def test_a_committed_directory_verifies_and_lists_every_file(committed):
 
 
 OTHER_HASH, UNREADABLE = "does not have the hash", "its manifest is unreadable"
+
+
+ENTRIES = (None, 3, "x", [], {}, {"bytes": 5}, {"bytes": "x", "sha256": ""}, {"bytes": -1, "sha256": None})
+"""What no run writes of a file, under a manifest with the hash of it."""
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("name", ["weights", "../x.jsonl", "a\0b"])
+def test_entries_of_any_form_are_a_problem(committed, name, entry):
+    (committed.parent / "x.jsonl").write_text("12345")
+    write_json(committed / MANIFEST, hashed({"files": {name: entry}}))
+    for part in ((0, 1), (0, 2)):
+        assert verify_directory(committed, within=committed.parent, part=part)
 
 
 @pytest.mark.parametrize(

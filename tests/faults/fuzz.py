@@ -226,7 +226,7 @@ def fuzz(target: Target, *, every: int, scratch: Path) -> tuple[Counter[str], li
             elif code == 0 and results != usual[1] and usual[0] == 0:
                 codes["other results"] += 1
                 wrong.append(f"{name}: other results")
-            if re.search(r"\x1b(?!\[0m)", results + notes):  # that is the end of a colour
+            if re.search(r"\x1b(?!\[[\d;]*m)", results + notes):  # that is a colour
                 wrong.append(f"{name}: a control character")
     return codes, wrong
 

@@ -39,8 +39,9 @@ def words_of(tiny: Tiny, *more: str) -> list[str]:
 
 
 def digest(run: Path, stage: str = "train") -> str:
-    """The SHA-256 of the exported weights."""
-    return hashlib.sha256((run / stage / "model" / "model.safetensors").read_bytes()).hexdigest()
+    """The SHA-256 of the exported weights, or adapters."""
+    (weights,) = (run / stage / "model").glob("*.safetensors")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def steps(run: Path, stage: str = "train") -> list[tuple[int, str, str]]:

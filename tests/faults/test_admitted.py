@@ -80,6 +80,19 @@ def test_what_a_configuration_names_is_refused(kind, tiny):
     assert "sftmix-model-" not in str(error.value)
 
 
+@pytest.mark.parametrize("ends", [{"a": 1}, [[1]], "x", 10**40, True, [1, "x"]])
+def test_the_end_of_an_answer_is_an_id(ends, tiny):
+    change(tiny.model / "generation_config.json", eos_token_id=ends)
+    with pytest.raises(ConfigError, match=r"eos_token_id: .* in its .*; allowed: the id of a token, or a list of ids"):
+        load_model(tiny.model)
+
+
+def test_a_special_token_is_a_text(tiny):
+    write_json(tiny.model / "special_tokens_map.json", {"bos_token": {"a": 1}})
+    with pytest.raises(ConfigError, match="cannot load"):
+        load_tokenizer(tiny.model)
+
+
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
 @pytest.mark.parametrize("value", ["someone/kernel", "flash_attention_2"])
 def test_attention_is_never_that_of_the_file(key, value, tiny):

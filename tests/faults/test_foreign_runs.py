@@ -67,6 +67,7 @@ RUN, STATUS, VERIFY = ["run", "--config", "CONFIG", "--out"], ["status"], ["veri
             "",
             [STATUS],
         ),
+        ("STATUS.json", '{"stage": "train", "exit_code": 1, "message": {"a": 1}}', 0, "", [STATUS]),
         (
             "config.yaml",
             'model: {path: "\\e]52;c;aGk=\\a/x"}\n',

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from sftmix.disk.files import verify_directory
-from tests.faults.mines import CopyingRename, Failing, KillAt, Record
+from tests.faults.mines import CopyingRename, Failing, KillAt, KillIn, Record
 from tests.faults.runs import (
     PHASES,
     assert_little_is_lost,
@@ -97,6 +97,21 @@ def test_a_random_kill_of_two_ranks_in_each_stage(small, whole_of_two, tmp_path,
     assert it.codes[1] == SIGKILLED, it.printed
     assert_little_is_lost(run)
     goes_on(words, tmp_path, whole_of_two, ranks=2)
+
+
+@long
+def test_kills_of_two_ranks_with_adapters(small, tmp_path):
+    """In step 6 of 12 of the reference, and, after its last 9 steps, in step 6 of the training."""
+    words = [*words_of(small), "--training.parallel", "fsdp", "--model.lora.r", "4"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for place in (whole, killed):
+        place.mkdir()
+    done(words, cwd=whole, ranks=2)
+    for call in (6, 9 + 6):
+        it = ended(words, cwd=killed, faults=[None, KillIn("training/step.py", "train_step", call=call)])
+        assert it.codes[1] == SIGKILLED, it.printed
+        assert_little_is_lost(killed / "run")
+    goes_on(words, killed, whole / "run", ranks=2)
 
 
 # ------------------------------------------------------------------------------------------------- negative controls

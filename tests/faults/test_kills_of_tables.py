@@ -67,7 +67,7 @@ def contents(table: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in table.iterdir()}
 
 
-@pytest.mark.slow
+@long
 def test_every_operation_on_a_table_of_suspects(suspects, tmp_path):
     """What somebody decided is there after each of them, and the same command ends as without a kill."""
     before, record = shutil.copytree(tmp_path / "table", tmp_path / "before"), tmp_path / "operations"

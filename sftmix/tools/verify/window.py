@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sftmix.disk.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
+from sftmix.disk.files import CHECKPOINTS, MANIFEST, naming_damage, read_json, read_steps, step_path, steps_in
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import TRAINED
 from sftmix.pipeline.validity import origin
@@ -52,8 +52,9 @@ class Window:
         newest = self.checkpoint(max(self.checkpoints, default=0)) / "state.json"
         file = self.run / self.stage / "figures.json" if self.finished else newest
         # Steps after the last checkpoint of an unfinished run are taken as made by the machine that wrote it.
-        recorded = read_json(file).get("machines", []) if file.exists() else []
-        return machines_between(recorded, self.start, self.last)
+        with naming_damage(file):
+            recorded = read_json(file).get("machines", []) if file.exists() else []
+            return machines_between(recorded, self.start, self.last)
 
 
 def window_of(run: Path, stage: str = "train", start: int | None = None, steps: int | None = None) -> Window:
