@@ -34,14 +34,11 @@ print(products)
 
 
 class Pace:
-    """The rates of the steps of one process; on a CPU it says once that they fell.
+    """The rates of the steps of one process; on a CPU it says once that they fell."""
 
-    width  of the model's hidden states
-    """
-
-    def __init__(self, world: World, width: int) -> None:
+    def __init__(self, world: World, model: Any) -> None:
         self.alone = world.size == 1
-        self.width = width
+        self.model = model
         self.tokens = self.seconds = 0.0
         self.best = self.slow = 0.0
         self.said = world.device.type != "cpu"
@@ -63,7 +60,7 @@ class Pace:
         if self.said or self.slow < LASTS:
             return None
         self.said = True
-        faster = advice(probe(self.width) if self.alone else {})
+        faster = advice(probe(self.model.get_input_embeddings().weight.shape[1]) if self.alone else {})
         return (
             f"{rate:,.0f} tokens a second for a minute, and {self.best:,.0f} before: other programs compute on these "
             f"{os.cpu_count()} cores. Threads that wait for each other do little then: {faster}"

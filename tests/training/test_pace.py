@@ -17,7 +17,7 @@ from tests.training.loop_claims import BATCHES, DATA
 
 def lines(steps: list[tuple[int, float]], kind: str = "cpu") -> list[int]:
     """The numbers of the steps, of so many tokens and seconds, after which a line is due on one of two ranks."""
-    one = Pace(World(size=2, device=torch.device(kind)), 64)
+    one = Pace(World(size=2, device=torch.device(kind)), None)
     return [number for number, step in enumerate(steps, start=1) if one.after(*step)]
 
 
