@@ -96,4 +96,4 @@ def _begin(file: Path, like: Mapping[str, Tensor]) -> dict[str, tuple[Path, int]
 def _write(file: Path, offset: int, x: Tensor) -> None:
     with file.open("r+b") as out:
         out.seek(offset)
-        out.write(x.reshape(-1).contiguous().view(torch.uint8).numpy())
+        out.write(x.reshape(-1).contiguous().view(torch.uint8).numpy().data)

@@ -79,7 +79,7 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         self.saved = 0  # the last step that has a checkpoint, or needs none: the start
-        self.pace = Pace(world.device)
+        self.pace = Pace(world, stage.model)
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
