@@ -23,8 +23,10 @@ class Cycle:
 
 
 class Littering(Callback):
-    """Makes garbage in each step, and notes after it whether the collector is on, and what is left; once what is frozen,
-    which takes longer than a step to count."""
+    """Makes garbage in each step, and notes after it whether the collector is on, and what is left.
+
+    What is frozen is noted once: to count it takes longer than a step.
+    """
 
     def __init__(self) -> None:
         self._left: list[weakref.ref] = []
