@@ -24,6 +24,7 @@ PRELOADED = (
     "sftmix.pipeline.arm",
     "sftmix.pipeline.reference_run",
     "pandas",
+    "scipy.stats",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
 )
