@@ -60,7 +60,7 @@ def config_of_reference(config: RunConfig) -> RunConfig:
 
 
 class Known(NamedTuple):
-    """What is known of a run when the inputs of a stage are named: all of it, or not what is UNKNOWN.
+    """What is known of a run when the inputs of a stage are named; fields may be UNKNOWN.
 
     world      the ranks, by whom files and devices are looked at
     directory  the run directory, with the files of the stages before
