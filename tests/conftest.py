@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib
 import io
 import os
 
@@ -19,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from sftmix.cli import main
+from tests.forked import PRELOADED
 from tests.tiny import Tiny, make_tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -98,6 +100,9 @@ def plain(tmp_path_factory) -> Tiny:
 @pytest.fixture(scope="session")
 def finished(small, tmp_path_factory) -> Finished:
     """Read it, and copy it before you change it."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    gc.freeze()  # this run is the first of many workers, and would go through all of it
     run = Finished(small, tmp_path_factory.mktemp("finished") / "run", "")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main([*run.words, "--out", str(run.path)]) == 0

@@ -5,6 +5,7 @@ once. The tests of torchrun itself start it (tests/distributed/test_launcher.py,
 """
 
 import contextlib
+import gc
 import importlib
 import itertools
 import multiprocessing
@@ -23,6 +24,7 @@ PRELOADED = (
     "sftmix.pipeline.arm",
     "sftmix.pipeline.reference_run",
     "pandas",
+    "scipy.stats",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
 )
@@ -153,6 +155,7 @@ def _forked(
 def _begin(environment: dict[str, str], target: Callable[..., None], words: Sequence[object]) -> None:
     import torch
 
+    gc.freeze()  # what the server has imported: a run collects before each of its models
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)

@@ -183,7 +183,10 @@ def orders(rows: list[Row], dynamics: TrainingDynamics | None) -> dict[str, Floa
 def lines_of(rows: list[Row], dynamics: TrainingDynamics | None) -> list[str]:
     """Return lines of Markdown: hits of each order at each rate, and the area of each signal for each kind."""
     lines, places = list[str](), [row["id"].split("/") for row in rows]
+    sets = {p[0] for p in places}
     for name, size in SIZES.items():
+        if name not in sets:  # a file of one of the two, as half of the scoring
+            continue
         hits, kinds_hit, areas = dict[str, list[str]](), dict[str, list[str]](), dict[str, list[str]]()
         for rate in RATES:
             limit = size * rate // 1000  # of each kind

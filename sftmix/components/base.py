@@ -223,8 +223,10 @@ class Optimizer(Component, ABC):
     """The update rule of a step, in every training stage; with WHOLE_WEIGHTS it is refused under fsdp and hsdp."""
 
     state_bytes: float = 8
-    """Bytes of state per trained number; 8: two float32 moments. `estimate` counts the memory with it, and a stage
-    begins or goes on only if the disk has room for the checkpoints to come."""
+    """Bytes of state per trained number; 8: two float32 moments.
+
+    `estimate` counts the memory with it. A stage starts only if the disk has room for checkpoints with it.
+    """
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:

@@ -28,7 +28,7 @@ class EarlyStopping(Callback):
     """Stop after `patience` evaluations in a row without a better held-out NLL.
 
     Put it after the callback that evaluates (`Evaluate`). It looks at every evaluation of the stage, including those
-    before a resume: one that is better by more than `min_delta` than the one that last began the count begins it anew.
+    before a resume. The count restarts at an evaluation more than `min_delta` below the best that restarted it.
     """
 
     needs = frozenset({Need.HELD_OUT, Need.EVALUATIONS})
@@ -37,7 +37,7 @@ class EarlyStopping(Callback):
     def __init__(self, *, patience: int = 3, min_delta: float = 0.0):
         """patience: evaluations without improvement after which training stops, at least 1.
 
-        min_delta: nats per token by which an evaluation must be below the one that last began the count, 0 or more.
+        min_delta: nats per token by which an evaluation must be below the last that restarted the count, 0 or more.
         """
         require(patience >= 1, "callbacks.EarlyStopping.patience", patience, "1 and above")
         require(0 <= min_delta < math.inf, "callbacks.EarlyStopping.min_delta", min_delta, "0 and above")

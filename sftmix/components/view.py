@@ -127,7 +127,7 @@ class LossView:
 
         asked = plan.prompt_weight is not None
         rows = self._with_prompts(batch, plan) if asked else {"hidden": self.hidden, "labels": batch.labels}
-        of_plan = {name: getattr(plan, name) for name in ("pairs", "lam", "row_weight", "pair_weight", "alone")}
+        of_plan = {name: getattr(plan, name) for name in ("pairs", "lam", "row_weight", "pair_weight", "unpaired")}
         asked_for = {"rule": rule, "label_smoothing": label_smoothing, "stats": stats, "entropy": entropy}
         out = sft_loss(**{**self._formula, **of_plan, **asked_for, **rows})
         if not asked:
@@ -139,11 +139,11 @@ class LossView:
         """Return states, labels, weights and rows in no pair, of response tokens and, behind them, of the prompts'."""
         import torch
 
-        labels, alone = torch.cat([batch.labels, batch.prompt.labels]), plan.alone  # type: ignore[union-attr]
-        if alone is not None:
-            alone = torch.cat([alone, torch.arange(len(batch.labels), len(labels), device=alone.device)])
+        labels, unpaired = torch.cat([batch.labels, batch.prompt.labels]), plan.unpaired  # type: ignore[union-attr]
+        if unpaired is not None:
+            unpaired = torch.cat([unpaired, torch.arange(len(batch.labels), len(labels), device=unpaired.device)])
         weights = torch.cat([plan.row_weight, plan.prompt_weight])  # type: ignore[list-item]
-        return {"hidden": self._states, "labels": labels, "row_weight": weights, "alone": alone}
+        return {"hidden": self._states, "labels": labels, "row_weight": weights, "unpaired": unpaired}
 
     def chunked_loss(
         self,
@@ -184,7 +184,8 @@ class LossView:
 
         input_ids  i64[R, L]
         mask       bool[R, L], the real tokens; positions count them
-        layer      a decoder layer, from 1 to `layers`; 0: the input embeddings, as the embedding module returns them.
+        layer      a decoder layer, from 1 to `layers`, whose states are in front of the last norm, unlike `hidden`;
+                   0: the input embeddings, as the embedding module returns them.
                    None: 0 with a change, else the inputs of the head
         change     replaces the states [R, L, D] after the layer; a perturbation changes `hidden` alone. ConfigError for
                    a model that keeps several states of each token between its layers (Gemma 3n)

@@ -28,12 +28,17 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
+    refuse(problems_of(config, needs_out=needs_out), "the configuration")
+
+
+def problems_of(config: RunConfig, *, needs_out: bool) -> list[str]:
+    """Return the problems that `validate` refuses."""
     stored = config.as_dict()
     problems = [
         f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
         for key, given, read in differing(stored, to_builtin(merge({}, stored)))
     ]
-    refuse(problems or list(_problems(config, needs_out)), "the configuration")  # 0 < '3' would raise there
+    return problems or list(_problems(config, needs_out))  # 0 < '3' would raise there
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Set
-from typing import NamedTuple
 
 from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import decoded
@@ -16,28 +15,29 @@ DECISIONS = ("", "keep", DROP, "mended")
 """What the column `decision` may hold. Only drop leaves a row out; mended: it was corrected in its file."""
 
 
-class Decision(NamedTuple):
-    """A line of a table: a row by its id and its place, and what was decided."""
-
-    id: str
-    source: str
-    decision: str
+OF_A_ROW = {"id", "source", "decision"}
+"""Columns that a table has; one of `suspects` has more, among them prompt and response."""
 
 
-def read_decisions(text: str, path: PathLike) -> list[Decision]:
-    """Read the columns id, source and decision of a table, with commas, semicolons or tabs between columns.
+def read_decisions(text: str, path: PathLike) -> list[dict[str, str]]:
+    """Return the lines of a table with commas, semicolons or tabs between columns, as cells by the column.
 
-    A file without the three has none. Raises ConfigError for a word that is no decision.
+    A file without id, source and decision has none. Raises ConfigError for a word that is no decision.
     """
     head = text.partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than 128 KiB
     table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
-    if not {*Decision._fields} <= {*(table.fieldnames or ())}:
+    if not {*(table.fieldnames or ())} >= OF_A_ROW:
         return []
-    lines = [Decision(of_cell(row["id"]), of_cell(row["source"]), row["decision"].strip().lower()) for row in table]
-    for name, place, word in lines:
+    lines = []
+    for cells in table:
+        line = {name: of_cell(cell or "") for name, cell in cells.items() if name}  # without what is beyond the head
+        word = line["decision"] = line["decision"].strip().lower()
         if word not in DECISIONS:
-            raise ConfigError(f"{path}: the decision on {name} ({place}) is {quoted(word)}; allowed: {DECISIONS}")
+            raise ConfigError(
+                f"{path}: the decision on {line['id']} ({line['source']}) is {quoted(word)}; allowed: {DECISIONS}"
+            )
+        lines.append(line)
     return lines
 
 
@@ -58,5 +58,5 @@ def excluded_names(path: str, known: Set[str]) -> set[str]:
     if not lines:
         return {RESERVED_ID.sub("", line.strip()) for line in text.split("\n")} - {""}
     # c1@turn0 -> c1: the row is left out
-    dropped = [(RESERVED_ID.sub("", line.id), line.source) for line in lines if line.decision == DROP]
+    dropped = [(RESERVED_ID.sub("", line["id"]), line["source"]) for line in lines if line["decision"] == DROP]
     return {place if name not in known and place in known else name for name, place in dropped}

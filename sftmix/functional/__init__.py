@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
-from sftmix.functional.fused import Pass, default_chunk_size, rows_alone, statistics_dtype
+from sftmix.functional.fused import Pass, default_chunk_size, statistics_dtype, unpaired_rows
 
 __all__ = [
     "ChunkedLoss",
@@ -75,7 +75,7 @@ def sft_loss(
     chunk_size: int | None = None,
     stats: bool = False,
     entropy: bool = False,
-    alone: Tensor | None = None,
+    unpaired: Tensor | None = None,
 ) -> SFTLoss:
     """Compute NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
 
@@ -94,7 +94,7 @@ def sft_loss(
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
     chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
     stats, entropy   also return correct, or the entropy
-    alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
+    unpaired         i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
     Raises ValueError for inputs that do not fit, RuntimeError on a second derivative.
@@ -118,17 +118,17 @@ def sft_loss(
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; with these weight, labels and pairs it must be {shape}."
             )
-    if alone is None:
+    if unpaired is None:
         # A wrong index would otherwise read another row, or crash a GPU.
         for name, index, limit in (("labels", labels, vocabulary), ("pairs", pairs, rows)):
             if not ((index >= 0) & (index < limit)).all():
                 raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
-        alone = rows_alone(pairs, rows)
-    elif len(alone) + 2 * many < rows:  # more is no error: a row may be in several pairs
-        raise ValueError(f"alone has {len(alone)} rows; with {many} pairs of {rows} rows it needs more.")
+        unpaired = unpaired_rows(pairs, rows)
+    elif len(unpaired) + 2 * many < rows:  # more is no error: a row may be in several pairs
+        raise ValueError(f"unpaired has {len(unpaired)} rows; with {many} pairs of {rows} rows it needs more.")
     head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats, entropy)
     size = chunk_size or default_chunk_size(vocabulary, weight.device)
-    loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, alone, size)
+    loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, unpaired, size)
     asked = figures.correct if stats else None, figures.entropy if entropy else None
     return SFTLoss(head.attach(loss), figures.nll, mixup, *asked)
 

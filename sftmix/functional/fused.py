@@ -65,22 +65,22 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def rows_alone(pairs: Tensor, rows: int) -> Tensor:
+def unpaired_rows(pairs: Tensor, rows: int) -> Tensor:
     """Return i64, the rows of 0..rows-1 that are in no pair, ascending; the host waits for the device to count them."""
-    alone = torch.ones(rows, dtype=torch.bool, device=pairs.device)
-    alone[pairs.flatten()] = False
-    return alone.nonzero().squeeze(1)
+    unpaired = torch.ones(rows, dtype=torch.bool, device=pairs.device)
+    unpaired[pairs.flatten()] = False
+    return unpaired.nonzero().squeeze(1)
 
 
-def _chunks(pairs: Tensor, alone: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(pairs: Tensor, unpaired: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the pairs of each chunk and all its token rows: first chunks of pairs, then rows in no pair."""
-    total = 2 * len(pairs) + len(alone)
+    total = 2 * len(pairs) + len(unpaired)
     # Nearly equal sizes: a small last chunk would cost a pass over the weight's gradient like a full one.
     size = min(size, -(-total // -(-total // size)) + 1) if total else size
     p = s = 0
-    while p < len(pairs) or s < len(alone):
+    while p < len(pairs) or s < len(unpaired):
         paired = pairs[p : p + max(1, size // 2)].T.flatten()  # [[0, 3], [1, 4]] -> [0, 1, 3, 4]
-        single = alone[s : s + max(0, size - len(paired))]
+        single = unpaired[s : s + max(0, size - len(paired))]
         yield slice(p, p + len(paired) // 2), torch.cat([paired, single])
         p, s = p + len(paired) // 2, s + len(single)
 
@@ -162,14 +162,14 @@ class Pass:
         lam: Tensor,
         row_weight: Tensor,
         pair_weight: Tensor,
-        alone: Tensor,
+        unpaired: Tensor,
         chunk_size: int,
     ) -> tuple[Tensor, Figures, Tensor]:
         """Return the loss, detached, the figures of all T rows and mixup [M]; the gradients stay here."""
         with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
             kind, vocabulary, device = self.kind, len(self.weight), labels.device
             # the token row of each use, in the order of the chunks; the first use of each row; the figures of each use
-            chunks = list(_chunks(pairs, alone, chunk_size))
+            chunks = list(_chunks(pairs, unpaired, chunk_size))
             row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
             place = torch.arange(len(row), device=device)
             first = place.new_full(labels.shape, len(row)).scatter_reduce(0, row, place, "amin")

@@ -203,9 +203,9 @@ def differentiate(
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
         if pairs:
             _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, cap, num_warps=WARPS)
-        if len(alone := x[2 * pairs :]):
-            of_alone = uses.part(slice(2 * pairs, None))[:4]
-            _rows[(len(alone),)](alone, *of_alone, vocabulary, cap, trains, num_warps=WARPS)
+        if len(unpaired := x[2 * pairs :]):
+            of_unpaired = uses.part(slice(2 * pairs, None))[:4]
+            _rows[(len(unpaired),)](unpaired, *of_unpaired, vocabulary, cap, trains, num_warps=WARPS)
     uses.ntp.copy_(uses.nll)
 
 

@@ -19,8 +19,7 @@ from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
 from sftmix.model.load import model_config, own_ends
 from sftmix.model.probes import export_problems
-from sftmix.model.rounding import casting
-from sftmix.words.progress import without_bars_of_transformers
+from sftmix.model.shards import write_shards
 
 SENTENCEPIECE = "tokenizer.model"
 """The vocabulary of some tokenizers as sentencepiece has it: llama.cpp converts Gemma 1 and 2 by it."""
@@ -32,33 +31,35 @@ def export_model(
     path: Path,
     *,
     dtype: torch.dtype,
-    state_dict: dict[str, Tensor] | None = None,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
     base: str = "",
     stop_ids: Iterable[int] = (),
     chat_template: str | None = None,
 ) -> Path:
     """Write a directory that AutoModelForCausalLM and AutoTokenizer load, whole or not at all, and return it.
 
-    state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once
+    weights        name and value of each weight, in the order of the model, which are taken one by one and may be
+                   gathered then; None: the model's own. Tied weights are stored once
     dtype          dtype of the files and of the config
     base           the base model, whose files for images are copied; of a model with adapters, only these are written,
                    in PEFT's format, and name it
     stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
-    weights, adapted = state_dict or model.state_dict(), adapter_config(model) is not None
-    stored = weights.values() if adapted else model.parameters()  # which give a tied weight once, as the file has it
-    with naming_full_disk(path, sum(x.numel() for x in stored) * dtype.itemsize):
+    weights = model.state_dict().items() if weights is None else weights
+    adapted = adapter_config(model) is not None
+    with naming_full_disk(path, model.num_parameters(only_trainable=adapted) * dtype.itemsize):
         temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
             if adapted:
-                write_adapters(model, weights, temporary, base=base, dtype=dtype)
-                generation.save_pretrained(temporary)
+                write_adapters(model, dict(weights), temporary, base=base, dtype=dtype)
             else:
-                _write_model(model, temporary, weights, dtype, generation)
+                write_shards(model, temporary, weights, dtype)
+                _write_config(model, temporary, dtype)
                 if base:
                     _copy_beside(model, base, temporary)
+            generation.save_pretrained(temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
             for problem in export_problems(model, tokenizer, temporary):
                 say_once(f"{path}: {problem}")
@@ -85,24 +86,13 @@ def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
             shutil.copy(file, path)
 
 
-def _write_model(
-    model: PreTrainedModel, path: Path, state: dict[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
-) -> None:
-    """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them).
-
-    What transformers keeps in float32 stays as it is.
-    """
-    cast = casting(model, dtype)
-    # of tied weights: {"lm_head.weight"}, beside model.embed_tokens.weight
-    aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    weights = {name: cast(name, x).contiguous() for name, x in state.items() if name not in aliases}
-    saved = copy.copy(model)  # save_pretrained writes into the config
-    saved.config, saved.generation_config = copy.deepcopy(model.config), generation
-    vars(saved.config).pop("auto_map", None)  # names files of code, which are not written
-    with without_bars_of_transformers():
-        saved.save_pretrained(path, state_dict=weights)
-    parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)  # Gemma 3: text_config, ...
-    for config in (saved.config, *filter(None, parts)):
+def _write_config(model: PreTrainedModel, path: Path, dtype: torch.dtype) -> None:
+    """Write the config, with the class of the model and what releases before read."""
+    saved = copy.deepcopy(model.config)
+    saved.architectures = [type(model).__name__.removeprefix("FSDP")]
+    vars(saved).pop("auto_map", None)  # names files of code, which are not written
+    parts = (getattr(saved, name, None) for name in saved.sub_configs)  # Gemma 3: text_config, ...
+    for config in (saved, *filter(None, parts)):
         config.dtype = dtype
         rope = getattr(config, "rope_parameters", None) or {}
         if config.model_type in ("gemma3_text", "gemma3n_text", "olmo3"):
@@ -114,7 +104,7 @@ def _write_model(
             vars(config).update(rope_theta=base, partial_rotary_factor=part, rope_scaling=scaling)
             if "gpt_neox" in config.model_type:  # also gpt_neox_japanese
                 vars(config).update(rotary_emb_base=base, rotary_pct=part)
-    saved.config.save_pretrained(path)
+    saved.save_pretrained(path)
     file = path / CONFIG  # {"dtype": "bfloat16", "text_config": {"dtype": "bfloat16", ...}, ...}
     # transformers before 4.56 knows the old name alone, as servers of its time, which then take float32
     write_text(file, re.sub(r'( *)"dtype": ("\w+")', r'\1"dtype": \2,\n\1"torch_dtype": \2', read_text(file)))

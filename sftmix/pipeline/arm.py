@@ -11,13 +11,12 @@ from sftmix.disk.files import check_room, read_steps
 from sftmix.measure.delivered import deliver
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import made_by
-from sftmix.model.rounding import casting, refuse_overflow
+from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.arm_order import losses_of, order_of_arm
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_arm
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.training.asked import evaluate
-from sftmix.training.checkpoint import full_weights
 from sftmix.training.step import Stage
 from sftmix.types import Rows, Scores, Split
 
@@ -62,8 +61,7 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None, ch
         "made_by": made_by(run.world.size),
     }
     run.directory.tell(doing="writing the model")
-    weights, to = full_weights(module, casting(stage.model, dtype)), directory / "model"
-    run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
+    export_weights(config, rows.encoder, module, directory / "model", dtype, run.world)
     files += [*found.files, "model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
     nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
     return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")

@@ -17,6 +17,7 @@ from sftmix.disk.hashes import sha256_file
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import HASHES, Known
 from sftmix.pipeline.validity import Inputs
+from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
     from sftmix.batches.order import TrainingOrder
@@ -68,7 +69,10 @@ class StageSpec:
 
     def identity(self, known: Known) -> Inputs:
         """Return what decides whether the stage is read back: its inputs, and its version."""
-        return {"version": self.version, **self.inputs(known)}
+        inputs = self.inputs(known)
+        if "version" in inputs:
+            raise ConfigError(f"stage {self.name}: version is no key of `inputs`; write StageSpec(version=...)")
+        return {"version": self.version, **inputs}
 
     def among(self, stages: Sequence[StageSpec]) -> StageSpec:
         """Return the stage as it is among all stages of a run."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sftmix.ranks.world import World
 
 HASHES = {
-    "version": "this release of sftmix makes other files of the same inputs",
+    "version": "this version of the stage makes other files of the same inputs",
     "model": "the model's files are others (model.path)",
     "data": "the training rows are others (data.train)",
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
@@ -60,7 +60,7 @@ def config_of_reference(config: RunConfig) -> RunConfig:
 
 
 class Known(NamedTuple):
-    """What is known of a run when the inputs of a stage are named: all of it, or not what is UNKNOWN.
+    """What is known of a run when the inputs of a stage are named; fields may be UNKNOWN.
 
     world      the ranks, by whom files and devices are looked at
     directory  the run directory, with the files of the stages before

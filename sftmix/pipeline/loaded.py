@@ -30,7 +30,7 @@ from sftmix.pipeline.machines import check_same
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder
-from sftmix.training.checkpoint import own_weights
+from sftmix.training.checkpoint import own_weights, whole_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer
 
@@ -166,26 +166,33 @@ def round_weights(config: RunConfig, module: nn.Module, dtype: torch.dtype) -> N
 
 
 def export_weights(
-    config: RunConfig,
-    encoder: Encoder,
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor],
-    to: Path,
-    dtype: torch.dtype,
-) -> Path:
+    config: RunConfig, encoder: Encoder, module: nn.Module, to: Path, dtype: torch.dtype, world: World
+) -> None:
     """Write weights as a Hugging Face directory, with what the encoder knows: tokenizer, template, stop ids.
 
-    For a model with adapters only those are written.
+    For a model with adapters only those are written. Every rank calls it; rank 0 writes each weight as it is gathered.
 
-    weights  those that `round_weights` has rounded to `dtype`
+    module  wrapped, with the weights that `round_weights` has rounded to `dtype`
     """
-    return export_model(
-        model,
-        encoder.tokenizer,
-        to,
-        state_dict=weights,
-        dtype=dtype,
-        base=config.model.path,
-        stop_ids=encoder.stop_ids,
-        chat_template=encoder.chat_template,
-    )
+    weights = whole_weights(own_weights(module))
+
+    def write() -> None:
+        try:
+            export_model(
+                unwrap(module).model,
+                encoder.tokenizer,
+                to,
+                weights=weights,
+                dtype=dtype,
+                base=config.model.path,
+                stop_ids=encoder.stop_ids,
+                chat_template=encoder.chat_template,
+            )
+        finally:
+            for _ in weights:  # also after an error: the others gather all of them
+                pass
+
+    if not world.is_main:
+        for _ in weights:
+            pass
+    world.on_main(write)

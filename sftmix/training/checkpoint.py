@@ -301,19 +301,16 @@ def own_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): state[name] for name in names if name in state}
 
 
-def full_weights(
-    wrapped: nn.Module, cast: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, x: x
-) -> dict[str, torch.Tensor]:
-    """Gather what `own_weights` returns on the CPU of rank 0; call it on every rank, of which the others get nothing.
+def whole_weights(weights: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the name and value of each weight; of shards the whole, so that every rank goes through them."""
+    for name, x in weights.items():
+        yield name, x.full_tensor() if isinstance(x, DTensor) else x
 
-    cast  of a name and its gathered tensor, one after the other, as `sftmix.model.rounding.casting`
-    """
-    whole = {}
-    for name, x in own_weights(wrapped).items():
-        tensor = x.full_tensor() if isinstance(x, DTensor) else x
-        if not (dist.is_initialized() and dist.get_rank()):
-            whole[name] = cast(name, tensor).cpu()
-    return whole
+
+def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
+    """Gather `own_weights` on the CPU of rank 0; call it on every rank, of which the others get nothing."""
+    is_main = not (dist.is_initialized() and dist.get_rank())
+    return {name: x.cpu() for name, x in whole_weights(own_weights(wrapped)) if is_main}
 
 
 def trained_of(module: nn.Module) -> dict[str, nn.Parameter]:

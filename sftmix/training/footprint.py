@@ -28,7 +28,7 @@ from sftmix.components.base import Objective, Optimizer
 from sftmix.components.component import Need
 from sftmix.components.plans import ntp_plan
 from sftmix.components.view import Taught
-from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
+from sftmix.functional.fused import block_rows, default_chunk_size, unpaired_rows
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
@@ -85,7 +85,7 @@ def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[
     asked, units = own and Need.PROMPTS in objective.needs, [(Slot(0),) * unit_of(work)]
     batch = collate(units, [row], padding_free=target.padding_free, prompts=asked)  # type: ignore[arg-type]
     plan = objective.plan(batch, step=0, total_steps=1, seed=0) if own else ntp_plan(batch, batch.ntp_weight)
-    plan = replace(plan, alone=rows_alone(plan.pairs, len(batch.labels)))
+    plan = replace(plan, unpaired=unpaired_rows(plan.pairs, len(batch.labels)))
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device
     batch, plan = to_device((batch, plan), device)
     weights = set() if sharded else {one.untyped_storage()._cdata for one in target.parameters()}

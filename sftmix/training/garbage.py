@@ -1,7 +1,8 @@
 """Python's garbage collector during the steps of a stage: at times of ours, the same on all ranks.
 
 By itself it runs in the middle of a step, on each rank at another moment, for which the others wait; and it goes
-through the objects of all libraries each time. After the first step these are frozen, that is left out.
+through the objects of all libraries each time. After the first step these are frozen, that is left out. If a program
+has frozen its objects before, as before a fork, these stay frozen after the stage, and no others are.
 """
 
 import gc
@@ -17,6 +18,7 @@ class Collector:
     def __init__(self) -> None:
         self.steps = 0
         self.was_on = gc.isenabled()
+        self.freezes = not gc.get_freeze_count()
 
     def __enter__(self) -> "Collector":
         return self
@@ -25,11 +27,13 @@ class Collector:
         if self.steps % EVERY == 0:
             gc.collect()
         if self.steps == 0:
-            gc.freeze()
             gc.disable()
+            if self.freezes:
+                gc.freeze()
         self.steps += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        gc.unfreeze()
+        if self.freezes:
+            gc.unfreeze()
         if self.was_on:
             gc.enable()

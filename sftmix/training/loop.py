@@ -79,7 +79,7 @@ class TrainingLoop:
         self.evaluations: dict[int, float] = {}  # step -> the held-out NLL after it
         self.step, self.stopped_by = 0, ""
         self.saved = 0  # the last step that has a checkpoint, or needs none: the start
-        self.pace = Pace(world.device)
+        self.pace = Pace(world, stage.model)
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.newest = self._newest()
@@ -270,7 +270,7 @@ class TrainingLoop:
             if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * self.step):
                 raise NonFiniteError(
                     f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
-                    "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
+                    "loss or gradient that is not finite; lower training.learning_rate. Checkpoints are as they were"
                 )
         if stage.online:
             stage.online.record(done.batches, done.nll)

@@ -147,8 +147,8 @@ class ModelView(LossView):
         # If activations are recomputed, the backward would make the layer's forward without the hook.
         if any(getattr(part, "gradient_checkpointing", False) for part in self._model.modules()):
             raise ConfigError(
-                f"training.activation_checkpointing true and a change of the states after layer {layer} exclude each "
-                "other: set it to false, or change the embeddings (layer 0)"
+                f"training.activation_checkpointing true and states after layer {layer} exclude each other: set it to "
+                "false, or take the embeddings (layer 0)"
             )
         return layers[layer - 1]
 

@@ -161,7 +161,7 @@ def scoring_plan(batch: Batch) -> Plan:
         lam=weight[:0],
         ntp_count=0.0,
         mixup_count=0.0,
-        alone=torch.arange(len(weight), device=weight.device),
+        unpaired=torch.arange(len(weight), device=weight.device),
     )
 
 

@@ -42,7 +42,7 @@ from sftmix.components.component import Need
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
-from sftmix.functional.fused import rows_alone
+from sftmix.functional.fused import unpaired_rows
 from sftmix.options.training import CheckpointOptions, TrainingOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
@@ -270,7 +270,7 @@ def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[lis
         for batch in batches:
             plan = stage.objective.plan(batch, step=step, total_steps=stage.order.total_steps, seed=stage.seed)
             plan = check_plan(stage.objective, plan, batch)
-            plans.append(replace(plan, alone=rows_alone(plan.pairs, len(batch.labels))))
+            plans.append(replace(plan, unpaired=unpaired_rows(plan.pairs, len(batch.labels))))
     except ConfigError as error:
         return [], str(error)
     return plans, None

@@ -130,7 +130,7 @@ class Plan:
     mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
     mu               the mu that pair_weight was multiplied with; the log divides by it, the loss does not use it
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
-    alone            None, or i64, the token rows in no pair; the step finds them on the host, where it checks a plan
+    unpaired         None, or i64, the token rows in no pair; the step finds them on the host, where it checks a plan
     prompt_weight    None (0), or [Q], of the tokens in `batch.prompt`
     An objective whose `loss` needs more may return a subclass with more fields.
     """
@@ -143,7 +143,7 @@ class Plan:
     mixup_count: float
     mu: float = 0.0
     mixup_mean: str = "own"
-    alone: Tensor | None = None
+    unpaired: Tensor | None = None
     prompt_weight: Tensor | None = None
 
     def without_pairs(self, row_weight: Tensor | None = None) -> Plan:
@@ -151,5 +151,6 @@ class Plan:
         import torch
 
         weight = self.row_weight if row_weight is None else row_weight
-        nothing, alone = self.lam[:0], torch.arange(len(weight), device=weight.device)
-        return replace(self, row_weight=weight, pairs=self.pairs[:0], pair_weight=nothing, lam=nothing, alone=alone)
+        nothing, unpaired = self.lam[:0], torch.arange(len(weight), device=weight.device)
+        no_pairs = replace(self, pairs=self.pairs[:0], lam=nothing, pair_weight=nothing)
+        return replace(no_pairs, row_weight=weight, unpaired=unpaired)

@@ -12,7 +12,10 @@ SPEAKERS = {
     "of this rank": {"torchrun": EACH_RANK, "another": EACH_RANK},
     "of all ranks": {"torchrun": FIRST_OF_NODE, "another": RANK_0},
 }
-"""Whose error it is -> what started the ranks -> who prints it. A RankError, of another rank, is of this rank."""
+"""Whose error it is -> what started the ranks -> who prints it. A RankError, of another rank, is of this rank.
+
+Not asked for: Ctrl-C, which rank 0 alone says, and an unforeseen error, whose traceback each rank prints.
+"""
 
 
 class End(NamedTuple):

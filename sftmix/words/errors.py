@@ -16,7 +16,10 @@ class SFTMixError(Exception):
 
     exit_code = 1
     everywhere = False
-    """True if every rank raises this error, so that one rank's message is enough."""
+    """True if every rank raises this error, so that one rank's message is enough.
+
+    A class sets it, or ranks on one error that they share.
+    """
 
 
 class ConfigError(SFTMixError):

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from tqdm.auto import tqdm
 
 PAUSE, SHARE, INNER_SHARE = 10.0, 0.01, 0.25
-"""Seconds and share of the work after which a log file gets another line, so about a hundred of a run of any length;
-work inside other work prints at most four lines."""
+"""Seconds and share of the work after which a log file gets another line, so about a hundred of a run of any length.
+
+Nested bars print at most four lines.
+"""
 
 
 class LogLines(tqdm):
@@ -58,7 +60,7 @@ def progress_bar(
 
     It is a context manager that closes it; `update(n)` notes that n more units are done.
 
-    leave   False for work inside other work: its bar vanishes, and it gets only a few lines if it is long
+    leave   False for a nested bar: it vanishes, and prints only a few lines if it takes long
     delay   seconds before anything is shown, so that short work shows nothing
     rate    what is shown there for work with a total: a rate, not its inverse, to which a plural would not fit, or
             "{postfix}" for the figures of `set_postfix_str`

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
+from benchmarks.evidence.packed import whole
 from benchmarks.evidence.regularises import afterwards
 from benchmarks.evidence.regularises.analyse import (
     BEST,
@@ -21,12 +22,12 @@ from benchmarks.evidence.regularises.analyse import (
 from benchmarks.evidence.regularises.run import ARMS
 from tests.test_docs import ROOT
 
-RUNS = afterwards.FOLDER / "runs"
+RUNS = whole(afterwards.FOLDER) / "runs"
 
 
 @pytest.fixture(scope="module")
 def runs():
-    return Runs(afterwards.FOLDER)
+    return Runs(whole(afterwards.FOLDER))
 
 
 def effect(arm, figure):
@@ -70,7 +71,7 @@ def test_the_pilot_in_bf16_is_of_other_runs_than_the_one_in_float32():
     for arm in ("NTP", "SFTMix"):
         for seed in (901, 902):
             first, again = (
-                json.loads((afterwards.FOLDER / name).read_text())
+                json.loads((whole(afterwards.FOLDER) / name).read_text())
                 for name in (f"pilot-bf16/{arm}-seed-{seed}.json", f"runs/pilot-{arm}-seed-{seed}.json")
             )
             assert first["git_revision"] == "5ac6abe3f2cf" != again["git_revision"]

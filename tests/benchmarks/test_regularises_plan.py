@@ -71,7 +71,7 @@ def test_with_nothing_mixed_soft_labels_are_sftmix(study, lam):
     hidden, head = hidden.requires_grad_(), SimpleNamespace(weight=weight, bias=None, softcap=None, scale=1.0)
     pairs, share = torch.tensor([[0, 5], [1, 6], [2, 7]]), torch.full((3,), 0.2 / 3, dtype=torch.float64)
     rest, lams = torch.tensor([3, 4, 8]), torch.full((3,), lam, dtype=torch.float64)
-    plan = Plan(torch.full((9,), 0.1, dtype=torch.float64), pairs, share, lams, 1.0, 1.0, mu=0.2, alone=rest)
+    plan = Plan(torch.full((9,), 0.1, dtype=torch.float64), pairs, share, lams, 1.0, 1.0, mu=0.2, unpaired=rest)
     batch, found = SimpleNamespace(labels=torch.arange(9) % 7), []
     for arm in ("SFTMix", "SoftLabels"):
         out = study.variants[arm].objective.loss(LossView(head, lambda: hidden), batch, plan)

@@ -61,7 +61,7 @@ def test_smoothing_towards_frequencies_is_the_cross_entropy_with_them(tokens):
     hidden, weight = (torch.randn(n, 6, dtype=torch.float64, generator=draw).requires_grad_() for n in (9, 7))
     row_weight, labels = torch.linspace(0, 1, 9, dtype=torch.float64), torch.arange(9) % 7
     nothing = torch.empty(0, dtype=torch.float64)
-    plan = Plan(row_weight, torch.empty(0, 2, dtype=torch.long), nothing, nothing, 1.0, 0.0, alone=torch.arange(9))
+    plan = Plan(row_weight, torch.empty(0, 2, dtype=torch.long), nothing, nothing, 1.0, 0.0, unpaired=torch.arange(9))
     head = SimpleNamespace(weight=weight, bias=None, softcap=None, scale=1.0)
     found = objective.loss(LossView(head, lambda: hidden), SimpleNamespace(labels=labels), plan).loss
     q = torch.tensor([1, 1, 0, 3, 0, 1, 0], dtype=torch.float64) / 6

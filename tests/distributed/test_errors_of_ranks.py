@@ -1,5 +1,7 @@
 """One rank raises and the others see their connections break: the command's error is the first rank's, at once."""
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +79,9 @@ def test_a_rank_that_torchrun_stops_before_it_sees_a_broken_connection_has_that_
     assert (found["exit_code"], found["message"]) == (1, f"RankError: rank 1: {OWN}"), it.stderr
 
 
+BROKEN = ValueError("a broken loss")
+
+
 @dataclass(frozen=True)
 class RaisesIn:
     """A function of a module raises at its call of this number."""
@@ -84,6 +89,7 @@ class RaisesIn:
     module: str
     function: str
     call: int
+    error: Exception = BROKEN
 
     def __call__(self) -> None:
         module, calls = import_module(self.module), count(1)
@@ -91,7 +97,7 @@ class RaisesIn:
 
         def raising(*args: Any, **kwargs: Any) -> Any:
             if next(calls) == self.call:
-                raise ValueError("a broken loss")
+                raise self.error
             return function(*args, **kwargs)
 
         setattr(module, self.function, raising)
@@ -102,7 +108,7 @@ PASSES = {
     "evaluation": (RaisesIn("sftmix.training.scoring", "_scores_of", 1), "--splitter RandomSplit"),
     "losses of the batch": (RaisesIn("sftmix.training.step", "with_batch_nll", 2), "--objective IRDRO"),
     "probe": (RaisesIn("sftmix.training.parallel", "packing_problem", 1), "--training.padding_free true"),
-    "export": (RaisesIn("sftmix.pipeline.arm", "full_weights", 1), "--splitter RandomSplit"),
+    "export": (RaisesIn("sftmix.pipeline.loaded", "whole_weights", 1), "--splitter RandomSplit"),
 }
 """What ranks do together besides steps, and options with which a run does it."""
 
@@ -118,3 +124,12 @@ def test_no_rank_waits_for_one_that_raised_between_steps(tiny, tmp_path, name, p
     assert it.codes[1] == 1, it.printed
     found = status(tmp_path / "run")
     assert (found["exit_code"], found["message"]) == (1, f"RankError: rank 1: {OWN}"), it.printed
+
+
+def test_no_rank_waits_for_one_whose_disk_is_full_in_an_export(tiny, tmp_path):
+    """The others gather on to the end, where they get the error."""
+    fault = RaisesIn("sftmix.model.shards", "_write", 2, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    asked = ["run", *tiny.bare, "--splitter", "RandomSplit", "--training.parallel", "fsdp", "--out", "run"]
+    it = ended(asked, cwd=tmp_path, faults=[fault, None])
+    assert it.codes == [7, 7], it.printed
+    assert status(tmp_path / "run")["message"].startswith("NoSpaceError: no space left to write run/train/model: ")

@@ -1,5 +1,5 @@
-"""What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of the files; and what
-goes back before it."""
+"""What loading and an export take on ranks that share the weights: shards and a few tensors, beside pages of the files;
+and what goes back before it."""
 
 import contextlib
 import ctypes
@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sftmix.config import RunConfig
-from sftmix.model.rounding import casting
 from sftmix.options import LoraOptions, ModelOptions
-from sftmix.pipeline.loaded import load_for_run
+from sftmix.pipeline.loaded import export_weights, load_for_run
 from sftmix.ranks.world import World
-from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import LLAMA, sharded
 from tests.forked import on_ranks
+from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
 
 pytestmark = [
     pytest.mark.slow,
@@ -82,26 +81,28 @@ def test_a_rank_never_holds_the_model(tmp_path):
     on_ranks(loaded, str(tmp_path))
 
 
-def gathered(world: World, root: str) -> None:
-    """For an export in half precision, on rank 0."""
+def exported(world: World, root: str) -> None:
     mallopt = ctypes.CDLL(None).mallopt
     assert mallopt(M_MMAP_THRESHOLD, 2**18)
-    for name in ("small", "large"):
-        module = sharded(world, Path(root) / name, LoraOptions(), "fsdp")
-        whole = {name: x.full_tensor() for name, x in module.model.named_parameters()} if name == "small" else {}
-        with peak_of_anonymous() as peak:
-            weights = full_weights(module, casting(module.model, torch.bfloat16))
-        assert all(torch.equal(weights[name], x.bfloat16()) for name, x in whole.items() if world.is_main)
-        half = sum(2 * p.numel() for p in module.model.parameters()) if world.is_main else 0
-        assert sum(x.nbytes for x in weights.values()) >= half
-        assert peak[0] < half + 30 * MB, f"{peak[0] / MB:.0f} MB beside {half / MB:.0f}"
+    for kind in ("", "_experts"):
+        for size in ("small", "large"):  # first imports, and what the first collectives take
+            path = Path(root) / f"{size}{kind}"
+            module = sharded(world, path, LoraOptions(), "fsdp")
+            config, to = RunConfig(model=ModelOptions(path=str(path))), Path(root) / "out"
+            with peak_of_anonymous() as peak:
+                export_weights(config, make_encoder(chatml_tokenizer()), module, to, torch.bfloat16, world)
+        half = sum(2 * p.numel() for p in module.model.parameters())
+        assert half < sum(file.stat().st_size for file in to.glob("*.safetensors")) < half + 10**6
+        assert peak[0] < 35 * MB < 0.5 * half, f"{peak[0] / MB:.0f} MB of {half / MB:.0f}"
 
 
-def test_a_gathered_model_is_held_in_the_dtype_of_the_export(tmp_path):
-    """158 MB in float32, on no rank; 79 in bfloat16, on rank 0."""
+def test_no_rank_holds_the_model_that_is_exported(tmp_path):
+    """79 and 140 MB in the files, of which a layer has 4 and 7; its merged experts are cut apart for them."""
     for name, options in (("small", LLAMA), ("large", LARGE)):
         LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=False)).save_pretrained(tmp_path / name)
-    on_ranks(gathered, str(tmp_path))
+        sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": options["hidden_size"] * 4}
+        Qwen3MoeForCausalLM(Qwen3MoeConfig(**options | sizes)).save_pretrained(tmp_path / f"{name}_experts")
+    on_ranks(exported, str(tmp_path))
 
 
 def loads_after_a_stage(world: World, path: str) -> None:

@@ -151,10 +151,10 @@ def test_weight_gradient_is_summed_in_float32():
 
 def test_rows_that_the_caller_knows_to_be_alone_change_nothing():
     case = make_case(15, rows=50, pairs=20)
-    alone = fused.rows_alone(case.pairs, 50)
-    assert 10 < len(alone) < 40
-    for known in (alone, alone.flip(0)):
-        same(case.run(sft_loss, alone=known), case.run(reference_sft_loss))
+    unpaired = fused.unpaired_rows(case.pairs, 50)
+    assert 10 < len(unpaired) < 40
+    for known in (unpaired, unpaired.flip(0)):
+        same(case.run(sft_loss, unpaired=known), case.run(reference_sft_loss))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 9])

@@ -144,7 +144,7 @@ def test_a_loss_with_them_is_the_loss():
     for into, backend in ((found, kernels), (expected, None)):
         one = Pass(hidden, weight, None)
         one.kernels = backend
-        loss, figures, mixup = one.loss(*given, fused.rows_alone(pairs, 9), 5)
+        loss, figures, mixup = one.loss(*given, fused.unpaired_rows(pairs, 9), 5)
         into += [loss, figures.nll, mixup, *one.gradients]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[2], expected[2], rtol=1e-6, atol=1e-5)

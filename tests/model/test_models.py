@@ -258,7 +258,7 @@ def test_tied_weights_are_stored_once(tokenizer, tmp_path):
     """Also from a gathered state dict, in which the two names no longer share memory."""
     model = build("llama tied")
     gathered = {name: x.clone() for name, x in model.state_dict().items()}
-    path = export_model(model, tokenizer, tmp_path / "model", dtype=torch.float32, state_dict=gathered)
+    path = export_model(model, tokenizer, tmp_path / "model", dtype=torch.float32, weights=gathered.items())
     with safe_open(path / "model.safetensors", "pt") as file:
         keys = set(file.keys())
     assert "lm_head.weight" not in keys

@@ -117,14 +117,14 @@ def test_a_plain_model_gets_no_line(tokenizer, tmp_path, capsys, adapters):
 @pytest.mark.parametrize("fits", [True, False])
 def test_an_export_that_is_another_model_gets_a_line(tokenizer, tmp_path, capsys, monkeypatch, damage, told, fits):
     """As a conversion of names and tensors that is no inverse would make it; without room, names alone are seen."""
-    write = export._write_model
+    write = export.write_shards
 
     def damaged(model, path, *rest):
         write(model, path, *rest)
         file = path / "model.safetensors"
         save_file(damage(load_file(file)), file, metadata={"format": "pt"})
 
-    monkeypatch.setattr(export, "_write_model", damaged)
+    monkeypatch.setattr(export, "write_shards", damaged)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 10**9 * fits}))
     model = random_model(transformers.LlamaConfig(**TINY))
     out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)

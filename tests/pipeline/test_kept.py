@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.kept.make import OPTIONS, STOPPED, VARIANTS
-from tests.tiny import ROOT, metrics
+from tests.tiny import ROOT, contents, metrics
 
 KEPT = sorted(path for path in (ROOT / "tests" / "kept").iterdir() if re.fullmatch(r"[\d.]+", path.name))
 CELL = Path("table/SFTMix/seed-42")
@@ -23,9 +23,8 @@ def kept(request, tmp_path, monkeypatch) -> Path:
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Return name -> content of the files, without the cards, which no manifest has."""
-    paths = [path for path in directory.rglob("*") if path.is_file() and path.name != "README.md"]
-    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+    """Name and content of each file but the cards, which no manifest has."""
+    return contents(directory, but={"README.md"})
 
 
 def test_there_is_one_of_this_version():

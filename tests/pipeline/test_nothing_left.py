@@ -26,7 +26,9 @@ def tensors() -> dict[int, torch.Size]:
     gc.collect()
     # by type: an object of torch.distributed warns if it is asked for its class
     found = (one for one in gc.get_objects() if issubclass(type(one), torch.Tensor))
-    return {id(one): one.shape for one in found if one.numel() > 1}
+    shapes = {id(one): one.shape for one in found if one.numel() > 1}
+    gc.freeze()  # a run collects before each of its models
+    return shapes
 
 
 @contextmanager

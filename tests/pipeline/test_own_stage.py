@@ -89,6 +89,17 @@ def test_a_stage_of_ones_own_is_refused_with_other_inputs(clusters, asked, tmp_p
     assert contents(tmp_path / "run") == before
 
 
+def test_a_stage_of_ones_own_has_its_version_and_no_input_of_that_name(clusters, asked):
+    """Another version is other inputs; an input "version" would have been in the place of the stage's own."""
+    stage = clusters(k=3)
+    run(asked, until="clusters", stages=with_stage(stage))
+    with pytest.raises(ConfigError, match="this version of the stage makes other files of the same inputs"):
+        run(asked, until="clusters", stages=with_stage(replace(stage, version=2)))
+    named = replace(stage, inputs=lambda known: stage.inputs(known) | {"version": 7})
+    with pytest.raises(ConfigError, match=r"stage clusters: version is no key of `inputs`; write StageSpec\(version"):
+        run(asked, until="clusters", stages=with_stage(named))
+
+
 def test_a_directory_with_the_name_of_a_stage_of_ones_own_is_not_written_to(clusters, asked, tmp_path):
     (tmp_path / "run" / "clusters").mkdir(parents=True)
     (tmp_path / "run" / "clusters" / "mine.txt").write_text("of somebody")

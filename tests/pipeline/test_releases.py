@@ -132,7 +132,7 @@ def test_a_raised_version_refuses_what_was_made_before(finished, tmp_path):
     run(made, until="split")
     stages = [replace(stage, version=2) if stage is SPLIT else stage for stage in STAGES]
     with pytest.raises(
-        ConfigError, match="split: was made with other inputs: this release of sftmix makes other files"
+        ConfigError, match="split: was made with other inputs: this version of the stage makes other files"
     ):
         run(made, until="split", stages=stages)
 

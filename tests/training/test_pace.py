@@ -1,7 +1,9 @@
 """A line about steps that are five times slower than before, for a minute: once, and about nothing else."""
 
+import re
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -14,8 +16,8 @@ from tests.training.loop_claims import BATCHES, DATA
 
 
 def lines(steps: list[tuple[int, float]], kind: str = "cpu") -> list[int]:
-    """The numbers of the steps, of so many tokens and seconds, after which a line is due."""
-    one = Pace(torch.device(kind))
+    """The numbers of the steps, of so many tokens and seconds, after which a line is due on one of two ranks."""
+    one = Pace(World(size=2, device=torch.device(kind)), None)
     return [number for number, step in enumerate(steps, start=1) if one.after(*step)]
 
 
@@ -36,6 +38,7 @@ def test_a_line_is_due_once_after_a_slow_minute(steps, due):
     assert lines(steps, "cuda") == []
 
 
+@pytest.mark.slow
 def test_the_loop_says_it(tmp_path, monkeypatch, capsys):
     """Steps that take a twentieth of a second more from the third on, where a window is of no length."""
     monkeypatch.setattr(pace, "WINDOW", 0.0)
@@ -53,4 +56,40 @@ def test_the_loop_says_it(tmp_path, monkeypatch, capsys):
     train(stage, World())
     said = [line for line in capsys.readouterr().out.splitlines() if "tokens a second for a minute" in line]
     assert len(said) == 1
-    assert "OMP_NUM_THREADS=1" in said[0]
+    assert re.search(
+        r"a probe of a second was \d+\.\d times as fast with OMP_(NUM_THREADS=1|WAIT_POLICY=PASSIVE) in", said[0]
+    )
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.slow
+def test_a_probe_computes_with_each_setting(monkeypatch):
+    """Each child says how many threads it has, and how they wait, in place of its products."""
+    shown = "print('ready', flush=True); import os, torch; sys.stdin.readline()"
+    shown += "; print(10 * torch.get_num_threads() + (os.environ.get('OMP_WAIT_POLICY') == 'PASSIVE'))"
+    monkeypatch.setattr(pace, "_PROBE", f"import sys; {shown}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert pace.probe(64) == {"": 20, "OMP_NUM_THREADS": 10, "OMP_WAIT_POLICY": 21}
+
+
+@pytest.mark.slow
+def test_a_probe_ends_in_time_and_leaves_no_process(monkeypatch):
+    monkeypatch.setattr(pace, "LONGEST", 0.2)
+    started = time.monotonic()
+    assert pace.probe(64) == {}
+    assert time.monotonic() - started < 5
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("products", "said"),
+    [
+        ({"": 10, "OMP_NUM_THREADS": 34, "OMP_WAIT_POLICY": 20}, "3.4 times as fast with OMP_NUM_THREADS=1 in"),
+        ({"": 10, "OMP_NUM_THREADS": 5, "OMP_WAIT_POLICY": 20}, "2.0 times as fast with OMP_WAIT_POLICY=PASSIVE in"),
+        ({"": 10}, "faster with OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE in"),
+        ({"OMP_NUM_THREADS": 5}, "faster with OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE in"),
+    ],
+)
+def test_the_fastest_setting_is_named(products, said):
+    assert said in pace.advice(products)

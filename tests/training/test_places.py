@@ -174,16 +174,6 @@ def test_what_a_later_step_could_not_use_is_refused_at_once(objective, changed, 
         objective.check({"a": 1}, **{"packed": False, "layers": 2, "total_steps": 9, **changed})
 
 
-def test_the_cut_is_one_stretch_of_the_partners_share():
-    case = Case(CutMix())
-    case.plan(collate(UNITS, DATA), **AT)
-    for key, swapped in case.swapped.items():
-        places = np.flatnonzero(swapped)
-        assert len(places) <= round((1 - case.seen[key][0]) * len(swapped))  # a token may be the partner's already
-        assert len(places) < 2 or places[-1] - places[0] < round((1 - case.seen[key][0]) * len(swapped))
-    assert any(any(swapped) and not all(swapped) for swapped in case.swapped.values())
-
-
 def test_the_cut_is_where_the_draw_of_its_pair_says():
     """round((1 - lambda) N) of N tokens, from a place keyed by seed, step and the two ids."""
     batch = collate(UNITS, DATA)
@@ -224,7 +214,7 @@ def test_a_layer_that_is_not_there_is_named(model):
     with pytest.raises(ConfigError, match=r"no decoder layer 3; allowed: 1 to 2, and 0"):
         ours(model, Case(ManifoldMixup(layers=3)), UNITS)
     recompute_activations(model)
-    with pytest.raises(ConfigError, match=r"activation_checkpointing true and a change of the states after layer 1"):
+    with pytest.raises(ConfigError, match=r"activation_checkpointing true and states after layer 1"):
         ours(model, Case(ManifoldMixup(layers=1)), UNITS)
     with pytest.raises(ConfigError, match=r"objective\.layers is \[-1\]"):
         ManifoldMixup(layers=[-1])

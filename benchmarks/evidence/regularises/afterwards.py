@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.findings import LAST as END  # noqa: E402
+from benchmarks.evidence.packed import whole  # noqa: E402
 from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     BEST,
     LAST,
@@ -54,7 +55,7 @@ def of_pilot() -> Iterator[list[str]]:
     """Yield the pilot's differences at both of its seeds."""
     yield ["pilot, seeds 901 and 902", "last", "tempered", "best"]
     for name, arms in PILOT.items():
-        both = [[read_json(FOLDER / f"{arm}-seed-{seed}.json") for arm in arms] for seed in PILOT_SEEDS]
+        both = [[read_json(whole(FOLDER) / f"{arm}-seed-{seed}.json") for arm in arms] for seed in PILOT_SEEDS]
         cells = [[f"{ours[w][f] - theirs[w][f]:+.4f}" for ours, theirs in both] for w, f in ENDS]
         yield [name, *map(", ".join, cells)]
 
@@ -130,7 +131,7 @@ def memorised(mu: float, *, mixed: bool) -> float:
 
 
 def main() -> None:
-    runs = Runs(FOLDER)
+    runs = Runs(whole(FOLDER))
     fits = [*of_fit(runs)]
     for rows in (of_pilot(), of_effects(runs), of_added(), of_watch(runs), fits):
         print(markdown_table([*rows]), end="\n\n")

@@ -23,6 +23,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.packed import whole  # noqa: E402
 from benchmarks.evidence.regularises.rows import SEEDS  # noqa: E402
 from benchmarks.evidence.regularises.run import ARMS, LATER  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
@@ -257,14 +258,15 @@ def main() -> None:
             found = [[power(sd, margin, n, level) for level in (0.05, 0.05 / 3)] for n in (8, 12, 16)]
             print(name, " ".join(f"{a:.2f}/{b:.2f}" for a, b in found))
         return
-    runs = Runs(options.results)
+    results = whole(options.results)
+    runs = Runs(results)
     if len(runs.seeds) < (least := LEAST if options.ends_here else len(SEEDS)):
         sys.exit(
             f"error: {len(runs.seeds)} of {least} seeds are there in whole blocks, and the plan analyses once; if the "
             f"work has to end, --ends_here takes {LEAST} or more"
         )
     print(report(runs))
-    by_length = Runs(options.results, [*ARMS, *LATER])
+    by_length = Runs(results, [*ARMS, *LATER])
     if len(by_length.seeds) >= LEAST:
         print(f"\nSeeds {', '.join(map(str, by_length.seeds))}.\n")
         print(markdown_table([HEAD, *(line(by_length, each) for each in BY_LENGTH)]))

@@ -8,8 +8,8 @@ Here, the weights are cut into parts that travel one a call; there, each call ad
 
 `run` makes the pilot, deals the seeds to processes in the order of their blocks, stops them when the minutes are over,
 and packs what is kept, begun runs left out, into FILE. It goes on from what OUT holds: copy what is in the repository
-there first if a part of the study is done. The rows (rows.py) travel as runs/regularises/data. With --tiny a CPU
-rehearses it: `run --tiny --out DIR --tar FILE`.
+there first, unpacked (../packed.py), if a part of the study is done. The rows (rows.py) travel as
+runs/regularises/data. With --tiny a CPU rehearses it: `run --tiny --out DIR --tar FILE`.
 """
 
 import argparse

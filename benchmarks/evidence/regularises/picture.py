@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.packed import whole  # noqa: E402
 from benchmarks.evidence.real.pictures import BLUE, BROWN, GREY, IMAGES, WIDTH, draw_seeds, save  # noqa: E402
 from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     COMPARED,
@@ -63,7 +64,7 @@ def lines(panel: Axes, runs: Runs, contrasts: Mapping[str, Weights]) -> None:
 
 
 def main() -> None:
-    runs = Runs(RESULTS / "regularises")
+    runs = Runs(whole(RESULTS / "regularises"))
     figure, (upper, lower) = plt.subplots(2, 1, figsize=(WIDTH, 7.2))
     lines(upper, runs, EFFECTS)
     lines(lower, runs, REST)

@@ -15,7 +15,8 @@ run that is there is not made again, on whichever machine. There are
     losses/rows.parquet         the held-out rows: id, response tokens
     pilot.json                  the share of LabelSmoothing, and the temperatures from which it was interpolated
 
-With --tiny a random model of 200 thousand parameters and 4 steps rehearse all of it in a minute.
+All of it but scores is packed in files.parquet (../packed.py): unpack it before you go on. With --tiny a random model
+of 200 thousand parameters and 4 steps rehearse all of it in a minute.
 """
 
 import argparse

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.packed import whole  # noqa: E402
 from benchmarks.evidence.regularises import analyse as before  # noqa: E402
 from benchmarks.evidence.regularises.analyse import (  # noqa: E402
     TEMPERED,
@@ -58,7 +59,7 @@ class Kept(before.Runs):
 
     def __init__(self, results: Path, seeds: Sequence[int] = SEEDS) -> None:
         self.folder, self.seeds = results / "softlabels", list(seeds)
-        self.folders = [self.folder, results / "regularises"]
+        self.folders = [self.folder, whole(results / "regularises")]
         runs = [(arm, seed) for arm in plan.ARMS for seed in seeds]
         self.runs = {run: with_fit(read_json(file)) for run in runs if (file := self._file(*run)).exists()}
         self.diverged = [run for run, figures in self.runs.items() if "exit_code" in figures]

@@ -24,6 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.evidence.packed import whole  # noqa: E402
 from benchmarks.evidence.regularises import run as before  # noqa: E402
 from benchmarks.evidence.regularises.rows import PILOT_SEEDS  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
@@ -86,7 +87,7 @@ class Study(before.Study):
         return plain
 
     def scores(self, seed: int) -> Path:
-        old = OLD / "scores" / f"seed-{seed}.parquet"
+        old = whole(OLD) / "scores" / f"seed-{seed}.parquet"
         return old if old.exists() else super().scores(seed)
 
     def tokens(self, seed: int) -> Path:
@@ -131,7 +132,7 @@ class Study(before.Study):
         return statistics.mean(run["last"]["temperature"] for run in runs)
 
     def _old(self, name: str) -> float:
-        runs = [read_json(OLD / "runs" / f"{name}-seed-{seed}.json") for seed in PILOT_SEEDS]
+        runs = [read_json(whole(OLD) / "runs" / f"{name}-seed-{seed}.json") for seed in PILOT_SEEDS]
         return statistics.mean(run["last"]["temperature"] for run in runs)
 
     def quietly(self, arm: str, seed: int, **options: Any) -> before.Plain:

@@ -12,7 +12,7 @@ from sftmix.cli.say import for_terminal, say, wrapped
 from sftmix.config.merge import build, merge
 from sftmix.config.schema import options_of
 from sftmix.tools.compare import Comparison, TableOptions, compare
-from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
+from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, of_variants, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.output import rendered
@@ -45,13 +45,12 @@ def main(name: str, argv: Sequence[str]) -> None:
         return
     # --list, --list true and --list yes are one value; any other word, as in `--list runs/role`, is refused.
     only_list = merge({}, {"list": arguments.options.pop("list", False)}, options_of(CompareOptions))["list"]
-    from sftmix.tools.runs.start import doubted  # not for --help
+    from sftmix.tools.runs.start import doubts  # not for --help
 
     comparison = comparison_of(arguments)
     comparison.validate()
-    for variant, config in comparison.variants.items():
-        if doubt := doubted(config):
-            say(f"variant {variant}: {doubt}")
+    for doubt in of_variants({variant: doubts(config) for variant, config in comparison.variants.items()}):
+        say(doubt)
     place = sys.stdout if only_list else sys.stderr  # above a table it goes to stderr: stdout has the table
     say(for_terminal(listing(comparison), place), place)
     if not only_list:

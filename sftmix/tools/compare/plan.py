@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from sftmix.components.component import Need
 from sftmix.config import RunConfig
-from sftmix.config.checks import validate
+from sftmix.config.checks import problems_of
 from sftmix.config.values import EXAMPLES
 from sftmix.config.wants import Wants
 from sftmix.disk.files import MANIFEST
 from sftmix.tools.compare.statistics import MAX_SEEDS
 from sftmix.words.differing import differing
-from sftmix.words.errors import ConfigError, refuse
+from sftmix.words.errors import refuse
 from sftmix.words.given import OptionFields
 
 OF_THE_TABLE = {"out", "seed", "with_baseline"}
@@ -157,21 +157,20 @@ class Comparison:
                     yield f"contrasts: {arms} names {arm}, {problem}"
             if len(arms) not in (2, 4):
                 yield f"contrasts: {arms} is neither [A, B], for A - B, nor [A, B, C, D], for (A - B) - (C - D)"
-        for name, config in self.variants.items():
-            yield from self._problems_of(name, config)
+        yield from of_variants({name: self._problems_of(name, config) for name, config in self.variants.items()})
 
     def _problems_of(self, name: str, config: RunConfig) -> Iterator[str]:
         """Yield the problems of one variant."""
         options = self.options
         if not _NAME.fullmatch(name):
             yield (
-                f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
-                "name of a file of the table"
+                f"{name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no name of a file "
+                "of the table"
             )
         if config.with_baseline:
-            yield f"variant {name}: with_baseline has no place in a table; add a variant `objective: NTP` instead"
+            yield "with_baseline has no place in a table; add a variant `objective: NTP` instead"
         if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
-            yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
+            yield f"{options.metric} needs held-out rows; set data.eval or data.eval_fraction"
         own = config.reference
         # A class of one's own that trains, without the option `training`, by which its seed would be kept.
         wants = Wants(config)
@@ -179,14 +178,23 @@ class Comparison:
         alone = trains and "training" not in own.spec()["init_args"]
         if alone and len(options.seeds) > 1 and not options.fresh_reference:
             yield (
-                f"variant {name}: reference {type(own).__name__} would be trained at each seed, as it has no option "
-                "that keeps its seed: give its constructor `training: ReferenceTraining | None = None` (of "
-                "sftmix.options) and set self.training to it, or set fresh_reference true"
+                f"reference {type(own).__name__} would be trained at each seed, as it has no option that keeps its "
+                "seed: give its constructor `training: ReferenceTraining | None = None` (of sftmix.options) and set "
+                "self.training to it, or set fresh_reference true"
             )
-        try:
-            validate(config, needs_out=False)
-        except ConfigError as error:
-            yield f"variant {name}: {error}".replace("\n", "\n  ")  # a list of several is below its variant
+        yield from problems_of(config, needs_out=False)
+
+
+def of_variants(problems: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Yield each problem once, behind the names of the variants that have it."""
+    having = dict[str, list[str]]()
+    for variant, found in problems.items():
+        for problem in found:
+            having.setdefault(problem, []).append(variant)
+    for problem, variants in having.items():
+        # An option of the base is in every variant.
+        who = "all variants" if 1 < len(variants) == len(problems) else f"variant {', '.join(variants)}"
+        yield f"{who}: {problem}"
 
 
 def is_over(run: Path) -> bool:

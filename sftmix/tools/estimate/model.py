@@ -43,6 +43,7 @@ class FakeModel:
     numbers        of its parameters
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
     stored_bytes   bytes of the weights: float32; of a frozen base bfloat16 or 4 bits
+    read_bytes     bytes while its files are read on a CPU: float32, and half precision as it is mapped; 0: 4 bits
     attention_width  numbers of all heads of a layer; 0 for a model without attention
     """
 
@@ -73,9 +74,11 @@ class FakeModel:
             add_adapters(model, lora, seed=0)
         elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
             model.requires_grad_(False)
-        if precision == "bf16" and (lora.r or not trains) and stored_dtype(path) == torch.bfloat16:
+        stored = stored_dtype(path)
+        if precision == "bf16" and (lora.r or not trains) and stored == torch.bfloat16:
             keep_in_bfloat16(model, trains=bool(lora.r))
         self.numbers = Numbers(model)
+        self.read_bytes = 0 if lora.quantize else self.numbers.whole.all * (4 + 2 * (stored != torch.float32))
         self.stored_bytes: float = sum(one.nbytes for one in model.parameters())
         if lora.quantize:
             self._quantize()

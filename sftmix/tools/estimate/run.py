@@ -28,9 +28,10 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     Raises the errors of the options, the rows and the configs of the models.
     """
     config, rows = read_rows(config, World())
-    # Beside a GPU the process is in the host's memory, which is not counted.
+    works = plan(config, rows, machine)
+    # By now it has the libraries of a run. Beside a GPU the process is in the host's memory, which is not counted.
     process = PeakMemory(machine.device).bytes() if machine.name == "cpu" else 0
-    stages = {work.name: _stage(work, machine, process) for work in plan(config, rows, machine)}
+    stages = {work.name: _stage(work, machine, process) for work in works}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     hours = [stage["device_hours"] for stage in stages.values()]
     return {
@@ -47,8 +48,12 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
     """FLOPs and hours of all devices together, bytes that each one holds. What they send each other takes no time."""
     model, recompute = work.model, work.options.activation_checkpointing is True
     memory = {"process": process, **parts_of(work)}
+    beside = sum(memory.values()) - memory["weights"]
+    if machine.name == "cpu":
+        # An export is read back beside the trained weights, a model before its weights are there.
+        read = process + memory["weights"] * (work.steps > 0) + round(model.read_bytes / model.shards)
+        memory["files"] = max(0, read - sum(memory.values()))
     memory["peak"] = sum(memory.values())
-    beside = memory["peak"] - memory["weights"]
     training = training_flops(model, work.computed, recompute=recompute)
     scoring = sum(forward_flops(model, work.read))
     computing = hours = None

@@ -55,11 +55,12 @@ def reported_once() -> Iterator[None]:
         raise
 
 
-def doubted(config: RunConfig) -> str:
-    """Return a question about a value that is allowed, and hardly meant; "" without any."""
+def doubts(config: RunConfig) -> Iterator[str]:
+    """Yield a question about each value that is allowed, and hardly meant."""
     rate = config.training.learning_rate
-    usual = "Usual rates are from 1e-6 to 1e-2."
-    return f"warning: training.learning_rate is {rate:g}. Is it meant to be above 1? {usual}" if rate > 1 else ""
+    if rate > 1:
+        usual = "Usual rates are from 1e-6 to 1e-2."
+        yield f"warning: training.learning_rate is {rate:g}. Is it meant to be above 1? {usual}"
 
 
 def check_run(config: RunConfig, until: str) -> None:

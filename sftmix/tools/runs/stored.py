@@ -9,7 +9,7 @@ from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
-from sftmix.training.checkpoint import CheckpointStore, full_weights
+from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.module import TrainingModule
 
 
@@ -46,5 +46,5 @@ def export_stored(
         merge_adapters(model)
     exported = export_dtype(config.model, dtype, merged=merge)
     round_weights(config, module, exported)
-    export_weights(config, encoder, model, full_weights(module), to, exported)
+    export_weights(config, encoder, module, to, exported, World())
     return step

@@ -38,9 +38,9 @@ def main(name: str, argv: Sequence[str]) -> None:
     config, _ = configuration(name, _ABOUT[name], argv)
     until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
-    from sftmix.tools.runs.start import check_start, doubted
+    from sftmix.tools.runs.start import check_start, doubts
 
-    if doubt := doubted(config):
+    for doubt in doubts(config):
         say(doubt)
     check_start(config, until)  # before torch is imported, which takes seconds
     from sftmix.pipeline import recipe

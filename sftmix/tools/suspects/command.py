@@ -120,8 +120,8 @@ def _print(table: Any, top: int) -> None:
     room = max(40, shutil.get_terminal_size().columns - 9)
     for line in shown.head(top).to_dict("records"):
         other = others[line["compared_with"]]
-        why = f"nearer: {other['response']:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
-        say(SHOWN.format(why=why, room=room, **line), sys.stdout)
+        why = {"Mismatch": f"nearer: {other['response']:.40}", "CutShort": f"its end: {line['response'][-40:]}"}
+        say(SHOWN.format(why=why.get(line["signal"], line["hard_tokens"]), room=room, **line), sys.stdout)
         if line["signal"] == "Conflict":
             say(BESIDE.format(room=room, **other), sys.stdout)
 

@@ -89,17 +89,25 @@ def ranked_table(
 def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | None) -> None:
     """Fill in the decisions: those of an earlier table, and drop for the first rows, or those above a score.
 
-    What somebody decided stays, also if rows were added or deleted: a row is known by its id and its file. An earlier
-    table with decisions on rows that are not here, as if their file was renamed, is kept beside it.
+    What somebody decided stays, also if rows were added or deleted, or a file was renamed: a row is known by its id,
+    with its file or its texts. An earlier table with decisions on rows that are not here is kept beside it.
     """
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
     text = decoded(earlier.read_bytes()) if earlier.exists() else ""
-    place = "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
-    known = {(line.id, line.source.rstrip(place)): line.decision for line in read_decisions(text, earlier)}
-    rows = [*zip(table["id"], table["source"].str.rstrip(place), strict=True)]
-    table["decision"] = [known.get(row) or decision for row, decision in zip(rows, table["decision"], strict=True)]
-    if gone := [row for row in known.keys() - {*rows} if known[row]]:
+    left = {line["id"]: line for line in read_decisions(text, earlier)}
+    decisions, place = [], "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
+    for row in table.itertuples():
+        decision, line = row.decision, left.get(row.id)
+        if line and (
+            line["source"].rstrip(place) == row.source.rstrip(place)
+            # by words: a CSV may have other line ends
+            or f"{line.get('prompt')} {line.get('response')}".split() == f"{row.prompt} {row.response}".split()
+        ):
+            decision = left.pop(row.id)["decision"] or decision
+        decisions.append(decision)
+    table["decision"] = decisions
+    if gone := [line for line in left.values() if line["decision"]]:
         names = (f"{earlier.stem}.before-{number}.csv" for number in itertools.count(1))
         before = next(path for path in map(earlier.with_name, names) if not path.exists())
         shutil.copyfile(earlier, before)

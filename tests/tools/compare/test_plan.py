@@ -152,7 +152,7 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
         (
             {"variants": {"a": {"training": {"epochs": -1, "warmup_ratio": 2}}, "b": {"pairing": None}}},
             [],
-            ["\n    - training.epochs", "\n    - training.warmup_ratio", "\n  - variant b:"],
+            ["3 problems", "variant a: training.epochs", "variant a: training.warmup_ratio", "variant b: "],
         ),
         *(({"variants": {name: {}}}, [], [repr(name)]) for name in ("a/b", "table.md", "compare.yaml", "STATUS.json")),
         ({"variants": {"a": {}}}, ["--with_baseline"], ["with_baseline"]),
@@ -185,3 +185,16 @@ def test_what_cannot_be_run_is_said_before_anything_starts(table, keys, words, e
         compare(table(*words, **keys))
     for word in expected:
         assert word in str(error.value)
+
+
+def test_a_problem_of_the_base_is_said_once(table, capsys):
+    variants = {"a": {}, "b": {"training.epochs": -1}, "c": {"training.epochs": -1}}
+    keys = {"variants": variants, "training.warmup_ratio": 2, "training.learning_rate": 3}
+    with pytest.raises(ConfigError) as error:
+        table(**keys).validate()
+    first, *problems = str(error.value).split("\n  - ")
+    assert first == "2 problems in the table"
+    assert [problem.partition(" is ")[0] for problem in problems] == [
+        "all variants: training.warmup_ratio",
+        "variant b, c: training.epochs",
+    ]

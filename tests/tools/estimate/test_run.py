@@ -3,6 +3,8 @@ against the real model and torch's counter."""
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +68,24 @@ def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     assert whole["device_hours"] == pytest.approx(flops / (0.1e12 * 0.5) / 3600)
     assert whole["times_plain"] == pytest.approx(flops / train["training_flops"])
+
+
+@pytest.mark.slow
+def test_on_a_cpu_files_that_are_read_may_be_the_peak(tiny, tmp_path):
+    """A model in half precision is mapped, with float32 beside it: loaded, and in the export that is read back."""
+    halved = tmp_path / "halved"
+    shutil.copytree(tiny.model, halved)
+    load_model(tiny.model).bfloat16().save_pretrained(halved)
+    given = config(tiny, splitter=RandomSplit(), model=ModelOptions(path=str(halved), lora=LORA))
+    given.training = replace(given.training, precision="bf16", micro_batch_size=2)
+    stages = estimate(given, CPU)["stages"]
+    for stage, beside in ((stages["train"], True), (stages["base"], False)):
+        memory = stage["memory_bytes"]
+        step = sum(memory[part] for part in ("weights", "optimizer", "gradients", "activations", "working"))
+        read = 6 * stage["numbers"] + beside * memory["weights"]
+        assert memory["peak"] == memory["process"] + max(step, read)
+    assert read > step, "the case has a peak of files"
+    assert "files" not in estimate(given, machine())["stages"]["base"]["memory_bytes"]
 
 
 @pytest.mark.slow

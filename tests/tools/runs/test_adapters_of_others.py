@@ -66,17 +66,20 @@ def loaded(directory):
     return logits(model)
 
 
+def assert_as_peft(directory, model, **options):
+    expected = written(directory, model, **options)
+    assert float((loaded(directory) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
 @pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "llama tied"])
 @pytest.mark.parametrize("kind", some_fast(KINDS, every=2))
 def test_adapters_of_peft_load_as_peft_loads_them(family, kind, tmp_path):
-    expected = written(tmp_path, build(family), **KINDS[kind])
-    assert float((loaded(tmp_path) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+    assert_as_peft(tmp_path, build(family), **KINDS[kind])
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
 def test_adapters_of_experts_load_as_peft_loads_them(family, tmp_path):
-    expected = written(tmp_path, experts(family), **OF_EXPERTS)
-    assert float((loaded(tmp_path) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+    assert_as_peft(tmp_path, experts(family), **OF_EXPERTS)
 
 
 @pytest.mark.slow

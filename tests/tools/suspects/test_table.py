@@ -23,8 +23,8 @@ def rows(tmp_path) -> Path:
 def suspects(sftmix, rows, tmp_path):
     """suspects(*words) -> the lines of the table, by place."""
 
-    def call(*words: str) -> dict[str, dict]:
-        done = sftmix("suspects", str(rows), "--embedding", "tfidf", "--out", str(tmp_path / "out"), *words)
+    def call(*words: str, file: Path = rows) -> dict[str, dict]:
+        done = sftmix("suspects", str(file), "--embedding", "tfidf", "--out", str(tmp_path / "out"), *words)
         assert done.code == 0, done.err
         with (tmp_path / "out" / "suspects.csv").open(newline="", encoding="utf-8") as file:
             return {line["source"]: line for line in csv.DictReader(file)}
@@ -51,6 +51,22 @@ def test_decisions_stay_if_a_row_is_added_in_front(suspects, rows):
     assert len(after) == len(before) + 1
     assert {name: after[name] for name in before} == before
     assert [*after.values()].count("drop") == 3
+
+
+def test_decisions_stay_if_a_file_is_renamed_and_on_no_other_row(suspects, rows, tmp_path):
+    """A row is the same if its id and its texts are; one id in two files may be of two rows."""
+    texts = [json.loads(line) for line in rows.read_text().splitlines()]
+    texts[0] |= {"id": "1", "output": '=He said:\r\n"They, too, are; fruit."\r'}
+    texts[1] |= {"id": "2"}
+    rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    before = {line["id"]: line["decision"] for line in suspects("--drop_all_above", "-1").values()}
+    assert {*before.values()} == {"drop"}
+    texts[1]["output"] = "They flow."
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text("".join(json.dumps(row) + "\n" for row in texts[::-1]))
+    after = {line["id"]: line["decision"] for line in suspects(file=renamed).values()}
+    assert after == {**before, "2": ""}
+    assert (tmp_path / "out" / "suspects.before-1.csv").exists(), "the decision on 2 is kept"
 
 
 def test_decisions_on_rows_that_are_gone_are_kept_beside_the_table(suspects, rows, tmp_path):

@@ -101,7 +101,7 @@ def test_wrong_sums():
         texts.AlteredNumbers,
         ("It cost 12,500.", "It cost 13,500 then."),
         ("Add.", "12 + 7 = 19, 3 x 4 = 13 and 10 / 3 = 3.33"),
-        ("Add.", "2 + 3 + 4 = 9 and x^2 = 4"),
+        ("Add.", "2 + 3 + 4 = 9, x^2 = 4 and 3^2 + 6 = 15"),
         ("Divide.", "5 / 0 = 7"),
     )
     assert found == [0, 1, 0, 0]
