@@ -39,7 +39,7 @@ from sftmix.model.admitted import (
 from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
-from sftmix.words.errors import ConfigError, is_panic
+from sftmix.words.errors import ConfigError
 from sftmix.words.given import as_list
 from sftmix.words.progress import without_bars_of_transformers
 
@@ -267,7 +267,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     except ConfigError:
         raise
     except BaseException as error:  # files of strangers make transformers raise anything
-        if not (isinstance(error, Exception) or is_panic(error)):
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):  # of tokenizers, in Rust
             raise
         if "trust_remote_code" in str(error):  # "Please pass the argument `trust_remote_code=True` to allow custom ..."
             raise ConfigError(

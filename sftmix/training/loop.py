@@ -173,7 +173,8 @@ class TrainingLoop:
         for name in SAVED:
             setattr(self, name, state[name])
         with naming_damage(store.path(newest)):  # a run of somebody else may hold anything
-            self.totals = Totals(**{name: float(value) for name, value in state["totals"].items()})
+            round(sum(state["totals"].values()))  # raises an error for what is no finite number
+            self.totals = Totals(**state["totals"])
             self.machines = [*map(of_before, self.machines)]
             self.evaluations = {int(step): float(nll) for step, nll in state["evaluations"]}
         return newest

@@ -32,11 +32,6 @@ class ContractError(ConfigError, AssertionError):
     """An answer of a component that its contract does not allow: it ends a run, and fails a test of the component."""
 
 
-def is_panic(error: BaseException) -> bool:
-    """Return True for an error of a library in Rust, such as tokenizers, that is no Exception."""
-    return type(error).__name__ == "PanicException"
-
-
 class DataError(SFTMixError):
     """Rows that cannot be read or used; the message lists `file:line: reason`."""
 
