@@ -1,6 +1,7 @@
 """The figures of `estimate` beside those of runs: peak memory and FLOPs of the training stage, for several settings.
 
-    python benchmarks/estimate.py              a random Llama of 59M parameters, Alpaca rows, seven settings
+    python benchmarks/estimate.py              a random Llama of 59M parameters, Alpaca rows, eight settings
+    python benchmarks/estimate.py --model M    a model of yours
     python benchmarks/estimate.py --quick      a trial of a few minutes with one thread, not kept
 
 Each setting is estimated in one process and run in another (`--splitter RandomSplit`, a few steps without checkpoints),
@@ -34,6 +35,7 @@ SETTINGS = {
     "bf16": ["--training.precision", "bf16"],
     "eager attention": ["--model.attention", "eager"],
     "LoRA": ["--model.lora.r", "16"],
+    "LoRA in bf16": ["--model.lora.r", "16", "--training.precision", "bf16"],
 }
 
 
@@ -68,6 +70,7 @@ def compared(args: argparse.Namespace, model: str, own: list[str], out: Path) ->
 
 def main() -> None:
     options = parser(__doc__)
+    options.add_argument("--model", help="directory of a model, in place of the random one")
     options.add_argument("--source", default=str(SHARED / "models" / "base-7m"), help="whose tokenizer is taken")
     options.add_argument("--rows", default=str(SHARED / "data" / "alpaca" / "alpaca_8k.json"))
     options.add_argument("--limit", type=int, default=400)
@@ -81,13 +84,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         os.environ["SFTMIX_CACHE"] = str(place / "cache")
-        model = random_llama(args.source, place / "model", hidden_size=args.hidden_size, num_hidden_layers=args.layers)
+        sizes = {"hidden_size": args.hidden_size, "num_hidden_layers": args.layers}
+        model = args.model or random_llama(args.source, place / "model", **sizes)
         found = {}
         for number, name in enumerate(args.settings):
             found[name] = compared(args, model, SETTINGS[name], place / str(number))
             print(name, found[name], file=sys.stderr, flush=True)
     some = [] if args.settings == list(SETTINGS) else [name.replace(" ", "-") for name in args.settings]
-    variant = "-".join([*some, *(["give-back"] if args.give_back else [])])
+    named = [Path(args.model).name] if args.model else []
+    variant = "-".join([*named, *some, *(["give-back"] if args.give_back else [])])
     publish("estimate", args, {"settings": found}, variant=variant)
 
 

@@ -27,7 +27,7 @@ def read_decisions(text: str, path: PathLike) -> list[dict[str, str]]:
     head = text.partition("\n")[0]
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a response may be longer than 128 KiB
     table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
-    if not {*(table.fieldnames or ())} >= OF_A_ROW:
+    if not OF_A_ROW.issubset(table.fieldnames or ()):
         return []
     lines = []
     for cells in table:

@@ -51,7 +51,7 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
     beside = sum(memory.values()) - memory["weights"]
     if machine.name == "cpu":
         # An export is read back beside the trained weights, a model before its weights are there.
-        read = process + memory["weights"] * (work.steps > 0) + round(model.read_bytes / model.shards)
+        read = process + memory["weights"] * (work.steps > 0) + model.read_bytes // model.shards
         memory["files"] = max(0, read - sum(memory.values()))
     memory["peak"] = sum(memory.values())
     training = training_flops(model, work.computed, recompute=recompute)
