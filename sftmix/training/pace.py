@@ -14,6 +14,8 @@ FELL = 5
 """How many times slower than the best rate is slow."""
 LASTS = 60.0
 """Seconds for which steps are slow before a line says so."""
+WORTH = 1.2
+"""How many times as fast a setting is that is named."""
 LONGEST = 30.0
 """Seconds that a probe may take, most of them to import torch three times on cores that are busy."""
 SETTINGS = {"": "", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -63,7 +65,7 @@ class Pace:
         faster = advice(probe(self.model.get_input_embeddings().weight.shape[1]) if self.alone else {})
         return (
             f"{rate:,.0f} tokens a second for a minute, and {self.best:,.0f} before: other programs compute on these "
-            f"{os.cpu_count()} cores. Threads that wait for each other do little then: {faster}"
+            f"{os.cpu_count()} cores, and threads that wait for each other do little then: {faster}"
         )
 
 
@@ -104,4 +106,6 @@ def advice(products: dict[str, int]) -> str:
     if not best or "" not in products:
         return "the same command goes on faster with OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE in the environment"
     times = products[best] / max(1, products[""])
+    if times < WORTH:  # as with one thread already
+        return "but a probe was not much faster with other settings of threads"
     return f"a probe of a second was {times:.1f} times as fast with {best}={SETTINGS[best]} in the environment"

@@ -56,9 +56,7 @@ def test_the_loop_says_it(tmp_path, monkeypatch, capsys):
     train(stage, World())
     said = [line for line in capsys.readouterr().out.splitlines() if "tokens a second for a minute" in line]
     assert len(said) == 1
-    assert re.search(
-        r"a probe of a second was \d+\.\d times as fast with OMP_(NUM_THREADS=1|WAIT_POLICY=PASSIVE) in", said[0]
-    )
+    assert re.search(r"(of a second was \d+\.\d times as fast with OMP_|was not much faster with other)", said[0])
     assert not psutil.Process().children(recursive=True)
 
 
@@ -87,6 +85,7 @@ def test_a_probe_ends_in_time_and_leaves_no_process(monkeypatch):
     [
         ({"": 10, "OMP_NUM_THREADS": 34, "OMP_WAIT_POLICY": 20}, "3.4 times as fast with OMP_NUM_THREADS=1 in"),
         ({"": 10, "OMP_NUM_THREADS": 5, "OMP_WAIT_POLICY": 20}, "2.0 times as fast with OMP_WAIT_POLICY=PASSIVE in"),
+        ({"": 10, "OMP_NUM_THREADS": 11, "OMP_WAIT_POLICY": 9}, "not much faster with other settings of threads"),
         ({"": 10}, "faster with OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE in"),
         ({"OMP_NUM_THREADS": 5}, "faster with OMP_NUM_THREADS=1 or OMP_WAIT_POLICY=PASSIVE in"),
     ],
