@@ -9,6 +9,8 @@ COLUMN   of a table, the list of its values: id, n_tokens, last_nll_sum, ...; nu
 """
 
 import argparse
+import atexit
+import shutil
 import sys
 import tempfile
 from functools import cache
@@ -68,7 +70,8 @@ def whole(folder: Path) -> Path:
     """Return a folder with all files of a study: itself, or a temporary one of what is packed and what is beside."""
     if not (folder / NAME).exists():
         return folder
-    place = Path(_temporary(folder).name)
+    place = Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
+    atexit.register(shutil.rmtree, place)
     unpack(folder, place)
     for file in folder.rglob("*"):
         if file.is_file() and file.name != NAME:
@@ -76,11 +79,6 @@ def whole(folder: Path) -> Path:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(file.resolve())
     return place
-
-
-@cache  # until the process ends
-def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix=f"{folder.name}-")
 
 
 def main() -> None:
