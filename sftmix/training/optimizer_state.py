@@ -87,13 +87,20 @@ def empty(parameters: Parameters, name: str, shape: torch.Size, dtype: torch.dty
 
 
 def put_state(parameters: Parameters, optimizer: Any, tensors: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Give an optimizer what `state_of` has returned; KeyError for a parameter that is not there."""
+    """Give an optimizer what `state_of` has returned; KeyError for a parameter that is not there.
+
+    What a group has beside its parameters comes back for a class of your own, which may change it. The groups of torch's
+    optimizers stay as they are built, from options that the stage's inputs record.
+    """
+    known = type(optimizer).__module__.startswith(("torch.", "sftmix."))
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     for name, value in {**others, **tensors}.items():
         kind, owner, key = _parts(name)
         parameter = parameters[owner]
         if not isinstance(value, torch.Tensor | str):
             float(value)  # raises an error for what is no number: null, a list, 400 digits
+        if kind == "param_groups" and known:
+            continue
         holder = groups[parameter] if kind == "param_groups" else optimizer.state.setdefault(parameter, {})
         holder[key] = tensors[value] if isinstance(value, str) else value
 

@@ -10,12 +10,14 @@ from transformers import GPT2Model
 
 from sftmix.batches.order import Slot
 from sftmix.components import AdamW, AdamW8bit, Optimizer
+from sftmix.disk.files import read_json, write_json
 from sftmix.options import CheckpointOptions
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
 from sftmix.training.rehearsal import kept, rehearse
 from sftmix.words.errors import ConfigError, Stopped
+from tests.faults.fuzz import refit
 from tests.forked import on_ranks
 from tests.toy import Interrupt, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
@@ -93,6 +95,27 @@ def goes_on(directory: Path, optimizer: Optimizer, *, stop: int) -> None:
 def test_a_resumed_run_goes_on_with_all_of_it(tmp_path, optimizer, stop):
     """Also with state that begins after the step that was saved, or before; in its own dtype."""
     goes_on(tmp_path, optimizer, stop=stop)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Own()], ids=["torch's", "own"])
+def test_options_of_torchs_optimizers_are_not_those_of_a_file(tmp_path, optimizer):
+    """A stranger's `amsgrad: true` would end the first step with an error of torch. An own class may change its own."""
+    with pytest.raises(Stopped):
+        weights_of(tmp_path / "run", optimizer, stop=2)
+    store = CheckpointStore(tmp_path / "run/checkpoints", keep=2, world=World())
+    (newest,) = store.steps()
+    file = store.path(newest) / "optimizer.json"
+    changed = {"amsgrad": True, "capturable": True, "eps": -1e40, "slower": 0.5}
+    numbers = read_json(file)
+    numbers |= {name: changed.get(name.rpartition(".")[2], value) for name, value in numbers.items()}
+    write_json(file, numbers)
+    refit(tmp_path, file)
+    as_whole = weights_of(tmp_path / "run", optimizer)
+    whole = weights_of(tmp_path / "whole", optimizer)
+    if isinstance(optimizer, AdamW):
+        assert_exact(as_whole, whole)
+    else:
+        assert any(not torch.equal(as_whole[name], x) for name, x in whole.items())
 
 
 def test_eight_bits_go_on_with_the_same_bits(tmp_path, monkeypatch):
