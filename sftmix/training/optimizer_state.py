@@ -89,8 +89,8 @@ def empty(parameters: Parameters, name: str, shape: torch.Size, dtype: torch.dty
 def put_state(parameters: Parameters, optimizer: Any, tensors: Mapping[str, Any], others: Mapping[str, Any]) -> None:
     """Give an optimizer what `state_of` has returned; KeyError for a parameter that is not there.
 
-    What a group has beside its parameters comes back for a class of your own, which may change it. The groups of torch's
-    optimizers stay as they are built, from options that the stage's inputs record.
+    What a group has beside its parameters comes back for a class of your own, which may change it. The groups of
+    torch's optimizers stay as they are built, from options that the stage's inputs record.
     """
     known = type(optimizer).__module__.startswith(("torch.", "sftmix."))
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
