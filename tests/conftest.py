@@ -9,7 +9,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any library counts the cores: each worker of pytest has one
 
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,22 +28,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("ci")
 torch.set_num_threads(1)  # tensors are tiny here: a second thread costs more than it gives, above all on a busy machine
-
-
-EVERY = 3
-"""Of the cases of a slow test .ci/run makes the first, and each third after it; the others are `long`."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark most cases of slow tests as long; those of tests/faults stay, as each kills something else."""
-    cases = Counter[str]()
-    for item in items:
-        if "faults" not in item.path.parts and item.get_closest_marker("slow") and hasattr(item, "callspec"):
-            name = item.nodeid.partition("[")[0]
-            if cases[name] % EVERY:
-                item.add_marker(pytest.mark.long)
-            cases[name] += 1
 
 
 @pytest.fixture(scope="module", autouse=True)
