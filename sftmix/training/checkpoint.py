@@ -39,7 +39,6 @@ from sftmix.disk.files import (
     file_entry,
     fresh_directory,
     is_full,
-    naming_damage,
     no_space,
     read_json,
     remove_leftovers,
@@ -49,7 +48,7 @@ from sftmix.disk.files import (
 )
 from sftmix.model.head import adapter_config
 from sftmix.ranks.world import World
-from sftmix.training.optimizer_state import empty, put_state, state_of
+from sftmix.training.optimizer_state import restored, state_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
 from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, SFTMixError
@@ -271,20 +270,20 @@ class CheckpointStore:
         if problem := self.world.from_main(lambda: verify_directory(path, hashes=not known, within=stage)):
             raise CheckpointError(f"{path}: {problem}")
         (tensors, _), reader = tensors_of(module, None, self.second), dcp.HuggingFaceStorageReader(str(path))
-        stored = _of(reader.read_metadata().state_dict_metadata, "optimizer/")
-        with naming_damage(path / _NUMBERS), warnings.catch_warnings(action="ignore"):  # of anybody
-            try:
-                if optimizer is not None:
-                    trained = trained_of(module)
-                    state = {name: empty(trained, name, x.size, x.properties.dtype) for name, x in stored.items()}
-                    put_state(trained, optimizer, state, read_json(path / _NUMBERS))
-                    tensors |= {f"optimizer/{name}": x for name, x in state.items()}
+        if optimizer is not None:
+            state = restored(
+                trained_of(module),
+                optimizer,
+                _of(reader.read_metadata().state_dict_metadata, "optimizer/"),
+                path / _NUMBERS,
+            )
+            tensors |= {f"optimizer/{name}": x for name, x in state.items()}
+        try:
+            with warnings.catch_warnings(action="ignore"):
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
-            except KeyError as unknown:
-                raise CheckpointError(f"{path} holds the state of {unknown}, which is not trained here") from unknown
-            except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
-                error = next(iter(failed.failures.values()))[0]
-                raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
+        except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
+            error = next(iter(failed.failures.values()))[0]
+            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
 

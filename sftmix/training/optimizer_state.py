@@ -11,9 +11,13 @@ state in the dtype of its parameter.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from sftmix.disk.files import naming_damage, read_json
+from sftmix.words.errors import CheckpointError
 
 Parameters = Mapping[str, torch.nn.Parameter]
 """The trained ones, by name."""
@@ -84,6 +88,22 @@ def empty(parameters: Parameters, name: str, shape: torch.Size, dtype: torch.dty
     if shape == parameter.shape:  # ranks share it as they share its parameter
         return torch.empty_like(parameter, dtype=dtype)
     return torch.empty(shape, dtype=dtype, device="cpu" if kind == "host" else parameter.device)
+
+
+def restored(parameters: Parameters, optimizer: Any, stored: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Give an optimizer the numbers of a checkpoint, and empty tensors by name, into which the stored ones are read.
+
+    stored  name -> size and dtype of the checkpoint's tensors, as torch's readers describe them
+    file    the numbers
+    Raises CheckpointError for a parameter that is not there, DifferenceError for what `state_of` does not return.
+    """
+    with naming_damage(file):  # of somebody else's run it may hold anything
+        try:
+            tensors = {name: empty(parameters, name, x.size, x.properties.dtype) for name, x in stored.items()}
+            put_state(parameters, optimizer, tensors, read_json(file))
+        except KeyError as unknown:
+            raise CheckpointError(f"{file.parent} holds the state of {unknown}, which is not trained here") from unknown
+    return tensors
 
 
 def put_state(parameters: Parameters, optimizer: Any, tensors: Mapping[str, Any], others: Mapping[str, Any]) -> None:
