@@ -127,13 +127,8 @@ def _rows(x, label, weight, nll, correct, V, softcap: tl.constexpr, trains: tl.c
 
 
 @triton.jit
-def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.constexpr):
-    """Pair m is the rows m and M + m of x."""
-    i = tl.program_id(0).to(tl.int64)
-    j = i + M
-    xi, xj = x + i * V, x + j * V
-    lam_i = tl.load(lam + i)
-    lam_j = 1 - lam_i
+def _pair_sums(xi, xj, lam_i, lam_j, V, softcap: tl.constexpr):
+    """The k and the sum of row i, of row j and of their mixture."""
     ki, total_i = _none()
     kj, total_j = _none()
     km, total_m = _none()
@@ -146,6 +141,18 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
     ki, total_i = _of_row(ki, total_i)
     kj, total_j = _of_row(kj, total_j)
     km, total_m = _of_row(km, total_m)
+    return ki, total_i, kj, total_j, km, total_m
+
+
+@triton.jit
+def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.constexpr):
+    """Fill `nll` and `mixup`; then write gradients over x. Pair m is the rows m and M + m of x."""
+    i = tl.program_id(0).to(tl.int64)
+    j = i + M
+    xi, xj = x + i * V, x + j * V
+    lam_i = tl.load(lam + i)
+    lam_j = 1 - lam_i
+    ki, total_i, kj, total_j, km, total_m = _pair_sums(xi, xj, lam_i, lam_j, V, softcap)
     # the logits at both labels, of both rows and of their mixture, and the losses
     yi, yj = tl.load(label + i), tl.load(label + j)
     ii, ij, ji, jj = _logits(xi, yi, V), _logits(xi, yj, V), _logits(xj, yi, V), _logits(xj, yj, V)
@@ -157,7 +164,7 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
     share_i, share_j = tl.load(weight + i) / total_i, tl.load(weight + j) / total_j
     share_m = tl.load(pair_weight + i) / total_m
     mixed_i, mixed_j = lam_i * share_m, lam_j * share_m
-    tl.debug_barrier()
+    tl.debug_barrier()  # threads of a program wait for each other: none writes before all have read
     for back in range(0, V, BLOCK):  # from the end, which a cache may still have
         at = (V - 1) // BLOCK * BLOCK - back + tl.arange(0, BLOCK)
         a, b = _logits(xi, at, V), _logits(xj, at, V)
