@@ -20,11 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from sftmix.model.admitted import directory_of
+from sftmix.model.admitted import find_model
 from sftmix.model.compared import say_once, some
 from sftmix.model.head import ADAPTER, FEWER, adapter_config
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.paths import model_place
 from sftmix.options.model import LoraOptions
 from sftmix.words.errors import ConfigError
 
@@ -216,9 +215,9 @@ def write_adapters(
     config.inference_mode = True  # as PEFT saves it: whoever loads the adapters does not train them
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # the order of a set differs from process to process
-    name, local = model_place(base)
-    config.base_model_name_or_path = os.path.abspath(name) if local else name
-    config.revision = None if local else directory_of(name).name  # else PEFT takes the newest commit
+    found = find_model(base)
+    config.base_model_name_or_path = os.path.abspath(found.name) if found.local else found.name
+    config.revision = None if found.local else found.directory.name  # else PEFT takes the newest commit
     config.save_pretrained(str(directory))
 
 

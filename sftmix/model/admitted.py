@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import tqdm
@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 from sftmix.disk.files import read_json
 from sftmix.disk.places import commit_of
 from sftmix.disk.regular import refuse_link
-from sftmix.model.paths import model_place
+from sftmix.model.paths import ADAPTERS, model_place
 from sftmix.words.errors import ConfigError, DifferenceError
 from sftmix.words.shown import quoted
 
@@ -78,11 +78,24 @@ class _Silent(tqdm):
         super().__init__(*values, **{**options, "disable": True})
 
 
-def directory_of(path: str | Path) -> Path:
-    """Return the directory of a model; of a hub id it is in the cache, without weights, and is named by the commit."""
+class ModelFiles(NamedTuple):
+    """A model that was found.
+
+    name       its directory or hub id
+    local      True for a directory
+    directory  the directory, of a hub id in the cache: named by the commit, without weights until they are fetched
+    """
+
+    name: str
+    local: bool
+    directory: Path
+
+
+def find_model(path: str | Path) -> ModelFiles:
+    """Return where the files of a directory or hub id are; ConfigError for a path that is no directory."""
     name, local = model_place(path)
-    wanted = (*FILES, INDEX, f"{TEMPLATES}/*.jinja", *PROCESSORS)
-    return Path(name if local else _fetched(name, wanted, commit_of(name), bars=_Silent))
+    wanted = (*FILES, INDEX, ADAPTERS, f"{TEMPLATES}/*.jinja", *PROCESSORS)
+    return ModelFiles(name, local, Path(name if local else _fetched(name, wanted, commit_of(name), bars=_Silent)))
 
 
 @cache  # so that a name means one commit within a process
@@ -96,17 +109,17 @@ def admitted_files(directory: Path) -> dict[str, Path]:
     return {file.relative_to(directory).as_posix(): file for file in files if file.is_file()}
 
 
-def admit(path: str | Path) -> Path:
-    """Return a fresh private directory with links to the admitted files of a directory or hub id, but weights."""
+def admit(model: ModelFiles) -> Path:
+    """Return a fresh private directory with links to the admitted files of a model, but weights."""
     _private.append(TemporaryDirectory(prefix="sftmix-model-"))
     private = Path(_private[-1].name)
-    _link(admitted_files(directory_of(path)), private)
+    _link(admitted_files(model.directory), private)
     if (private / CONFIG).exists():
-        _refuse_repeats(path, private / CONFIG)
+        _refuse_repeats(model.name, private / CONFIG)
     return private
 
 
-def _refuse_repeats(path: str | Path, config: Path) -> None:
+def _refuse_repeats(model: str, config: Path) -> None:
     """Raise ConfigError for a config.json with more layers or experts than anybody builds: building them never ends."""
     try:
         parts = [read_json(config)]
@@ -118,13 +131,13 @@ def _refuse_repeats(path: str | Path, config: Path) -> None:
         for name, value in part.items():
             if isinstance(value, int) and value > MOST_REPEATS and name.endswith(REPEATS):
                 raise ConfigError(
-                    f"model.path: config.json of {path} has {quoted(name)}: {quoted(value)}; at most {MOST_REPEATS:,} "
+                    f"model.path: config.json of {model} has {quoted(name)}: {quoted(value)}; at most {MOST_REPEATS:,} "
                     "are built, and no model that is known has as many. Give the number that its weights have"
                 )
 
 
-def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> None:
-    """Add the weights of a directory or hub id to its private directory.
+def admit_weights(model: ModelFiles, private: Path, config: PretrainedConfig) -> None:
+    """Add the weights of a model to its private directory.
 
     config  as it was loaded from the private directory
 
@@ -134,10 +147,10 @@ def admit_weights(path: str | Path, private: Path, config: PretrainedConfig) -> 
     for method in quantized_by(config):
         if method not in QUANTIZED:
             raise ConfigError(
-                f"model.path: the weights of {path} are quantised by {method!r:.80}, which is not read; what is read: "
-                f"{', '.join(QUANTIZED)}. Name the model it was made from"
+                f"model.path: the weights of {model.name} are quantised by {method!r:.80}, which is not read; what is "
+                f"read: {', '.join(QUANTIZED)}. Name the model it was made from"
             )
-    files = [*weight_files(path, config, fetch=True), directory_of(path) / INDEX]
+    files = [*weight_files(model, config, fetch=True), model.directory / INDEX]
     _link({file.name: file for file in files if file.is_file()}, private)
 
 
@@ -147,30 +160,29 @@ def quantized_by(config: PretrainedConfig) -> list[Any]:
     return [stored.get("quant_method") if isinstance(stored, Mapping) else stored for stored in parts if stored]
 
 
-def weight_files(path: str | Path, config: PretrainedConfig, *, fetch: bool = False) -> list[Path]:
-    """Return the files from which transformers reads the weights of a directory or hub id, there or not.
+def weight_files(model: ModelFiles, config: PretrainedConfig, *, fetch: bool = False) -> list[Path]:
+    """Return the files from which transformers reads the weights of a model, there or not.
 
     config  as it was loaded from a private directory
     fetch   those of a hub id, with a bar
     Raises ConfigError as `admit_weights`.
     """
-    directory, (repository, local) = directory_of(path), model_place(path)
     names, by = [str(getattr(config, "transformers_weights", None) or WEIGHTS)], CONFIG
-    if names == [WEIGHTS] and not (directory / WEIGHTS).exists() and (directory / INDEX).is_file():
+    if names == [WEIGHTS] and not (model.directory / WEIGHTS).exists() and (model.directory / INDEX).is_file():
         try:
-            shards = read_json(directory / INDEX, weight_map=dict)["weight_map"]
+            shards = read_json(model.directory / INDEX, weight_map=dict)["weight_map"]
         except DifferenceError as error:
             raise ConfigError(f"model.path: {error}") from error
         names, by = sorted(set(map(str, shards.values()))), INDEX  # {"lm_head.weight": "model-00002-of-00002.saf..."}
     for name in names:
         if name != os.path.basename(name) or not name.endswith(".safetensors"):
             raise ConfigError(
-                f"model.path: {path} names {name} as a file of its weights (in {by}); only safetensors files in the "
-                "directory itself are read, as others can run a program or change unseen"
+                f"model.path: {model.name} names {name} as a file of its weights (in {by}); only safetensors files in "
+                "the directory itself are read, as others can run a program or change unseen"
             )
-    if fetch and not local:
-        _fetched(repository, tuple(names), directory.name)
-    return [directory / name for name in names]
+    if fetch and not model.local:
+        _fetched(model.name, tuple(names), model.directory.name)
+    return [model.directory / name for name in names]
 
 
 def _link(files: Mapping[str, Path], private: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
-from sftmix.model.admitted import CONFIG, PROCESSORS, directory_of
+from sftmix.model.admitted import CONFIG, PROCESSORS, find_model
 from sftmix.model.compared import say_once
 from sftmix.model.head import adapter_config
 from sftmix.model.load import model_config, own_ends
@@ -80,7 +80,7 @@ def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
     """Copy the files for images, unless the model is the part for text of its base, and sentencepiece's vocabulary."""
     images = PROCESSORS if model_config(base).model_type == model.config.model_type else ()
     for name in (*images, SENTENCEPIECE):
-        file = directory_of(base) / name
+        file = find_model(base).directory / name
         # tiktoken's file has the name of sentencepiece's, and begins as "IQ== 0"
         if file.is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
             shutil.copy(file, path)

@@ -22,23 +22,23 @@ from transformers import (
     PreTrainedTokenizerBase,
     TokenizersBackend,
 )
-from transformers.utils import find_adapter_config_file
 
 from sftmix.disk.hashes import sha256_json
 from sftmix.disk.known import known_hash
-from sftmix.disk.places import commit_of, place_of
+from sftmix.disk.places import place_of
 from sftmix.model.admitted import (
     TOKENIZER,
+    ModelFiles,
     admit,
     admit_weights,
     admitted_files,
-    directory_of,
+    find_model,
     quantized_by,
     weight_files,
 )
 from sftmix.model.compared import say_once, some
 from sftmix.model.layers import freeze_unused
-from sftmix.model.paths import holds_adapters, model_place, refuse_files
+from sftmix.model.paths import ADAPTERS, holds_adapters, refuse_files
 from sftmix.words.errors import ConfigError
 from sftmix.words.given import as_list
 from sftmix.words.progress import without_bars_of_transformers
@@ -93,7 +93,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     has the same ids each time: dropout of merges is left out, also of what is exported.
     """
     tokenizer = _from_pretrained(AutoTokenizer, path)
-    file = directory_of(path) / TOKENIZER
+    file = find_model(path).directory / TOKENIZER
     if type(tokenizer) is not TokenizersBackend and file.is_file() and not _is_that_of(tokenizer, file):
         own = type(tokenizer).__name__
         say_once(
@@ -134,7 +134,7 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 def stored_weights(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield names and weights, mapped from the files of a directory or hub id; ConfigError as `admit_weights`."""
-    for file in filter(Path.exists, weight_files(path, model_config(path))):
+    for file in filter(Path.exists, weight_files(find_model(path), model_config(path))):
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118, it is no dictionary
                 yield name, opened.get_tensor(name)
@@ -242,27 +242,26 @@ def check_ids(config: PretrainedConfig, tokenizer: object, ids: Iterable[int]) -
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
-    name, local = model_place(path)
-    commit = commit_of(name)
     reads_tokenizer = auto in (AutoTokenizer, TokenizersBackend)
-    if not reads_tokenizer:  # adapters may have a tokenizer beside them
-        if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
-            raise holds_adapters(path)
-        refuse_files(path)
-    private = name
+    private = name = str(path)
     try:
-        private = str(admit(path))
+        model = find_model(path)
+        if not reads_tokenizer:  # adapters may have a tokenizer beside them
+            refuse_files(path)
+            if (model.directory / ADAPTERS).exists():  # of a hub id; transformers would load its base
+                raise holds_adapters(path)
+        name, private = model.name, str(admit(model))
         config = _config_in(private, name, reads_tokenizer)
         if auto is AutoConfig:
             return config
         if not reads_tokenizer:
-            admit_weights(path, Path(private), config)
+            admit_weights(model, Path(private), config)
         with without_bars_of_transformers():
             chosen = {} if auto is TokenizersBackend else {"config": config}
             loaded = auto.from_pretrained(private, trust_remote_code=False, **chosen, **options)
         if reads_tokenizer:
             loaded.convert_ids_to_tokens(loaded.all_special_ids)  # "bos_token": {"a": 1} is a token without an id
-        _name(loaded[0] if isinstance(loaded, tuple) else loaded, name, local=local)
+        _name(loaded[0] if isinstance(loaded, tuple) else loaded, model)
         return loaded
     except ConfigError:
         raise
@@ -278,13 +277,13 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
         raise ConfigError(f"model.path: cannot load {path}: {str(error).replace(private, name)}") from error
 
 
-def _name(loaded: Any, name: str, *, local: bool) -> None:
+def _name(loaded: Any, model: ModelFiles) -> None:
     """Let a model or tokenizer have the name that it was asked for, not its private directory's."""
-    loaded.name_or_path = name
+    loaded.name_or_path = model.name
     if isinstance(loaded, PreTrainedModel):
-        loaded.config.name_or_path = name
+        loaded.config.name_or_path = model.name
     else:
-        loaded.init_kwargs |= {"name_or_path": name, "is_local": local}  # which an export writes
+        loaded.init_kwargs |= {"name_or_path": model.name, "is_local": model.local}  # which an export writes
 
 
 def _config_in(private: str, name: str, tokenizer: bool) -> PretrainedConfig:
@@ -316,7 +315,7 @@ def fingerprint(path: str) -> str:
         return _hash(place)
     if not place.is_dir():
         model_config(path)
-        return f"{path}@{directory_of(path).name}"  # .../models--OWNER--NAME/snapshots/COMMIT
+        return f"{path}@{find_model(path).directory.name}"  # .../models--OWNER--NAME/snapshots/COMMIT
     files = {file for file in place.iterdir() if file.suffix in MODEL_FILES and file.is_file()}
     files |= set(admitted_files(place).values())  # also in folders below
     return sha256_json({file.relative_to(place).as_posix(): _hash(file) for file in files})

@@ -12,6 +12,9 @@ from sftmix.words.errors import ConfigError
 _NODE = re.compile(r"^node \d+ \(.*\): \Z")  # "node 1 (gpu-07, from rank 8): "
 """What `World.node_first` puts before the error of a node."""
 
+ADAPTERS = "adapter_config.json"
+"""The file of PEFT, beside adapters."""
+
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5", ".gguf")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
 
@@ -41,7 +44,7 @@ def holds_adapters(path: str | Path) -> ConfigError:
 def refuse_files(path: str | Path) -> None:
     """Raise ConfigError for a directory that holds adapters in the place of a model, or weights in pickles only."""
     names = sorted(file.name for file in place_of(path).glob("*"))
-    if "adapter_config.json" in names:
+    if ADAPTERS in names:
         raise holds_adapters(path)
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DogeConfig
 
 from sftmix.disk.files import read_json, write_json
-from sftmix.model.admitted import FILES, TEMPLATES, admit
+from sftmix.model.admitted import FILES, TEMPLATES, admit, find_model
 from sftmix.model.load import fingerprint, load_model, load_tokenizer
 from sftmix.words.errors import ConfigError
 from tests.faults.runs import change
@@ -36,7 +36,7 @@ def test_nothing_else_is_in_the_directory(tiny):
         file.write_text(text)
     (tiny.model / TEMPLATES).mkdir()
     (tiny.model / TEMPLATES / "tool_use.jinja").write_text("{{ messages }}")
-    private = admit(tiny.model)
+    private = admit(find_model(tiny.model))
     seen = {file.relative_to(private).as_posix() for file in private.rglob("*") if file.is_file()}
     assert seen == {*os.listdir(tiny.model), f"{TEMPLATES}/tool_use.jinja"} & {*FILES, f"{TEMPLATES}/tool_use.jinja"}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= seen
