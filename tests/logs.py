@@ -15,7 +15,7 @@ class _Kept(logging.Handler):
 
 
 @contextmanager
-def logged(name: str) -> Iterator[list[str]]:
+def messages_of(name: str) -> Iterator[list[str]]:
     """Collect the messages of a logger and of those below it."""
     handler = _Kept()
     logging.getLogger(name).addHandler(handler)

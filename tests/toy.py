@@ -131,7 +131,7 @@ class Answers(TorchDispatchMode):
         return 1 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
-def logged(directory: Path) -> list[dict]:
+def metrics_of(directory: Path) -> list[dict]:
     """The metrics of a stage, step by step."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 

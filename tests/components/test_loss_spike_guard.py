@@ -11,7 +11,7 @@ from sftmix.testing import check_callback
 from sftmix.training.loop import train
 from sftmix.words.errors import NonFiniteError
 from tests.components.examples import LossSpikeGuard
-from tests.toy import logged, toy_rows, toy_stage
+from tests.toy import metrics_of, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2)])
 
@@ -88,4 +88,4 @@ def test_a_spike_ends_the_run_resumed_or_not_and_leaves_the_last_checkpoint(tmp_
         assert str(again.value) == str(whole.value)
     assert "resuming after step 8" in capsys.readouterr().out
     train_to_a_leap(tmp_path / "cut", 12)
-    assert len(logged(tmp_path / "cut")) == 12
+    assert len(metrics_of(tmp_path / "cut")) == 12

@@ -12,7 +12,7 @@ from sftmix.ranks.world import World
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.forked import on_ranks
-from tests.toy import logged, toy_model, toy_stage
+from tests.toy import metrics_of, toy_model, toy_stage
 from tests.training.test_step import DATA, UNITS, nll, response
 
 
@@ -56,7 +56,7 @@ def check_figures(world: World, directory: str, parallel: str = "none", mixup_me
         inside = torch.tensor([low / 100 <= x and (low == 90 or x < (low + 10) / 100) for x in larger])
         if inside.any():
             expected[f"mixing_loss_{low}"] = float(mixup.detach()[inside].mean())
-    before, line = logged(Path(directory))
+    before, line = metrics_of(Path(directory))
     assert not any(name.startswith("mixing") for name in before)
     assert line.pop("mixing_seconds") > 0
     assert {name: value for name, value in line.items() if name.startswith("mixing")} == pytest.approx(
@@ -87,12 +87,12 @@ class OfLogits(SFTMix):
 def test_a_loss_that_reads_logits_is_measured(tmp_path):
     given = {"data": DATA, "objective": OfLogits(), "callbacks": [MeasureMixing(every=1)]}
     train(toy_stage(tmp_path, [UNITS], **given), World())
-    assert 0 < logged(tmp_path)[0]["mixing_gradient_share"] < 1
+    assert 0 < metrics_of(tmp_path)[0]["mixing_gradient_share"] < 1
 
 
 def test_nothing_is_measured_where_nothing_is_mixed(tmp_path):
     train(toy_stage(tmp_path, [UNITS], data=DATA, callbacks=[MeasureMixing(every=1)]), World())
-    assert "mixing_cosine" not in logged(tmp_path)[0]
+    assert "mixing_cosine" not in metrics_of(tmp_path)[0]
 
 
 def test_a_batch_of_repeats_alone_has_no_token_that_is_not_reached():

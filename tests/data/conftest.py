@@ -14,7 +14,7 @@ from tests.text.small_tokenizers import REAL, SMALL
 
 
 @pytest.fixture(scope="session")
-def small() -> dict[str, PreTrainedTokenizerBase]:
+def small_tokenizers() -> dict[str, PreTrainedTokenizerBase]:
     """The small tokenizers by name."""
     return {name: make() for name, make in SMALL.items()}
 

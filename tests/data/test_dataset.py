@@ -18,8 +18,8 @@ ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i
 
 
 @pytest.fixture
-def encoder(small):
-    return make_encoder(small["chatml"])
+def encoder(small_tokenizers):
+    return make_encoder(small_tokenizers["chatml"])
 
 
 def test_rows_as_documented(write, load, encoder):
@@ -78,7 +78,7 @@ def test_the_second_load_reads_the_cache(write, load, encoder, monkeypatch):
     assert (second.train.ids, second.eval.ids) == (first.train.ids, first.eval.ids)
 
 
-def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, load, encoder, small):
+def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, load, encoder, small_tokenizers):
     """One byte of a file, the template, the tokenizer, the length, the side; not the file's name, nor what changes no
     example: each of these rows has one turn."""
     path = write("rows.jsonl", ROWS)
@@ -87,8 +87,8 @@ def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, load, enco
     assert load(encoder, path, multi_turn="whole", skip_bad=True).train.fingerprint == base
     others = [
         load(encoder, path, max_length=63),
-        load(make_encoder(small["chatml"], "alpaca"), path),
-        load(make_encoder(small["bos"], "chatml"), path),
+        load(make_encoder(small_tokenizers["chatml"], "alpaca"), path),
+        load(make_encoder(small_tokenizers["bos"], "chatml"), path),
         load(encoder, path, limit=49),
         load(encoder, path, eval_fraction=0.1),
     ]

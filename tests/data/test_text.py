@@ -17,11 +17,15 @@ TALES = [f"Tale {i}.\n\n" + " ".join(f"Then {j} came {i * j}." for j in range(3 
 
 
 @pytest.fixture(scope="session")
-def encoders(small):
+def encoders(small_tokenizers):
     """Encoders of packed documents, and of pieces of single ones, by their tokenizers."""
     options = {None: DataOptions(format="text"), False: DataOptions(format="text", packing=False)}
-    made = {(name, packing): encoder_for(small[name], options[packing]) for name in small for packing in options}
-    return made | {name: made[name, None] for name in small}
+    made = {
+        (name, packing): encoder_for(small_tokenizers[name], options[packing])
+        for name in small_tokenizers
+        for packing in options
+    }
+    return made | {name: made[name, None] for name in small_tokenizers}
 
 
 def tokens_of(encoder, text: str, *, begins: bool = True, ends: bool = True) -> list[int]:
@@ -61,12 +65,12 @@ def test_windows_hold_every_token_of_every_document_once(documents, length):
     assert [number for number, *_ in found] == owners[::length]
 
 
-def test_the_id_of_a_window_is_what_it_holds(write, load, small):
+def test_the_id_of_a_window_is_what_it_holds(write, load, small_tokenizers):
     """Its tokens and where documents begin; `#k` for the k-th repetition."""
 
     def names(*texts, length=1000, **more) -> list[str]:
         path = write("echo.jsonl", [{"text": text} for text in texts])
-        encoder = encoder_for(small["chatml"], DataOptions(format="text", **more))
+        encoder = encoder_for(small_tokenizers["chatml"], DataOptions(format="text", **more))
         return load(encoder, path, **more, format="text", max_length=length).train.ids
 
     (one, *rest) = names(*[TALES[0]] * 3, packing=False)
@@ -104,8 +108,8 @@ def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, load):
     assert [token for window in data.train for token in window.input_ids.tolist()] == expected
 
 
-def test_a_tokenizer_without_eos_is_refused(small):
-    without_eos = copy.deepcopy(small["chatml"])
+def test_a_tokenizer_without_eos_is_refused(small_tokenizers):
+    without_eos = copy.deepcopy(small_tokenizers["chatml"])
     without_eos.eos_token = None
     with pytest.raises(ConfigError, match="no eos token"):
         encoder_for(without_eos, DataOptions(format="text"))

@@ -19,13 +19,13 @@ ROWS = [
 
 
 @pytest.fixture
-def packed(small):
-    return encoder_for(small["chatml"], DataOptions(), Packed(template="chatml"))
+def packed(small_tokenizers):
+    return encoder_for(small_tokenizers["chatml"], DataOptions(), Packed(template="chatml"))
 
 
-def test_conversations_may_be_packed_by_a_class_of_ones_own(write, load, read, small, packed):
+def test_conversations_may_be_packed_by_a_class_of_ones_own(write, load, read, small_tokenizers, packed):
     path = write("rows.jsonl", ROWS)
-    alone = load(encoder_for(small["chatml"], DataOptions(template="chatml")), path).train
+    alone = load(encoder_for(small_tokenizers["chatml"], DataOptions(template="chatml")), path).train
     data = load(packed, path, max_length=64)
     assert 1 < len(data.train) < 12
     assert data.train.packed
@@ -44,12 +44,12 @@ def test_conversations_may_be_packed_by_a_class_of_ones_own(write, load, read, s
     assert encode_dataset(read(path), packed, max_length=64, keep=kept).train.ids == kept
 
 
-def test_a_window_that_is_too_long_is_refused(write, load, small):
+def test_a_window_that_is_too_long_is_refused(write, load, small_tokenizers):
     class Long(Packed):
         def windows(self, examples, length):
             return super().windows(examples, 2 * length)
 
-    encoder = encoder_for(small["chatml"], DataOptions(), Long(template="chatml"))
+    encoder = encoder_for(small_tokenizers["chatml"], DataOptions(), Long(template="chatml"))
     with pytest.raises(
         ContractError, match=r"renderer Long: windows returned \d+ ids .* at most 64 \(data.max_length\)"
     ):
@@ -93,12 +93,16 @@ def long_row(count: int, questions: dict[int, str] | None = None, **answer) -> d
     ],
     ids=["many turns", "few turns", "thoughts", "a template that leaves out turns", "and two long questions"],
 )
-def test_turns_without_room_are_not_tokenised(template, row, tokenised, write, load, read, small, monkeypatch):
+def test_turns_without_room_are_not_tokenised(
+    template, row, tokenised, write, load, read, small_tokenizers, monkeypatch
+):
     """The rows, and what the report counts, are those of each turn tokenised alone."""
     monkeypatch.setattr(Counting, "seen", 0)
     if template is LAST_TWO:
         template = write("last.jinja", LAST_TWO)
-    encoder = encoder_for(small["chatml"], DataOptions(), Counting(template=template), thinks="many" in str(row))
+    encoder = encoder_for(
+        small_tokenizers["chatml"], DataOptions(), Counting(template=template), thinks="many" in str(row)
+    )
     path = write("rows.jsonl", [row])
     data = load(encoder, path, max_length=150)
     seen = Counting.seen

@@ -39,7 +39,7 @@ from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
 from tests.device.sim import HostTensor, OrderOfThreads, Sim, begin
 from tests.forked import on_ranks
-from tests.toy import logged, toy_setup, toy_stage
+from tests.toy import metrics_of, toy_setup, toy_stage
 from tests.training.test_step import DATA, UNITS
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -229,7 +229,7 @@ def check_default(world: World, directory: str) -> None:
         tokens = found.stage.options.micro_batch_tokens
         assert tokens is None if device == "cpu" else tokens == 8 * max(DATA.lengths)
         assert out.getvalue().count("training.micro_batch_tokens auto is ") == (device != "cpu")
-    cpu, sim = ([one["loss"] for one in logged(Path(directory, name))] for name in ("cpu", "sim"))
+    cpu, sim = ([one["loss"] for one in metrics_of(Path(directory, name))] for name in ("cpu", "sim"))
     assert sim == pytest.approx(cpu, rel=1e-6)
 
 

@@ -19,7 +19,7 @@ from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import finished_models
 from sftmix.words.errors import ConfigError
-from tests.logs import logged
+from tests.logs import messages_of
 from tests.model.test_models import GPT2, TINY, random_model
 from tests.text.small_tokenizers import SMALL
 from tests.tiny import SHORT, in_this_process
@@ -72,7 +72,7 @@ def test_other_weights_are_left_out_with_one_line(tmp_path, capsys):
     """transformers' own table is not shown beside it."""
     harmless = "model.layers.0.self_attn.rotary_emb.inv_freq"
     with_weights(model_of("llama"), tmp_path, harmless, *BESIDE)
-    with logged("transformers") as messages:
+    with messages_of("transformers") as messages:
         for _ in range(2):
             load_model(tmp_path)
     assert not [message for message in messages if "LOAD REPORT" in message]
@@ -85,7 +85,7 @@ def test_shapes_of_another_config_are_shown_by_transformers(tmp_path):
     model_of("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    with logged("transformers") as messages, pytest.raises(ConfigError, match="cannot load"):
+    with messages_of("transformers") as messages, pytest.raises(ConfigError, match="cannot load"):
         load_model(tmp_path)
     assert [message for message in messages if "MISMATCH" in message]
 

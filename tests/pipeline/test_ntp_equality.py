@@ -18,7 +18,7 @@ from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.text.small_tokenizers import make_encoder
 from tests.tiny import Tiny, make_tiny
-from tests.toy import logged, rounding, toy_stage
+from tests.toy import metrics_of, rounding, toy_stage
 
 MICRO, ACCUMULATION, STEPS = 4, 2, 3
 WINDOW = MICRO * ACCUMULATION
@@ -77,7 +77,7 @@ def ours(spread, data, tmp_path_factory) -> SimpleNamespace:
         pad_id=AutoTokenizer.from_pretrained(spread.model).pad_token_id,
     )
     result = train(stage, World())
-    lines = logged(directory)
+    lines = metrics_of(directory)
     return SimpleNamespace(
         loss=[m["loss"] for m in lines], norm=[m["grad_norm"] for m in lines], weights=full_weights(result.module)
     )

@@ -14,7 +14,7 @@ import torch
 from sftmix.batches.order import Slot, Unit
 from sftmix.disk.tables import read_dynamics
 from sftmix.ranks.rng import generator
-from tests.toy import logged, toy_model, toy_rows
+from tests.toy import metrics_of, toy_model, toy_rows
 from tests.training.test_step import naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 4), (6, 2)])
@@ -121,20 +121,20 @@ def ddp_sums_the_gradients_once_a_step(trained: Trained, starts: int) -> None:
 
 
 def each_step_is_logged_once(trained: Trained) -> None:
-    assert [line["step"] for line in logged(trained.directory)] == [1, 2, 3]
+    assert [line["step"] for line in metrics_of(trained.directory)] == [1, 2, 3]
 
 
 def all_steps_are_of_the_first_epoch(trained: Trained) -> None:
-    assert [line["epoch"] for line in logged(trained.directory)] == [0, 0, 0]
+    assert [line["epoch"] for line in metrics_of(trained.directory)] == [0, 0, 0]
 
 
 def tokens_of_a_step_are_counted(trained: Trained) -> None:
-    for line, expected in zip(logged(trained.directory), expected_steps(), strict=True):
+    for line, expected in zip(metrics_of(trained.directory), expected_steps(), strict=True):
         assert {name: line[name] for name in expected.counts} == expected.counts
 
 
 def losses_of_a_step_are_those_of_the_formula(trained: Trained) -> None:
-    for line, expected in zip(logged(trained.directory), expected_steps(), strict=True):
+    for line, expected in zip(metrics_of(trained.directory), expected_steps(), strict=True):
         found = {name: line[name] for name in expected.losses}
         assert found == pytest.approx(expected.losses, rel=1e-6, abs=1e-12)
 

@@ -32,7 +32,7 @@ from sftmix.words.errors import CheckpointError, ConfigError, NoSpaceError, SFTM
 from tests.faults import fuzz
 from tests.faults.mines import syncs
 from tests.forked import on_ranks
-from tests.toy import Interrupt, logged, toy_model, toy_stage
+from tests.toy import Interrupt, metrics_of, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -285,7 +285,7 @@ def test_the_loop_goes_back_to_the_newest_valid_one_and_ends_the_same(tmp_path):
         verify_directory(half / "checkpoints" / "step-00000002", within=half) is None
     )  # written over what was damaged
     assert_exact(full_weights(whole.module), full_weights(resumed.module))
-    assert [line["step"] for line in logged(half)] == [1, 2, 3]
+    assert [line["step"] for line in metrics_of(half)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["state.json", "optimizer.json"])
@@ -318,7 +318,7 @@ def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):
         train(stage(tmp_path, identity="x", on_progress=full_at_2), World())
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     train(stage(tmp_path, identity="x"), World())
-    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2, 3]
 
 
 def test_a_checkpoint_that_survives_a_power_cut_has_the_lines_of_its_steps(tmp_path):

@@ -14,7 +14,7 @@ from sftmix.training.machine import WORKSPACE, adding_in_order, flash_kernels
 from sftmix.training.scoring import Scorer
 from sftmix.words.errors import ConfigError
 from tests.tiny import metrics, weights
-from tests.toy import logged, toy_stage
+from tests.toy import metrics_of, toy_stage
 from tests.training.test_step import DATA, UNITS
 
 
@@ -63,7 +63,7 @@ def test_it_is_on_in_the_steps_and_set_back_after_them(wanted, on, before, tmp_p
         torch.use_deterministic_algorithms(False)
     plain = toy_stage(tmp_path / "c", [UNITS] * 2, data=DATA, objective=SFTMix(), options={"learning_rate": 0.01})
     train(plain, World())
-    losses = [[(m["loss"], m["grad_norm"]) for m in logged(tmp_path / name)] for name in ("a", "c")]
+    losses = [[(m["loss"], m["grad_norm"]) for m in metrics_of(tmp_path / name)] for name in ("a", "c")]
     assert losses[0] == losses[1]
 
 

@@ -15,7 +15,7 @@ from sftmix.training.loop import StageResult, train
 from sftmix.training.scoring import Scorer
 from sftmix.words.errors import ContractError, Stopped
 from tests.forked import on_ranks
-from tests.toy import Interrupt, logged, toy_rows, toy_stage
+from tests.toy import Interrupt, metrics_of, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])
 BATCHES: list[list[Unit]] = [[(Slot(0),), (Slot(1),)], [(Slot(2),), (Slot(3),)]] * 3
@@ -55,7 +55,7 @@ def test_the_end_of_a_stage_has_the_metrics_of_its_last_step_after_a_resume(tmp_
     for _ in range(2):
         watch = AtTheEnds()
         figures = train_with(tmp_path, [watch]).figures
-        last = logged(tmp_path)[-1]
+        last = metrics_of(tmp_path)[-1]
         assert (figures["last_loss"], figures["last_at"]) == (last["loss"], 6)
         assert watch.seen == {name: value for name, value in last.items() if name != "rows"}
 
@@ -67,7 +67,7 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
         return [EvaluateAtStart(), Evaluate(every=2), EarlyStopping(patience=2, min_delta=0.01), *more]
 
     def evaluations(place: Path) -> list[tuple[int, float]]:
-        first, *_ = lines = logged(place)
+        first, *_ = lines = metrics_of(place)
         found = [(line["step"], line["eval_nll"]) for line in lines if "eval_nll" in line]
         return [(0, first["start_eval_nll"]), *found]
 
@@ -198,7 +198,7 @@ def test_a_callback_cannot_take_a_name_of_the_loop(tmp_path, hook, name):
 
 def test_the_names_of_the_loop_are_all_that_it_tells(tmp_path):
     done = train_with(tmp_path, [])
-    assert logged(tmp_path)[0].keys() == OWN_OF_STEP
+    assert metrics_of(tmp_path)[0].keys() == OWN_OF_STEP
     assert done.figures.keys() == OWN_OF_STAGE
 
 

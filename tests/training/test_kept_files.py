@@ -21,7 +21,7 @@ from sftmix.training.loop import train
 from sftmix.words.errors import CheckpointError, Stopped
 from tests.fast import some_fast
 from tests.faults.runs import one_bit
-from tests.toy import Interrupt, logged, toy_model, toy_stage
+from tests.toy import Interrupt, metrics_of, toy_model, toy_stage
 from tests.trained import DATA, assert_exact
 
 
@@ -38,7 +38,7 @@ def made(directory: Path, *more: Callback) -> tuple[dict[str, torch.Tensor], np.
         callbacks=[*more, scoring],
     )
     done = full_weights(train(stage, World()).module)
-    told = [{k: v for k, v in line.items() if k not in ("time", "tokens_per_second")} for line in logged(directory)]
+    told = [{k: v for k, v in line.items() if k not in ("time", "tokens_per_second")} for line in metrics_of(directory)]
     return done, scoring.dynamics().nll_sum, told
 
 

@@ -22,7 +22,7 @@ from sftmix.training.signals import StopSignal
 from sftmix.words.errors import Stopped
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
-from tests.toy import logged, toy_model, toy_rows, toy_stage
+from tests.toy import metrics_of, toy_model, toy_rows, toy_stage
 from tests.training.loop_claims import (
     BATCHES,
     CLAIMS_OF_FILES,
@@ -281,4 +281,4 @@ def test_a_signal_after_the_last_look_of_the_loop_ends_the_run_before_it_measure
         with pytest.raises(Stopped, match="what was finished is kept"):
             run.train(stage)
     assert AT_END == []
-    assert len(logged(tmp_path)) == 3
+    assert len(metrics_of(tmp_path)) == 3

@@ -25,7 +25,7 @@ from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
 from sftmix.words.errors import Stopped
 from tests.forked import _forked, _work, on_ranks
-from tests.toy import Interrupt, logged, toy_model, toy_rows, toy_setup, toy_stage
+from tests.toy import Interrupt, metrics_of, toy_model, toy_rows, toy_setup, toy_stage
 from tests.training.loop_claims import BATCHES, DATA, SEED
 from tests.training.test_step import DATA as DATA_OF_STEP
 from tests.training.test_step import STEP, Exact
@@ -58,7 +58,9 @@ def test_it_is_decided_once_and_the_same_when_the_run_goes_on(tmp_path, monkeypa
     assert capsys.readouterr().out.count("train: training.micro_batch_tokens auto is 26\n") == 1
     by_hand = toy_stage(tmp_path / "26", BATCHES, data=DATA, seed=SEED, options={**AUTO, "micro_batch_tokens": 26})
     train(by_hand, World())
-    assert [one["loss"] for one in logged(stage.directory)] == [one["loss"] for one in logged(by_hand.directory)]
+    assert [one["loss"] for one in metrics_of(stage.directory)] == [
+        one["loss"] for one in metrics_of(by_hand.directory)
+    ]
 
 
 MACHINE = {"torch": "2", "device": "a", "ranks": 2, "compile": False, "activation_checkpointing": False}

@@ -20,7 +20,7 @@ from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
 from sftmix.words.errors import CheckpointError, NoSpaceError, Stopped
 from tests.forked import on_ranks
-from tests.toy import Interrupt, logged, toy_model, toy_stage
+from tests.toy import Interrupt, metrics_of, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
 
 WRITE = part.save_file
@@ -102,7 +102,7 @@ def test_tensors_are_in_memory_at_most_once_more(tmp_path, monkeypatch, behind):
 def test_a_run_goes_on_while_it_is_saved_and_ends_the_same(tmp_path, monkeypatch):
     whole = full_weights(train(stage(tmp_path / "whole", every=0), World()).module)
     # Step 4 is written once step 5 is made.
-    monkeypatch.setattr(part, "save_file", Slow(lambda: len(logged(tmp_path / "slow")) >= 5))
+    monkeypatch.setattr(part, "save_file", Slow(lambda: len(metrics_of(tmp_path / "slow")) >= 5))
     assert_exact(whole, full_weights(train(stage(tmp_path / "slow", every=4), World()).module))
     saved = tmp_path / "slow" / "checkpoints"
     assert steps_in(saved) == [6, 4]

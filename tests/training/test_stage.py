@@ -21,7 +21,7 @@ from sftmix.training.update import learning_rate
 from sftmix.types import Split
 from sftmix.words.errors import NonFiniteError, Stopped
 from tests.forked import on_ranks
-from tests.toy import VOCABULARY, Interrupt, logged, own_nll, toy_model, toy_rows, toy_stage
+from tests.toy import VOCABULARY, Interrupt, metrics_of, own_nll, toy_model, toy_rows, toy_stage
 from tests.trained import assert_exact
 
 SIZES = [(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)]
@@ -74,7 +74,7 @@ def test_what_belongs_to_an_epoch_changes_at_its_end(tmp_path):
     for step, epoch in enumerate(epochs):
         rows = [unit[0].row for unit in order.batch(step)]
         assert objective.seen[step] == {row: groups[epoch][row] for row in rows}
-    found = logged(tmp_path)
+    found = metrics_of(tmp_path)
     assert [m["epoch"] for m in found] == epochs
     assert [m["learning_rate"] for m in found] == [learning_rate(step, 5, stage.options) for step in range(5)]
     assert [m.get("at_start") for m in found] == [1.0, None, None, None, None]
@@ -134,7 +134,7 @@ def test_three_steps_in_a_row_may_be_skipped_and_change_nothing(tmp_path, capsys
     done = broken(tmp_path / "a", [1, 2, 3, 5, 6, 7], steps=9)
     assert (done.figures["skipped"], done.figures["steps"]) == (6, 9)
     assert "train: step 2 skipped, gradient norm nan; examples ['example-" in capsys.readouterr().out
-    assert [m["step"] for m in logged(tmp_path / "a") if m["grad_norm"] is None] == [2, 3, 4, 6, 7, 8]
+    assert [m["step"] for m in metrics_of(tmp_path / "a") if m["grad_norm"] is None] == [2, 3, 4, 6, 7, 8]
     finite = broken(tmp_path / "b", [], steps=3)  # steps 0, 4 and 8
     for ours, theirs in zip(done.module.parameters(), finite.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -156,7 +156,7 @@ def test_too_many_skipped_steps_in_all_stop_the_run_before_and_after_a_resume(tm
     for _ in range(2):  # resumed from the last step but one, and from the last
         with pytest.raises(NonFiniteError, match="train: 10 of the first 20 steps, 1 in a row, have a loss or"):
             broken(tmp_path, bad, steps=24)
-        assert logged(tmp_path)[-1]["step"] == 19
+        assert metrics_of(tmp_path)[-1]["step"] == 19
 
 
 def test_a_share_of_the_steps_so_far_may_be_skipped(tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):
     assert (done.figures["skipped"], done.figures["steps"]) == (5, 9)
     whole = broken(tmp_path / "whole", bad, steps=9)
     assert {**done.figures, "elapsed": None} == {**whole.figures, "elapsed": None}
-    seconds = sum(m["tokens"] / m["tokens_per_second"] for m in logged(tmp_path))
+    seconds = sum(m["tokens"] / m["tokens_per_second"] for m in metrics_of(tmp_path))
     assert done.figures["elapsed"] == pytest.approx(seconds, rel=1e-9)
     for ours, theirs in zip(done.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -268,7 +268,7 @@ def check_apart(world: World, directory: str) -> None:
             moved.append(done.figures.get("updates"))
             found.append([done.figures["mu_effective"]])
             names = ("loss", "ntp", "mixup", "mu_effective")
-            found[-1] += [[line[name] for name in names] for line in logged(place)] if world.is_main else []
+            found[-1] += [[line[name] for name in names] for line in metrics_of(place)] if world.is_main else []
         assert found[0] == found[1]
         assert found[0][0] > 0
         assert moved == [moving, moving]

@@ -32,7 +32,7 @@ from sftmix.words.errors import ConfigError, DataError
 from tests.forked import on_ranks
 from tests.text.small_tokenizers import make_encoder
 from tests.tiny import ROOT, Tiny
-from tests.toy import logged, toy_stage
+from tests.toy import metrics_of, toy_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -126,7 +126,7 @@ def test_20_steps_are_those_of_our_own_loop(plain, tmp_path, mean):
         options={"micro_batch_size": 4, "eps": EPS, **ADAMW},
     )
     train(stage, World())
-    lines = logged(tmp_path / "ours")
+    lines = metrics_of(tmp_path / "ours")
     same(found, lines, "loss", "ntp", "mixup", "mu_effective")
     same(found, lines, "grad_norm", rel=2e-4)  # of float32 weights that 20 steps of AdamW drive apart
 
