@@ -3,16 +3,19 @@
 import ast
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer, DogeConfig
 
 from sftmix.disk.files import read_json, write_json
 from sftmix.model.admitted import FILES, TEMPLATES, admit, find_model
-from sftmix.model.load import fingerprint, load_model, load_tokenizer
+from sftmix.model.load import fingerprint, load_model, load_tokenizer, model_config
+from sftmix.model.paths import ADAPTERS
 from sftmix.words.errors import ConfigError
 from tests.faults.runs import change
 from tests.model.test_models import GPT2, TINY, random_model
@@ -148,6 +151,20 @@ def test_links_to_blobs_are_followed(tiny, tmp_path):
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
     assert load_model(snapshot).num_parameters() > 0
     assert load_tokenizer(snapshot)("a").input_ids
+
+
+def test_adapters_of_the_hub_are_no_model(tiny, tmp_path, monkeypatch):
+    """They may have a tokenizer beside them."""
+    repository = tmp_path / "models--some--adapters"
+    shutil.copytree(tiny.model, repository / "snapshots" / "a")
+    (repository / "snapshots" / "a" / ADAPTERS).write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for load in (load_model, model_config):
+        with pytest.raises(ConfigError, match="some/adapters holds adapters, not a model"):
+            load("some/adapters")
+    assert load_tokenizer("some/adapters")("a").input_ids
 
 
 def test_names_are_those_that_were_asked_for(tiny, tmp_path):
