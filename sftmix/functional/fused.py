@@ -124,8 +124,8 @@ class Pass:
             return None
         return working_kernels(self.hidden.device, self.hidden.dtype, self.softcap)
 
-    def plain(self, pairs: Tensor) -> bool:
-        """Whether the Triton kernels compute what is asked for: stats only without gradients, pairs only with them."""
+    def fits_kernels(self, pairs: Tensor) -> bool:
+        """Return True if the Triton kernels compute it: stats only without gradients, pairs only with them."""
         return not (self.rule or self.smoothing or self.entropy or (self.stats if self.trains else len(pairs)))
 
     def start(self, *weights: Tensor, chunks: int, repeats: bool) -> None:
@@ -188,7 +188,7 @@ class Pass:
             empty = partial(torch.empty, min(height, len(logits)), vocabulary, dtype=kind, device=device)
             self.spare = defaultdict[str, Tensor](empty)
 
-            kernels = self.kernels if self.plain(pairs) else None
+            kernels = self.kernels if self.fits_kernels(pairs) else None
             # chunk by chunk: logits, their gradients in place, and the gradients of the head's inputs
             start = 0
             for in_chunk, rows in chunks:

@@ -183,14 +183,14 @@ def test_the_blocks_of_a_chunk_change_no_bit_under_autocast(monkeypatch):
 def test_the_kernels_give_no_entropies_and_no_hits_beside_gradients():
     """There torch's passes compute them."""
     case = make_case(17)
-    for trains, asked, plain in (
+    for trains, asked, fits in (
         (True, {"entropy": True}, False),
         (False, {"entropy": True}, False),
         (True, {"stats": True}, False),
         (False, {"stats": True}, True),
     ):
         one = fused.Pass(case.hidden.clone().requires_grad_(trains), case.weight, case.bias, **asked)
-        assert one.plain(case.pairs[:0]) is plain
+        assert one.fits_kernels(case.pairs[:0]) is fits
 
 
 def test_a_masked_token_adds_nothing_to_an_entropy():
