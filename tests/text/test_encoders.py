@@ -52,22 +52,22 @@ def test_a_tokenizer_that_reads_no_text_is_one_line():
             encoder_for(tokenizer, options)
 
 
-def test_a_base_model_gets_alpaca_and_says_so(small):
-    encoder = make_encoder(small["bos"])
+def test_a_base_model_gets_alpaca_and_says_so(small_tokenizers):
+    encoder = make_encoder(small_tokenizers["bos"])
     assert encoder.name == "alpaca"
     assert any("no chat template" in notice for notice in encoder.notices)
     assert encoder.renderer.render(CHAT, prompt=True) == (
         "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\nYo</s>\n\n### Instruction:\nBye\n\n### Response:\n"
     )
-    own = make_encoder(small["chatml"])
+    own = make_encoder(small_tokenizers["chatml"])
     assert own.notices == []
-    assert own.stop_ids == (own.end_of_turn_id, small["chatml"].eos_token_id) == (2, 0)
+    assert own.stop_ids == (own.end_of_turn_id, small_tokenizers["chatml"].eos_token_id) == (2, 0)
 
 
 @pytest.mark.parametrize("name", ["enable_thinkng", "add_generation_prompt"])
-def test_an_option_that_the_template_does_not_read_is_refused(name, small):
+def test_an_option_that_the_template_does_not_read_is_refused(name, small_tokenizers):
     """One that is written there has the effect that the template gives it."""
-    tokenizer = copy.deepcopy(small["chatml"])
+    tokenizer = copy.deepcopy(small_tokenizers["chatml"])
     tokenizer.chat_template = "{% if enable_thinking %}{{ 'Think. ' }}{% endif %}" + tokenizer.chat_template
     encoder = make_encoder(tokenizer, variables={"enable_thinking": True})
     assert encoder.renderer.render(CHAT[1:2], prompt=True).startswith("Think. ")
@@ -75,8 +75,8 @@ def test_an_option_that_the_template_does_not_read_is_refused(name, small):
         make_encoder(tokenizer, variables={"enable_thinking": True, name: True})
 
 
-def test_the_options_of_templates_and_thoughts_reach_the_encoder(small, options):
-    tokenizer = copy.deepcopy(small["chatml"])
+def test_the_options_of_templates_and_thoughts_reach_the_encoder(small_tokenizers, options):
+    tokenizer = copy.deepcopy(small_tokenizers["chatml"])
     tokenizer.chat_template = "{% if style %}{{ style }}{% endif %}" + tokenizer.chat_template
     encoder = encoder_for(tokenizer, options("rows.jsonl", template_options={"style": "Short. "}, thoughts="drop"))
     assert encoder.renderer.render(CHAT[1:2], prompt=True).startswith("Short. ")
@@ -111,9 +111,9 @@ def test_one_bos_in_training_and_chat(tokenizer):
             assert ids.count(tokenizer.bos_token_id) <= 1
 
 
-def test_a_jinja_file(small, write):
+def test_a_jinja_file(small_tokenizers, write):
     path = write("mine.jinja", NO_GENERATION_PROMPT)
-    encoder = make_encoder(small["chatml"], path)
+    encoder = make_encoder(small_tokenizers["chatml"], path)
     assert encoder.name == path
     # It has no generation prompt: the header that comes before every response is trained.
     assert encoder.renderer.render(CHAT[:2], prompt=True).endswith("Hi<|im_end|>\n")
@@ -123,17 +123,17 @@ def test_a_jinja_file(small, write):
     assert "data.template chatml" in notice
 
 
-def test_a_byte_order_mark_is_no_part_of_a_template(small, write):
+def test_a_byte_order_mark_is_no_part_of_a_template(small_tokenizers, write):
     path = write("mine.jinja", NO_GENERATION_PROMPT)
     encoders = [
-        make_encoder(small["chatml"], path),
-        make_encoder(small["chatml"], windows(write, NO_GENERATION_PROMPT)),
+        make_encoder(small_tokenizers["chatml"], path),
+        make_encoder(small_tokenizers["chatml"], windows(write, NO_GENERATION_PROMPT)),
     ]
     assert len({encoder.chat_template for encoder in encoders}) == 1
     assert len({encoder.renderer.render(CHAT[:2], prompt=True) for encoder in encoders}) == 1
     wide = write("wide.jinja", NO_GENERATION_PROMPT.encode("utf-16"))
     with pytest.raises(ConfigError, match=r"it is in UTF-16; save it as UTF-8"):
-        make_encoder(small["chatml"], wide)
+        make_encoder(small_tokenizers["chatml"], wide)
 
 
 def windows(write, text: str) -> str:
@@ -179,9 +179,9 @@ def test_no_stop_token_at_all_is_refused():
         ("{{ '<s><s>' }}{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}", "BOS token twice"),
     ],
 )
-def test_unusable_templates_are_refused(source, reason, small, write):
+def test_unusable_templates_are_refused(source, reason, small_tokenizers, write):
     with pytest.raises(ConfigError, match=reason):
-        make_encoder(small["bos"], write("bad.jinja", source))
+        make_encoder(small_tokenizers["bos"], write("bad.jinja", source))
 
 
 def test_named_templates_without_a_default_are_refused_until_one_is_chosen():
@@ -202,8 +202,8 @@ def test_the_date_does_not_change_prompts():
     assert any("date" in notice for notice in encoder.notices)
 
 
-def test_fingerprint_follows_tokenizer_and_template(small):
-    base = make_encoder(small["chatml"]).fingerprint
+def test_fingerprint_follows_tokenizer_and_template(small_tokenizers):
+    base = make_encoder(small_tokenizers["chatml"]).fingerprint
     encoder = make_encoder(chatml_tokenizer())
     encoder.tokenizer("a b c d e", truncation=True, max_length=2)
     assert encoder.fingerprint == base  # truncation is how a tokenizer was called last, not what it is

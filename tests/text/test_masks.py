@@ -54,11 +54,11 @@ def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
             assert said.strip() == chat.messages[-1].content.strip()
 
 
-def test_pad_equal_to_eos_is_still_trained(small):
+def test_pad_equal_to_eos_is_still_trained(small_tokenizers):
     """The bos tokenizer pads with eos, so a mask by `id == pad_id` would hide the end of turn."""
-    encoder = make_encoder(small["bos"])
+    encoder = make_encoder(small_tokenizers["bos"])
     (found,) = encode(encoder, example("Hi", "Yo"))
-    assert found.ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
+    assert found.ids[-1] == small_tokenizers["bos"].eos_token_id == small_tokenizers["bos"].pad_token_id
     assert found.spans[0][1] == len(found.ids)
 
 
@@ -68,9 +68,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 @settings(max_examples=150)
 @hypothesis_example(question="0", answer=MARK_IN_ESCAPES, name="chatml")
 @given(question=TEXT, answer=TEXT, name=st.sampled_from(["chatml", "bos", "metaspace"]))
-def test_any_text(small, question, answer, name):
+def test_any_text(small_tokenizers, question, answer, name):
     """The prompt's ids are generation's, and the whole decodes to the text that the template renders."""
-    encoder = make_encoder(small[name])
+    encoder = make_encoder(small_tokenizers[name])
     (found,) = encode(encoder, example(question, answer))
     chat = [Message("user", question), Message("assistant", answer)]
     if not found.ids:
@@ -88,12 +88,12 @@ def test_any_text(small, question, answer, name):
         assert found.ids == whole
 
 
-def test_a_token_across_the_boundary_is_cut_apart(small):
+def test_a_token_across_the_boundary_is_cut_apart(small_tokenizers):
     """Two newlines may be one token, of which the first is the prompt's: the prompt must stay generation's.
 
     One sequence cannot hold two such prompts: a whole conversation is split.
     """
-    tokenizer = small["bos"]
+    tokenizer = small_tokenizers["bos"]
     assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1  # the merge that makes the trouble
     encoder = make_encoder(tokenizer)
     found, *whole = encode(
@@ -239,9 +239,9 @@ def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, traine
 # ------------------------------------------------------------------------------------------ truncation
 
 
-def test_truncation_keeps_the_beginning(small):
+def test_truncation_keeps_the_beginning(small_tokenizers):
     """Without a response token left the example is dropped; a cut one has no end of turn and says so."""
-    encoder = make_encoder(small["chatml"])
+    encoder = make_encoder(small_tokenizers["chatml"])
     chat = example("Name a colour.", "Blue is a colour, and so is green.")
     (full,) = encode(encoder, chat)
     start, end = full.spans[0]

@@ -135,11 +135,11 @@ def test_an_empty_thought_under_a_template_without_thoughts_is_as_the_row_has_it
 
 
 @pytest.mark.parametrize("thoughts", ["train", "drop"])
-def test_a_thought_without_an_answer_is_an_empty_response(thoughts, small, load, write):
+def test_a_thought_without_an_answer_is_an_empty_response(thoughts, small_tokenizers, load, write):
     """In a field or in the content alike; the turn of a conversation is left out alone."""
     rows = [row("<think>only</think>"), row("", reasoning_content="only"), row(EMPTY), row("<think>a</think>Four.")]
     rows.append({"messages": [*rows[0]["messages"], *row("Last.")["messages"]]})
-    encoder = make_encoder(small["chatml"], thinks=True, thoughts=thoughts)
+    encoder = make_encoder(small_tokenizers["chatml"], thinks=True, thoughts=thoughts)
     data = load(encoder, write("rows.jsonl", rows), thoughts=thoughts, max_length=200)
     assert data.report.counts["empty_response"] == 4
     endings = [encoder.decode(example.input_ids[example.target]) for example in data.train]
@@ -163,7 +163,7 @@ def test_a_field_that_is_not_read_is_not_read_under_its_other_name(write, read):
     assert (example.messages[-1].weight, example.tools) == (1.0, ())
 
 
-def test_characters_beyond_the_basic_plane_in_a_template(small):
+def test_characters_beyond_the_basic_plane_in_a_template(small_tokenizers):
     """As a value of its variables, and in its header."""
     template = "{% for m in messages %}{{ m.role }} {{ face }}🤖 {{ m.content }}<|im_end|>{% endfor %}"
     encoder = make_encoder(chatml_tokenizer(template), variables={"face": "😀 É"})

@@ -140,15 +140,15 @@ def quarter(turns):
     return [turn._replace(parts=[(ids, weight / 4) for ids, weight in turn.parts]) for turn in turns]
 
 
-def test_a_chat_template_of_ones_own_trains_what_its_batch_returns(write, options, load, small):
+def test_a_chat_template_of_ones_own_trains_what_its_batch_returns(write, options, load, small_tokenizers):
     class Quarter(ChatTemplate):
         def batch(self, examples):
             return [quarter(turns) for turns in super().batch(examples)]
 
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    (example, _) = load(encoder_for(small["chatml"], options(path), Quarter()), path, max_length=200).train
+    (example, _) = load(encoder_for(small_tokenizers["chatml"], options(path), Quarter()), path, max_length=200).train
     assert example.weight[example.target].tolist() == [0.25] * example.target.sum()
-    check_renderer(Quarter(), small["chatml"], EXAMPLES)
+    check_renderer(Quarter(), small_tokenizers["chatml"], EXAMPLES)
 
 
 OWN = {
@@ -160,21 +160,21 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_chat_template_with_a_method_that_training_does_not_call_is_refused_by_name(small, name):
+def test_a_chat_template_with_a_method_that_training_does_not_call_is_refused_by_name(small_tokenizers, name):
     cls = type("Own", (ChatTemplate,), {name: OWN[name]})
     row = {"prompt": "Hi", "completion": "Yo"}
     with pytest.raises(ConfigError, match=f"renderer Own has its own {name}, but training calls `batch`"):
-        encode(row, small["chatml"], renderer=cls())
+        encode(row, small_tokenizers["chatml"], renderer=cls())
     with pytest.raises(ConfigError, match="or `render` for prompts"):
-        check_renderer(cls(), small["chatml"], EXAMPLES)
+        check_renderer(cls(), small_tokenizers["chatml"], EXAMPLES)
 
 
-def test_its_parts_are_trained_by_their_weights(write, options, load, small):
+def test_its_parts_are_trained_by_their_weights(write, options, load, small_tokenizers):
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
     row["messages"][1]["reasoning_content"] = "Greet."
     path, trained = write("rows.jsonl", [row]), {}
     for share in (0.0, 0.25):
-        encoder = encoder_for(small["bos"], options(path), Light(share=share))
+        encoder = encoder_for(small_tokenizers["bos"], options(path), Light(share=share))
         (example,) = load(encoder, path, max_length=200).train
         trained[share] = encoder.decode(example.input_ids[example.target])
         assert encoder.decode(example.input_ids).endswith("assistant: <think>Greet.</think>Yo</s>")
@@ -183,22 +183,22 @@ def test_its_parts_are_trained_by_their_weights(write, options, load, small):
     assert trained == {0.0: "Yo</s>", 0.25: "<think>Greet.</think>Yo</s>"}
 
 
-def test_what_its_template_refuses_is_counted(write, options, load, small):
+def test_what_its_template_refuses_is_counted(write, options, load, small_tokenizers):
     class Strict(Light):
         template = "{{ raise_exception('no ' + messages[0].content) if messages[0].content == 'Hi' }}" + Light.template
 
     rows = [{"prompt": word, "completion": "Yo"} for word in ("Hi", *"abcdefghijklmnopqrstu")]
     path = write("rows.jsonl", rows)
-    data = load(encoder_for(small["bos"], options(path), Strict()), path, max_length=200)
+    data = load(encoder_for(small_tokenizers["bos"], options(path), Strict()), path, max_length=200)
     assert data.report.counts == {"template_refused": 1}
     assert len(data.train) == 21
 
 
 @pytest.mark.parametrize("cls", [Negative, Undefined, Heavy])
-def test_a_weight_out_of_range_ends_the_run(cls, write, options, load, small):
+def test_a_weight_out_of_range_ends_the_run(cls, write, options, load, small_tokenizers):
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
     with pytest.raises(ConfigError, match=rf"renderer {cls.__name__} returned .*weights are from 0 to 1e\+18"):
-        load(encoder_for(small["bos"], options(path), cls()), path, max_length=200)
+        load(encoder_for(small_tokenizers["bos"], options(path), cls()), path, max_length=200)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_weight_out_of_range_ends_the_run(cls, write, options, load, small):
 )
 @pytest.mark.parametrize("served", [[], [4]])
 def test_an_answer_that_is_no_ids_of_the_tokenizer_ends_the_run_with_its_class(
-    write, options, load, small, parts, served
+    write, options, load, small_tokenizers, parts, served
 ):
     class Odd(Light):
         def prompt(self, messages, tools=()):
@@ -229,36 +229,36 @@ def test_an_answer_that_is_no_ids_of_the_tokenizer_ends_the_run_with_its_class(
 
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
     with pytest.raises(ContractError, match=r"renderer Odd returned .*; allowed: "):
-        load(encoder_for(small["bos"], options(path), Odd()), path, max_length=200)
+        load(encoder_for(small_tokenizers["bos"], options(path), Odd()), path, max_length=200)
 
 
 @pytest.mark.parametrize("turns", [None, [], [RenderedTurn([4], [])]])
-def test_turns_that_are_not_those_of_the_row_end_the_run(write, options, load, small, turns):
+def test_turns_that_are_not_those_of_the_row_end_the_run(write, options, load, small_tokenizers, turns):
     class Odd(Light):
         def turns(self, example):
             return turns
 
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
     with pytest.raises(ContractError, match=r"renderer Odd returned .* for \w+; allowed: a turn for each"):
-        load(encoder_for(small["bos"], options(path), Odd()), path, max_length=200)
+        load(encoder_for(small_tokenizers["bos"], options(path), Odd()), path, max_length=200)
 
 
 @pytest.mark.slow
-def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_stops(small, options):
+def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_stops(small_tokenizers, options):
     class Own(ChatTemplate):
         ends = (5,)
 
-    encoder = encoder_for(small["chatml"], options("rows.jsonl"), Own())
+    encoder = encoder_for(small_tokenizers["chatml"], options("rows.jsonl"), Own())
     assert encoder.stop_ids == (5, encoder.tokenizer.eos_token_id)
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_batch_of_other_conversations_is_refused(count, write, options, load, small):
+def test_a_batch_of_other_conversations_is_refused(count, write, options, load, small_tokenizers):
     class Miscounted(Light):
         def batch(self, examples):
             return super().batch(examples) * count
 
-    encoder = encoder_for(small["bos"], options(), Miscounted())
+    encoder = encoder_for(small_tokenizers["bos"], options(), Miscounted())
     words = rf"Miscounted: batch returned turns of {count} conversations; it was given 1, and must return a list for"
     with pytest.raises(ContractError, match=words):
         load(encoder, write("rows.jsonl", [{"prompt": "p", "completion": "c"}]))
@@ -269,10 +269,10 @@ class Tales(Documents):
 
 
 @pytest.mark.parametrize(("renderer", "form"), [(Light(), "text"), (Documents(), "auto"), (Tales(), "alpaca")])
-def test_a_renderer_of_the_other_kind_of_rows_is_refused(renderer, form, small, options):
+def test_a_renderer_of_the_other_kind_of_rows_is_refused(renderer, form, small_tokenizers, options):
     with pytest.raises(ConfigError, match=rf"renderer {renderer} and data\.format {form} exclude each other"):
-        encoder_for(small["bos"], options(format=form), renderer)
-    assert encoder_for(small["bos"], options(format="text"), Tales()).renderer.packs
+        encoder_for(small_tokenizers["bos"], options(format=form), renderer)
+    assert encoder_for(small_tokenizers["bos"], options(format="text"), Tales()).renderer.packs
 
 
 def test_a_tokenizer_that_splits_special_tokens_is_refused(options):
