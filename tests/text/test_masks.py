@@ -10,6 +10,7 @@ from sftmix.components import Renderer
 from sftmix.text.chat_template import MARK_IN_ESCAPES
 from sftmix.text.mask import SPLIT, encode_examples
 from sftmix.text.spellings import SpecialSpellings
+from sftmix.text.values import MARK
 from sftmix.types import Example, Message
 from tests.text.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, make_encoder, prompt_ids
 
@@ -62,7 +63,8 @@ def test_pad_equal_to_eos_is_still_trained(small_tokenizers):
     assert found.spans[0][1] == len(found.ids)
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
+# Reading refuses a surrogate, NUL and MARK; here nothing is read.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0" + MARK), min_size=1, max_size=30)
 
 
 @settings(max_examples=150)
