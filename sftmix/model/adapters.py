@@ -29,7 +29,7 @@ from sftmix.words.errors import ConfigError
 
 UNTIES = Version("5.18")
 """The first transformers that reads adapters beside one of two tied weights that was trained in full."""
-FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for experts, routers and every linear layer but the LM head; here a list may hold it as well."""

@@ -79,8 +79,9 @@ def export_model(
 def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
     """Copy the files for images, unless the model is the part for text of its base, and sentencepiece's vocabulary."""
     images = PROCESSORS if model_config(base).model_type == model.config.model_type else ()
+    directory = find_model(base).directory
     for name in (*images, SENTENCEPIECE):
-        file = find_model(base).directory / name
+        file = directory / name
         # tiktoken's file has the name of sentencepiece's, and begins as "IQ== 0"
         if file.is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
             shutil.copy(file, path)

@@ -28,7 +28,7 @@ from sftmix.cli.parsing import read_arguments  # noqa: E402
 from sftmix.components import UnigramSmoothing  # noqa: E402
 from sftmix.tools.compare import TableOptions  # noqa: E402
 from sftmix.tools.compare.command import comparison_of  # noqa: E402
-from sftmix.tools.compare.statistics import ALPHA, holm, interval, sign_flip  # noqa: E402
+from sftmix.tools.compare.statistics import ALPHA, holm, interval, mean_sd, sign_flip  # noqa: E402
 
 WORK = Path("runs/second")
 TRAINED = 960
@@ -39,13 +39,6 @@ STRONGEST = 0.16
 """First epsilon of the bisection, four times that which is expected."""
 
 KEPT = ROOT / "benchmarks/results/evidence/second.parquet"
-SEEDS = range(21, 29)
-CONTRASTS = {
-    "D1": ("SFTMix", "NTP"),
-    "D2": ("SoftLabels", "NTP"),
-    "D3": ("Unigram", "NTP"),
-    "D4": ("SoftLabels", "Unigram"),
-}
 ENDPOINTS = {
     "best": lambda run: run["eval_nll_best"],
     "tempered": lambda run: run["calibration"]["nll_temperature_scaled"],
@@ -82,16 +75,17 @@ def pilot() -> None:
 
 def contrasts() -> list[str]:
     """Return lines of a table: the contrasts at both endpoints, of which the plan names one each."""
-    runs, lines = read_study(KEPT).runs, list[str]()
+    study, lines = read_study(KEPT), list[str]()
+    runs, planned, seeds = study.runs, study.about["options"]["contrasts"], study.about["options"]["seeds"]
     for endpoint, value in ENDPOINTS.items():
-        found = [[value(runs[a, seed]) - value(runs[b, seed]) for seed in SEEDS] for a, b in CONTRASTS.values()]
+        found = [[value(runs[a, seed]) - value(runs[b, seed]) for seed in seeds] for a, b in planned]
         adjusted = holm([sign_flip(differences) for differences in found])
-        for (name, (a, b)), differences, p in zip(CONTRASTS.items(), found, adjusted, strict=True):
-            mean, (low, high) = sum(differences) / len(differences), interval(differences) or (math.nan, math.nan)
+        for number, ((a, b), differences, p) in enumerate(zip(planned, found, adjusted, strict=True), start=1):
+            (mean, _), (low, high) = mean_sd(differences), interval(differences) or (math.nan, math.nan)
             words = ["different"] * (p <= ALPHA) + ["equal"] * (low > -MARGIN and high < MARGIN)
             by_seed = " ".join(f"{difference:+.4f}" for difference in differences)
             lines.append(
-                f"| {name}: {a} − {b}, {endpoint} | {mean:+.4f} | [{low:+.4f}, {high:+.4f}] | {p:.2g} "
+                f"| D{number}: {a} − {b}, {endpoint} | {mean:+.4f} | [{low:+.4f}, {high:+.4f}] | {p:.2g} "
                 f"| {', '.join(words) or 'undecided'} | {by_seed} |"
             )
     return lines

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from sftmix.model.adapters import FILE, WEIGHTS, add_layers, in_peft_format
+from sftmix.model.adapters import WEIGHTS, add_layers, in_peft_format
 from sftmix.model.compared import apart
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused
 from sftmix.model.load import untie
+from sftmix.model.paths import ADAPTERS
 from sftmix.model.probes import probe_logits
 from sftmix.words.errors import ConfigError
 
@@ -37,7 +38,7 @@ def stored_config(directory: Path) -> Any:
     """
     from peft import LoraConfig
 
-    file, default = directory / FILE, LoraConfig().to_dict()
+    file, default = directory / ADAPTERS, LoraConfig().to_dict()
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         if stored["peft_type"] != "LORA":

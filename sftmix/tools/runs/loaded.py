@@ -15,7 +15,7 @@ from sftmix.disk.places import is_outside, started
 from sftmix.model.adapters import quantization_config
 from sftmix.model.compared import apart, probe_ids, probing, say_once
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, own_ends, stored_dtype
-from sftmix.model.paths import named
+from sftmix.model.paths import ADAPTERS, named
 from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options.data import DataOptions
 from sftmix.options.model import ModelOptions
@@ -67,7 +67,7 @@ class LoadedModel(NamedTuple):
 def weights_of(finished: FinishedModel) -> str:
     """Return the identity of a model's weights; of adapters that are no run's, their base model's as well."""
     own, directory = fingerprint(finished.path), Path(finished.path)
-    if finished.run is None and (directory / "adapter_config.json").exists():
+    if finished.run is None and (directory / ADAPTERS).exists():
         # Equal adapters on other weights are another model.
         with as_started(None):
             return sha256_json([own, fingerprint(_base_of(directory))])
@@ -92,7 +92,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     encoder, directory = encoder_of(finished), Path(finished.path)
     options = ModelOptions() if finished.run is None else read_finished(finished.run).model
     asked = None if dtype == "auto" else getattr(torch, dtype)
-    adapters = (directory / "adapter_config.json").exists()
+    adapters = (directory / ADAPTERS).exists()
     with named(f"model {finished.name}"), as_started(finished.run):
         base = finished.path
         if adapters:  # of a run its own record of the base counts, which is found after a move, too

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sftmix.disk.regular import keep_within
-from sftmix.model.paths import model_place, named
+from sftmix.model.paths import ADAPTERS, model_place, named
 from sftmix.pipeline.validity import is_finished
 from sftmix.tools.runs.read import as_started, is_run, read_finished
 from sftmix.words.errors import ConfigError
@@ -54,7 +54,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
                 raise ConfigError(f"{of} is a model and not a run directory, so it has no {wanted}; name a run")
             with named(f"model {of}"):
                 path, local = model_at_hand(of)
-            if local and not any((Path(path) / file).exists() for file in ("config.json", "adapter_config.json")):
+            if local and not any((Path(path) / file).exists() for file in ("config.json", ADAPTERS)):
                 raise ConfigError(
                     f"{of} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of "
                     "a table of `sftmix compare` name the directory of one variant and seed"
@@ -86,7 +86,7 @@ def model_at_hand(path: str | Path) -> tuple[str, bool]:
         from huggingface_hub import HfApi, try_to_load_from_cache
 
         try:
-            if not any(try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")):
+            if not any(try_to_load_from_cache(name, file) for file in ("config.json", ADAPTERS)):
                 HfApi().model_info(name, timeout=10)
         except Exception as error:  # the hub's client also raises errors of other libraries
             raise ConfigError(

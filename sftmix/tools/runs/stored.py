@@ -5,6 +5,7 @@ from pathlib import Path
 from sftmix.config import RunConfig
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
+from sftmix.model.paths import ADAPTERS
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder
@@ -23,7 +24,7 @@ def export_stored(
     merge    write the whole model with the adapters in its weights
     """
     model = load_model(config.model.path)
-    stored_adapters = (source / "adapter_config.json").exists()
+    stored_adapters = (source / ADAPTERS).exists()
     if stored_adapters:
         load_adapters(model, source)  # train/model, of a run whose checkpoints are gone
     elif config.model.lora.r:

@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sftmix.model.adapters import FILE, WEIGHTS
+from sftmix.model.adapters import WEIGHTS
 from sftmix.model.load import load_model
+from sftmix.model.paths import ADAPTERS
 from sftmix.tools.runs.adapters import load_adapters
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
@@ -105,7 +106,7 @@ def test_what_a_file_lacks_or_has_besides_is_named(kind, tmp_path):
 def test_a_revision_that_is_no_commit_is_refused(revision, tmp_path):
     """A branch or a tag moves, and is another base then without a word."""
     written(tmp_path, build("llama"), **ALL)
-    file = tmp_path / "adapters" / FILE
+    file = tmp_path / "adapters" / ADAPTERS
     file.write_text(json.dumps({**json.loads(file.read_text()), "revision": revision}))
     problem = re.escape(f"revision is {revision!r:.80}")
     with pytest.raises(ConfigError, match=problem + ", .* another base, .* merge them into their base model"):
@@ -158,7 +159,7 @@ def test_adapters_name_the_commit_of_their_base_and_are_loaded_onto_it(tiny, tmp
         hub.repositories["models", "me/model"] = contents(tiny.model)
         first = hub.sha(("models", "me/model"))
         asked_by("write")
-        assert json.loads((place / FILE).read_text())["revision"] == first
+        assert json.loads((place / ADAPTERS).read_text())["revision"] == first
         identity = asked_by("identity")
         hub.repositories["models", "me/model"]["README.md"] = b"another commit"
         assert hub.sha(("models", "me/model")) != first
