@@ -50,7 +50,10 @@ class Job:
             process.kill()
 
     def wait(self, seconds: float = 240) -> list[int | None]:
-        """Wait for the end; once a rank has failed, the others are killed, as torchrun would. Return exit codes."""
+        """Wait for the end; once a rank has failed, the others are killed, as torchrun would. Return exit codes.
+
+        One thread may wait: of two that ask a forked process for its exit code at once, one is told 255.
+        """
         deadline = time.monotonic() + seconds
         while any(p.is_alive() for p in self.processes) and not any(p.exitcode for p in self.processes):
             if time.monotonic() > deadline:
