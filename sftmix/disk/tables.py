@@ -60,13 +60,13 @@ def read_counts(key: str, path: PathLike) -> Float64:
     """
     place, problem = place_of(path), f"{key}: {path}: it must be a list of finite numbers from 0, some above 0"
     try:
-        given = np.load(place) if place.suffix == ".npy" else json.loads(place.read_bytes())
-        counts = np.asarray(given, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError, EOFError) as error:
+        given = np.asarray(np.load(place) if place.suffix == ".npy" else json.loads(place.read_bytes()))
+    except (ValueError, EOFError, RecursionError) as error:
         raise DataError(f"{problem} ({error})") from error
-    if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < np.inf:
+    # not text, objects, truth values or complex numbers, which NumPy would take for others
+    if given.dtype.kind not in "uif" or given.ndim != 1 or not (given >= 0).all() or not 0 < given.sum() < np.inf:
         raise DataError(problem)
-    return np.trim_zeros(counts, "b")
+    return np.trim_zeros(given.astype(np.float64), "b")
 
 
 def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] | None = None, **columns: Any) -> None:

@@ -36,7 +36,8 @@ def chunked_loss(
 
     hidden      [R, D], or several of them: `f` gets the logits of the same rows of each
     weight, bias  [V, D], [V], as in `sft_loss`; under autocast the matmuls have its dtype
-    f           (logits [r, V] of each hidden, the columns' rows [r, ...]) -> losses [r]; logits are float32 or float64
+    f           (logits [r, V] of each hidden, the columns' rows [r, ...]) -> losses [r]; logits are float32 or float64,
+                and finite: -1e30 for a token that a bias of -inf masks
     columns     tensors of R rows, constants: labels, lambdas
     row_weight  w [R], a constant; None: all 1
     chunk_size  rows of logits alive at once, of all `hidden` together; None chooses from V
@@ -62,6 +63,7 @@ def chunked_loss(
             leaf = head.logits(place, head.weight.new_empty(len(place), len(weight))).requires_grad_(head.trains)
             with torch.set_grad_enabled(head.trains):
                 x = leaf.to(head.kind)
+                x = x if bias is None else x.clamp(min=-1e30)  # 0 times the -inf of a masked token would be NaN
                 x = x if softcap is None else softcap * torch.tanh(x / softcap)
                 losses = f(*x.chunk(len(parts)), *(column[part] for column in columns))
                 if losses.shape != each[part].shape:

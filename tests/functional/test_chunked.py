@@ -97,3 +97,33 @@ def test_what_does_not_fit_is_refused(f, columns, words):
     case = make_case(1)
     with pytest.raises(ValueError, match=words):
         chunked_loss(case.hidden, f, *columns, weight=case.weight)
+
+
+def entropy(logits):
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def mean_logit(logits):
+    """Of the first five, with shares of which that of the masked one is 0."""
+    return logits[:, :5] @ logits.new_tensor([0.5, 0.2, 0.0, 0.2, 0.1])
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("f", [entropy, mean_logit])
+def test_a_masked_token_is_as_if_it_were_not_there(f, softcap):
+    """Its bias is -inf, and 0 times that would be NaN."""
+    case, kept = make_case(16, vocabulary=50), [*range(2), *range(3, 50)]
+    hidden, bias = case.hidden.clone().requires_grad_(), case.bias.clone()
+    bias[2] = -torch.inf
+    found = chunked_loss(hidden, f, weight=case.weight, bias=bias, softcap=softcap)
+    found.loss.backward()
+    if softcap is None:
+        plain = case.hidden.clone().requires_grad_()
+        z = F.linear(plain, case.weight[kept], bias[kept])
+        expected = entropy(z) if f is entropy else z[:, :4] @ z.new_tensor([0.5, 0.2, 0.2, 0.1])
+        expected.sum().backward()
+        close(found.each, expected.detach())
+        close(hidden.grad, plain.grad)
+    assert found.each.isfinite().all()
+    assert hidden.grad.isfinite().all()

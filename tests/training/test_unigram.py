@@ -130,6 +130,27 @@ def test_the_smoothing_of_a_plain_head_makes_no_logits(monkeypatch):
     assert not asked
 
 
+def test_the_head_of_bfloat16_gets_gradients_that_are_not_added_up_in_it():
+    """FSDP's weights: of 20,000 tokens a twentieth have one label, and a sum of 1,000 gradients stalls."""
+    torch.manual_seed(0)
+    objective, tokens = UnigramSmoothing(epsilon=0.5), 20_000
+    objective.q = torch.full([VOCABULARY], 1 / VOCABULARY, dtype=torch.float64).numpy()
+    batch, plan = replace(BATCH, labels=torch.arange(tokens) % 20), objective.plan(BATCH)
+    plan = replace(
+        plan, row_weight=torch.full([tokens], 1 / tokens), pairs=plan.pairs[:0], pair_weight=plan.pair_weight[:0]
+    )
+    states = 1 + torch.rand(tokens, 16)
+    made = []
+    for dtype in (torch.bfloat16, torch.float64):
+        module = nn.Linear(16, VOCABULARY, bias=False).to(dtype)
+        nn.init.zeros_(module.weight)
+        hidden = states.to(torch.bfloat16).to(dtype)
+        view = LossView(Head(module, None, 1.0), lambda hidden=hidden: hidden)
+        (gradient,) = torch.autograd.grad(objective.loss(view, batch, plan).loss, module.weight)
+        made.append(gradient.double())
+    torch.testing.assert_close(*made, rtol=2**-6, atol=1e-6)
+
+
 def test_without_a_mass_it_is_ntp_to_the_bit():
     made = []
     for objective in (NTP(), UnigramSmoothing(epsilon=0)):
@@ -172,7 +193,7 @@ def test_two_ranks_count_the_same_and_train_by_the_formula(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [[0.5, -0.1], [0, 0], [1, float("nan")], [1, float("inf")], [], [[1, 2]], {"3": 1}, "words", ["a"]],
+    [[0.5, -0.1], [0, 0], [1, float("nan")], [1, float("inf")], [], [[1, 2]], {"3": 1}, "words", ["a"], ["1"], [True]],
     ids=str,
 )
 def test_a_file_that_is_no_distribution_is_refused(tmp_path, content):
@@ -185,7 +206,9 @@ def test_a_file_that_is_no_distribution_is_refused(tmp_path, content):
 def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "q.npy").write_bytes(b"")
     (tmp_path / "q.json").write_text("[1,")
-    for name in ("q.npy", "q.json"):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    np.save(tmp_path / "complex.npy", np.array([1 + 2j, 1]))
+    for name in ("q.npy", "q.json", "deep.json", "complex.npy"):
         with pytest.raises(DataError, match=rf"objective\.distribution: .*{name}: it must be a list"):
             UnigramSmoothing(distribution=str(tmp_path / name)).check({}, **OF_RUN)
     with pytest.raises(DataError, match=r"objective\.distribution: .*none\.npy: there is no such file"):

@@ -209,8 +209,8 @@ class MixtureDivergence(SFTMix):
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         def divergence(z_i, z_j, z, lam):
             """Return the divergence of each pair from the logits [r, V] of both rows and of their mixture."""
-            # In logs, of finite numbers: a probability may underflow, and a masked word has the logit -inf.
-            log_i, log_j, log_p = (logits.clamp(min=-1e30).log_softmax(-1) for logits in (z_i, z_j, z))
+            # In logs: a probability may underflow.
+            log_i, log_j, log_p = (logits.log_softmax(-1) for logits in (z_i, z_j, z))
             log_q = (log_i + lam[:, None].log()).logaddexp(log_j + (1 - lam[:, None]).log())
             if self.divergence == "kl":
                 return (log_q.exp() * (log_q - log_p)).sum(-1)
