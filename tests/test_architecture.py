@@ -234,6 +234,13 @@ def test_the_checks_for_writers_of_components_are_apart():
     assert "sftmix.testing" not in set(imported(at_import_time(tree_of(command)), command))
 
 
+def test_a_run_needs_two_of_the_methods():
+    """Those of its default callbacks. Tools may take others."""
+    rooms = [path for path in SOURCES if not {"components", "tools"} & {*path.relative_to(PACKAGE).parts}]
+    needed = {name for path in rooms for name in ours(path) if name.startswith("sftmix.components.others")}
+    assert needed == {f"sftmix.components.others.{name}" for name in ("calibration", "remarks")}
+
+
 def test_the_mathematics_need_torch_alone():
     for path in (PACKAGE / "functional").glob("*.py"):
         modules = {

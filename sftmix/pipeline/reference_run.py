@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
-from sftmix.components.others.endpoint import score_each
 from sftmix.config.wants import Wants
 from sftmix.data import EncodedDataset
 from sftmix.disk.hashes import sha256_json
@@ -19,6 +18,7 @@ from sftmix.options.reference import ReferenceModel
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
+from sftmix.pipeline.row_scores import score_each
 from sftmix.pipeline.rows import check_rows_fit, check_same_ids, rows_of_reference
 from sftmix.ranks.rng import stable_hash
 from sftmix.training.dynamics import (
