@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import sftmix
+from sftmix.components.others.calibration import Calibration
+from sftmix.components.others.remarks import Remarks
 from sftmix.config import RunConfig
 from sftmix.data import DataReport
 from sftmix.disk.files import naming_damage, read_json, write_json
@@ -63,9 +65,10 @@ def _gathered(root: Path, world: World, report: DataReport, config: RunConfig) -
         "confounds": split.get("confounds", {}),
         "remarks": _remarks(config, stages),
     }
-    lacks = {"Calibration": "eval_nll" in train and "calibration" not in train, "Remarks": summary["remarks"] is None}
-    if any(lacks.values()):  # so that a null is explained
-        summary["not_in_callbacks"] = [name for name, lacking in lacks.items() if lacking]
+    measuring = (Calibration, Remarks)
+    lacking = [kind.__name__ for kind in measuring if not any(isinstance(one, kind) for one in config.callbacks)]
+    if lacking:  # so that a null is explained
+        summary["not_in_callbacks"] = lacking
     if "confidence" in split:
         summary["confidence"] = split["confidence"]
     if train and "base" in stages:  # else it was stopped between the two

@@ -100,6 +100,21 @@ def test_a_run_without_the_measurements_says_what_it_lacks(tiny, finished, tmp_p
     assert "not_in_callbacks" not in read_json(finished.path / "summary.json")
 
 
+class Silent(Callback):
+    """Remarks on nothing."""
+
+    def on_summary(self, stages):
+        return []
+
+
+def test_a_callback_that_remarks_on_nothing_is_not_the_one_that_is_missing(tiny, tmp_path, sftmix, monkeypatch):
+    words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--callbacks", f"{__name__}.Silent"]
+    assert sftmix(*words, "--out", str(tmp_path / "run")).code == 0
+    summary = read_json(tmp_path / "run" / "summary.json")
+    assert summary["remarks"] == []
+    assert summary["not_in_callbacks"] == ["Calibration", "Remarks"]
+
+
 def test_the_callback_of_the_page_measures_and_remarks(tiny, tmp_path, sftmix, monkeypatch):
     """Beside Calibration, whose scores stay those of eval.parquet."""
     monkeypatch.chdir(tmp_path)
