@@ -46,12 +46,16 @@ class ReferenceContext(Protocol):
         """Return the hash of each example's turns, in row order; examples of the same text have the same."""
 
     def train_and_score(self, checkpoints: int | Sequence[float] | Literal["online"]) -> TrainingDynamics:
-        """Train the reference's `model` by NTP, with its `training`, and score every example at the checkpoints, which
-        are TrainedReference's."""
+        """Train the reference's `model` by NTP, with its `training`, and score every example at the checkpoints.
+
+        checkpoints  as TrainedReference takes them
+        """
 
     def score_models(self, paths: Sequence[str], *, model: ReferenceModel) -> TrainingDynamics:
-        """Score every example by each of the models, untrained. `model`: the template and the length of the rows, for
-        the tokenizer of the first one; see FromCheckpoints."""
+        """Score every example by each of the models, untrained (see FromCheckpoints).
+
+        model  template and length of the rows, for the tokenizer of the first model
+        """
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
@@ -89,7 +93,10 @@ class Reference(Component, ABC):
     """Past epochs that count as checkpoints, if the losses are the target's own; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
-        """Return the most checkpoints of a run of so many epochs (None: it is given in steps), or None: not known."""
+        """Return the most checkpoints that a run may have; None: not known.
+
+        epochs  of the training; None: its length is given in steps
+        """
         return None
 
     @abstractmethod
@@ -98,7 +105,7 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example; it may need each member that has a field (OF_DYNAMICS) and CORRECT.
+    """Training dynamics -> one number per example. It may need CORRECT and the members of OF_DYNAMICS.
 
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """
@@ -302,7 +309,8 @@ class Delivered:
 class Callback(Component):
     """Hooks that are called on every rank. Those of the loop, in every training stage, may return a CallbackResult.
 
-    It may need HELD_OUT (without, a run is refused, a reference trained without it), or EVALUATIONS of one before it.
+    It may need HELD_OUT: without held-out rows a run is refused, and a reference is trained without the callback. Or it
+    may need EVALUATIONS, of a callback in front of it.
     """
 
     option = "callbacks"

@@ -40,7 +40,7 @@ def between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
 def within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: a random matching of rows with each other; column 0 the more confident, if scored.
 
-    No row is matched with itself where some stand more than once, none in over half of the places: it is drawn anew.
+    Rows may stand more than once, each in at most half of the places. A draw that pairs a row with itself is repeated.
     """
     pairs = rows[:0].reshape(0, 2)
     for _ in range(1000):  # a run refuses what the last draw may leave

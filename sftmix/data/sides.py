@@ -1,5 +1,7 @@
-"""Rows -> checked conversations (or documents) with ids, for training and held out: none of a list (data.exclude), once
-each or repeated, and the held-out ones. No tokenizer or model is needed."""
+"""Rows -> checked conversations (or documents) with ids, without tokenizer or model.
+
+Rows of data.exclude are left out, repeated rows are counted or dropped, and some are held out.
+"""
 
 from dataclasses import replace
 from typing import Any

@@ -22,8 +22,8 @@ def tokenise(
 ) -> Iterator[Record]:
     """Tokenise examples in their order; yield the rows to store, and add what is to be said to the report.
 
-    splits  the turns of a conversation that must be split take its place; else it has no row: the ids of its turns are
-            not among those that a reference is asked for
+    splits  True: a conversation that must be split is replaced by its turns. False: it has no row, as no reference is
+            asked for the ids of its turns
     """
 
     def encoded() -> Iterator[tuple[Example, EncodedRow]]:

@@ -69,7 +69,7 @@ UNTRAINED = 0.2
 
 
 def before_adapters(model: PreTrainedModel, base: str, ends: Sequence[tuple[int, str]]) -> Iterator[str]:
-    """Yield what is known before adapters are trained: where they are, who could not read them, what they cannot mend.
+    """Yield what to know before adapters are trained: where they are, what cannot read them, what they cannot mend.
 
     ends  ids and tokens that end answers
     """

@@ -22,8 +22,8 @@ OF_SHARDS: tuple[tuple[str, tuple[Any, ...], tuple[str, ...]], ...] = (
     ("reduce_each_micro_batch", ("auto", False), SHARDED),
     ("reduce_dtype", ("float32",), SHARDED),
 )
-"""Training options that only some values of training.parallel have: names; values that others may have as well, the
-default first; and these values of parallel."""
+"""Training options that only some values of training.parallel have: the name; the values that are allowed with any
+value of parallel, the default first; the values of parallel that allow all."""
 
 DEFAULT_MICRO_BATCH = 8
 """Examples per forward and backward on one CPU rank, if the options limit neither their number nor their tokens."""

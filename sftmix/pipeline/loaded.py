@@ -145,8 +145,8 @@ def scoring_model(
 def export_dtype(options: ModelOptions, dtype: str = "auto", *, merged: bool = False) -> torch.dtype:
     """Return the dtype of exported weights.
 
-    dtype   auto: that of the options, which may be auto as well: then the dtype the base model was stored in, or for
-            adapters that of their training
+    dtype   auto: that of the options. If that is auto as well: the dtype in which the base model was stored, and for
+            adapters the dtype of their training
     merged  True: adapters are in the weights of the base model
     """
     name = options.dtype if dtype == "auto" else dtype

@@ -34,8 +34,13 @@ MARK_IN_ESCAPES = r"\ufdd0"
 
 
 class TurnText(NamedTuple):
-    """A trained turn as text: its prompt, the response behind it, and this through each of its parts with the weight of
-    the part; reasons to count."""
+    """A trained turn as text.
+
+    prompt   what is in front of the response
+    text     the response
+    parts    the response through the end of each part, and the weight of the part
+    reasons  to count
+    """
 
     prompt: str
     text: str
@@ -215,17 +220,16 @@ class ChatTemplate(Renderer):
         if message.more.get("tool_calls"):
             text, more = self._called(example, before, message, prompt, begun)
         else:
-            behind, more = self._behind(example, before, self.turn(message, last=True), prompt, thinks=bool(thought))
-            written = self._written(behind, thought, answer)
-            text, more = (written, more) if written else (begun + answer + self.layout.ending, ["composed"])
+            found = self._answered(example, before, message, prompt)
+            text, more = found or (begun + answer + self.layout.ending, ["composed"])
         if MARK in prompt + text:
             more.append("spelt_special")
         return TurnText(prompt, text, self._weights(message, text, answer), more)
 
     def _behind(
         self, example: Example, before: Chat, last: Mapping[str, Any], prompt: str, *, thinks: bool
-    ) -> tuple[str | None, list[str]]:
-        """Return what the template writes behind a prompt, None if it does not go on from there; reasons to count.
+    ) -> tuple[str, list[str]] | None:
+        """Return what the template writes behind a prompt and reasons to count; None if it does not go on from there.
 
         last    the response, which has a thought if it `thinks`
         """
@@ -241,7 +245,21 @@ class ChatTemplate(Renderer):
             prompt = self.render(chat, prompt=True, tools=tools)
             rendered = self.render([*chat, last], prompt=False, tools=tools)
         behind = written_behind(prompt, rendered, question, layout.closing, thinks=thinks, opening=layout.opening)
-        return behind, [] if as_asked else ["composed"]
+        return None if behind is None else (behind, [] if as_asked else ["composed"])
+
+    def _answered(self, example: Example, before: Chat, message: Message, prompt: str) -> tuple[str, list[str]] | None:
+        """Return an answer as the template writes it, through its end, and reasons to count.
+
+        None if the template leaves out a part, or writes it in other words.
+        """
+        thought, answer = map(self.spellings.as_text, self.divided(message))
+        behind = self._behind(example, before, self.turn(message, last=True), prompt, thinks=bool(thought))
+        # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
+        # an empty thought in front of one in the content: '<think></think><think>\nSky'.
+        if behind is None or (thought and (self.layout.key is None or closing_at_head(behind[0]))):
+            return None
+        place = place_behind(behind[0], thought, answer)  # -1: R1 leaves the thought out
+        return None if place < 0 else (ended(behind[0], place, {self.layout.end}, self.layout.ending), behind[1])
 
     def _called(
         self, example: Example, before: Chat, message: Message, prompt: str, begun: str
@@ -251,26 +269,18 @@ class ChatTemplate(Renderer):
         thought, answer = map(self.spellings.as_text, said)
         last = self.turn(message, last=True)
         behind = None
-        reasons = list[str]()
         with suppress(TemplateRefusal):  # Mistral's take no content, and no thought in it, beside a call
-            behind, reasons = self._behind(example, before, last, prompt, thinks=bool(thought))
-        if behind is None or (thought and place_behind(behind, thought, last["tool_calls"][0]["function"]["name"]) < 0):
+            behind = self._behind(example, before, last, prompt, thinks=bool(thought))
+        name = last["tool_calls"][0]["function"]["name"]
+        if behind is None or (thought and place_behind(behind[0], thought, name) < 0):
             # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
             bare = self.turn(replace(message, thought="", content=said[1]))
-            rest, reasons = self._behind(example, before, bare, prompt, thinks=False)
-            behind = begun + (rest or "").removeprefix(closing_at_head(rest or "") or self.layout.closing)
-        text = ended(behind, 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: '<|call|>'
+            rest, reasons = self._behind(example, before, bare, prompt, thinks=False) or ("", [])
+            behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing), reasons
+        ends = {self.layout.call_end, self.layout.end}
+        text = ended(behind[0], 0, ends, self.layout.call_end)  # gpt-oss: '<|call|>'
         # Command A leaves out an answer beside a call.
-        return text, reasons if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
-
-    def _written(self, behind: str | None, thought: str, answer: str) -> str:
-        """Return an answer as the template writes it; "" if it leaves out a part, or writes it in other words."""
-        # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
-        # an empty thought in front of one in the content: '<think></think><think>\nSky'.
-        if behind is None or (thought and (self.layout.key is None or closing_at_head(behind))):
-            return ""
-        place = place_behind(behind, thought, answer)  # -1: R1 leaves the thought out
-        return "" if place < 0 else ended(behind, place, {self.layout.end}, self.layout.ending)
+        return text, behind[1] if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
 
     def _weights(self, message: Message, text: str, answer: str) -> list[tuple[str, float]]:
         """Return a response through each of its parts, with their weights; the last one is through its end.

@@ -26,9 +26,9 @@ class BestWeights:
         self.store.clean()
 
     def go_on(self, evaluations: Mapping[int, float]) -> None:
-        """Take the evaluations so far of a resumed stage as beaten only by better ones, also without their weights.
+        """After a resume only an evaluation that is better than all so far counts, also if their weights are not kept.
 
-        Weights of a worse one, kept before a part of the stage that kept none, are removed. NaN and infinity are no
+        Weights that are kept of a worse evaluation are removed. NaN and infinity are no
         evaluations, as in `offer`.
         """
         # min() of {2: nan, 4: 1.5} is nan, which no other is below.

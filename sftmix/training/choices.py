@@ -111,9 +111,9 @@ def planned(
     *,
     padded: bool,
 ) -> tuple[TrainingOptions, str]:
-    """Return the options with the plan that was recorded on this machine while it fits, or the cheapest, and a line.
+    """Return the options with a plan, and a line that says which.
 
-    Arguments as those of `plans`.
+    It is the plan that was recorded on this machine if it fits, and else the cheapest. Arguments as those of `plans`.
     """
     line = ""
     machine = machine_of(work.world, work.options)

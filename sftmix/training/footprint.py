@@ -198,7 +198,8 @@ BACKWARD = 0.4
 class Footprint:
     """What a step takes of one rank's memory beside the weights, bytes.
 
-    kept       by a forward for its backward: whatever the tokens are (weights in another dtype), and of each slot
+    kept       by a forward for its backward: bytes that do not depend on the tokens (weights in another dtype), and
+               bytes of each slot
     optimizer  its state
     teacher    the second weights of an objective that needs them, and a copy of their head
     """

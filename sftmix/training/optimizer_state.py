@@ -136,7 +136,7 @@ def comes_back(parameters: Parameters, name: str, value: Any, before: Any) -> bo
 
 
 def sharing(tensors: Mapping[str, Any]) -> list[str]:
-    """Return the names of tensors that lie in the memory of an earlier one of another name, and would be parted."""
+    """Return the names of tensors that share the memory of an earlier tensor; a resume would separate the two."""
     first, found = dict[int, Any](), list[str]()
     for name, tensor in tensors.items():
         part = tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -75,8 +75,12 @@ def plans(
 ) -> list[StepPlan]:
     """Return the plans of a step that the options allow, in the order in which those of an unknown device are tried.
 
-    fsdp is before hsdp and ddp; layers that are kept before recomputed ones; one micro-batch before several, of which
-    gradients reduced at the end before those reduced in each; layers gathered twice before once.
+    That order is, each before what is behind it:
+
+        fsdp, hsdp, ddp
+        layers that are kept, layers that are recomputed
+        one micro-batch, several with gradients reduced at the end, several with gradients reduced in each
+        layers that are gathered twice, layers that are gathered once
 
     memories  by the values of training.parallel
     free      bytes beside the weights, by the same
@@ -94,9 +98,9 @@ def plans(
 
 
 def by_cost(found: Sequence[StepPlan]) -> list[StepPlan]:
-    """Return the plans that fit, the cheapest first: of times alike in two digits in their order.
+    """Return the plans that fit, the cheapest first. Plans whose times are equal to two digits keep their order.
 
-    If none fits, all of them, the one that needs least first.
+    If none fits, return all of them, and first the one that lacks least memory.
     """
     fitting = sorted((plan for plan in found if plan.fits), key=lambda plan: float(f"{plan.seconds or 0.0:.2g}"))
     return fitting or sorted(found, key=lambda plan: plan.need - plan.free)

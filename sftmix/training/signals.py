@@ -32,7 +32,7 @@ class StopSignal:
     at_step  the loop: it looks at `received`, and saves at the next step boundary. If another rank has failed before,
              no step boundary will come that all ranks reach: Stopped is raised at once.
 
-    A signal of which nothing came counts for the work around.
+    A signal that has ended nothing is passed on to the enclosing block.
     """
 
     def __init__(self, mode: Mode) -> None:
