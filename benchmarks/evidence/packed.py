@@ -32,6 +32,8 @@ SCORES = "scores"
 
 def pack(folder: Path) -> None:
     """Put the files of a folder into one, in one step, and remove them."""
+    if (folder / NAME).exists():
+        sys.exit(f"error: {folder / NAME} is there already; unpack it first, so that what is in it is packed again")
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.parent.name != SCORES)
     lines, types = list[dict[str, object]](), {"file": pa.string(), "text": pa.string()}
     for file in files:

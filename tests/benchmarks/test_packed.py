@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from benchmarks.evidence import packed
 from benchmarks.evidence.losses import _write as write_parquet
@@ -28,3 +29,6 @@ def test_what_is_packed_is_unpacked_with_the_same_bytes(tmp_path):
     (folder / "runs").mkdir()
     (folder / "runs/a-seed-2.json").write_text("{}")
     assert contents(packed.whole(folder)) == before | {"runs/a-seed-2.json": b"{}"}
+    with pytest.raises(SystemExit, match="unpack it first"):
+        packed.pack(folder)
+    assert sorted(contents(folder)) == ["files.parquet", "runs/a-seed-2.json", "scores/seed-1.parquet"]

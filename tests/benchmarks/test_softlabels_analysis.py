@@ -1,6 +1,7 @@
 """The analysis of what the soft labels are, on simulated files: its figures are those of the plan's page, by hand."""
 
 import json
+import math
 import re
 import sys
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ import pytest
 from scipy.stats import t
 
 from benchmarks.evidence.losses import _write as write_parquet
+from benchmarks.evidence.packed import pack, whole
 from benchmarks.evidence.softlabels import analyse
 from benchmarks.evidence.softlabels.arms import PermutedPairs
 from benchmarks.evidence.softlabels.contrasts import ARMS, least, powers
@@ -276,6 +278,32 @@ def test_the_first_call_is_kept(kept, analysed):
     line = f"First analysed on 2026-12-01 07:05 UTC, at revision {first['git_revision']}."
     assert text.splitlines()[0] == again.splitlines()[0] == line
     assert file.read_bytes() == written
+
+
+def test_a_packed_study_is_analysed_as_before(kept, analysed):
+    """What is in the pack has the first call, too."""
+    folder = kept.folder / "softlabels"
+    text, _ = analysed(kept)
+    whole.cache_clear()
+    pack(folder)
+    again, _ = analysed(kept, now=datetime(2026, 12, 6, tzinfo=UTC))
+    assert again == text
+    assert [file.name for file in folder.rglob("*") if file.is_file()] == ["files.parquet"]
+
+
+def test_a_call_that_fails_is_no_first_call(kept, analysed):
+    (kept.folder / "softlabels" / "losses" / "Unigram-seed-3.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Unigram-seed-3\.parquet"):
+        analysed(kept)
+    assert not (kept.folder / "softlabels" / "analysed.json").exists()
+
+
+def test_a_run_without_a_number_for_its_loss_has_diverged(kept, analysed):
+    file = kept.file("Uniform", 3)
+    figures = json.loads(file.read_text())
+    figures["last"]["nll"] = math.nan
+    file.write_text(json.dumps(figures))
+    assert "Diverged, left out: Uniform 3." in analysed(kept)[0]
 
 
 def test_pairs_of_both_orders_are_reported(kept, analysed):

@@ -15,6 +15,7 @@ The first call that analyses writes RESULTS/softlabels/analysed.json: day and ti
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -59,10 +60,10 @@ class Kept(before.Runs):
 
     def __init__(self, results: Path, seeds: Sequence[int] = SEEDS) -> None:
         self.folder, self.seeds = results / "softlabels", list(seeds)
-        self.folders = [self.folder, whole(results / "regularises")]
+        self.folders = [whole(self.folder), whole(results / "regularises")]
         runs = [(arm, seed) for arm in plan.ARMS for seed in seeds]
         self.runs = {run: with_fit(read_json(file)) for run in runs if (file := self._file(*run)).exists()}
-        self.diverged = [run for run, figures in self.runs.items() if "exit_code" in figures]
+        self.diverged = [run for run, figures in self.runs.items() if diverged(figures)]
         rows = [file for folder in self.folders if (file := folder / "losses" / "rows.parquet").exists()]
         if any(pq.read_table(file) != pq.read_table(rows[0]) for file in rows):
             sys.exit(f"error: {rows[0]} and {rows[1]} are different held-out rows; both studies have the same ones")
@@ -85,9 +86,14 @@ class Kept(before.Runs):
         return float(self.values(contrast._replace(endpoint=plan.ENDPOINTS["temperature"])).mean())
 
 
+def diverged(figures: Plain) -> bool:
+    """Return True for a run that ended by an error, or one of whose losses is no number."""
+    return "exit_code" in figures or not all(math.isfinite(figures[at]["nll"]) for at in ("last", "best"))
+
+
 def with_fit(figures: Plain) -> Plain:
     """Return the figures of a run with its `fit`; those of a run that diverged as they are."""
-    if "exit_code" in figures:
+    if diverged(figures):
         return figures
     halves = figures["sample_nll_by_half"].values()
     nll_sum = sum(half["nll"] * half["tokens"] for half in halves)
@@ -199,7 +205,8 @@ def crossing(runs: Kept, config: RunConfig, seed: int) -> float:
 def report(results: Path) -> str:
     """Return all of the analysis."""
     runs = Kept(results)
-    revisions = {str(runs.runs[run].get("git_revision")) for run in [*ORDER, *BF16] if run in runs.runs}
+    new = [runs.runs[run] for run in [*ORDER, *BF16] if run in runs.runs]
+    revisions = {str(figures["git_revision"]) for figures in new if "git_revision" in figures}
     about = {"Diverged, left out": runs.diverged, "Not there": [run for run in plan.PLANNED if run not in runs.runs]}
     lines = [f"{what}: {', '.join(f'{arm} {seed}' for arm, seed in some) or 'none'}." for what, some in about.items()]
     lines += [f"Revisions of the new runs: {', '.join(sorted(revisions))}.", "## Primary. Both p after Holm"]
@@ -212,12 +219,13 @@ def report(results: Path) -> str:
 def first_call(results: Path, now: datetime) -> Mapping[str, object]:
     """Return what is kept of the first call, which is this one if nothing is."""
     runs = Kept(results)
-    if not (file := runs.folder / "analysed.json").exists():
-        seeds = {each.name: runs.seeds_of(each) for each in plan.PRIMARY}
-        seeds |= {each.name: Kept(results, plan.OF_PRECISION).seeds_of(each) for each in plan.PRECISION}
-        revision = made_by(1)["git_revision"]
-        write_json(file, {"time": f"{now:%Y-%m-%d %H:%M} UTC", "git_revision": revision, "seeds": seeds})
-    return read_json(file)
+    if (kept := runs.folders[0] / "analysed.json").exists():
+        return read_json(kept)
+    seeds = {each.name: runs.seeds_of(each) for each in plan.PRIMARY}
+    seeds |= {each.name: Kept(results, plan.OF_PRECISION).seeds_of(each) for each in plan.PRECISION}
+    first = {"time": f"{now:%Y-%m-%d %H:%M} UTC", "git_revision": made_by(1)["git_revision"], "seeds": seeds}
+    write_json(runs.folder / "analysed.json", first)
+    return first
 
 
 def main(now: datetime | None = None) -> None:
@@ -237,9 +245,10 @@ def main(now: datetime | None = None) -> None:
             f"error: {len(missing)} of {len(plan.PLANNED)} runs are not there, and no contrast is computed before the "
             f"plan's stop, {plan.STOP:%Y-%m-%d %H:%M} UTC; if the work has to end, --ends_here takes what is there"
         )
+    text = report(options.results)  # first: a call that fails has shown nothing
     first = first_call(options.results, now)
     print(f"First analysed on {first['time']}, at revision {first['git_revision']}.\n")
-    print(report(options.results))
+    print(text)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ It needs runs/softlabels/data (../regularises/rows.py) and runs/real/smollm2-135
 to what it made). What is kept of a run is as in the study before (../regularises/run.py), in RESULTS/softlabels, where
 strengths.json has what the pilot found. Scores of references and runs of the study before are read from
 RESULTS/regularises. No loss is printed: what a run prints goes to WORK/logs.
+
+Once what is kept is packed in files.parquet (../packed.py), unpack it before you go on.
 """
 
 import argparse
