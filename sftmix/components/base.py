@@ -46,16 +46,12 @@ class ReferenceContext(Protocol):
         """Return the hash of each example's turns, in row order; examples of the same text have the same."""
 
     def train_and_score(self, checkpoints: int | Sequence[float] | Literal["online"]) -> TrainingDynamics:
-        """Train the reference's `model` by NTP, with its `training`, and score every example at the checkpoints.
-
-        checkpoints  as TrainedReference takes them
-        """
+        """Train the reference's `model` by NTP, with its `training`, and score every example at `checkpoints`, as
+        TrainedReference takes them."""
 
     def score_models(self, paths: Sequence[str], *, model: ReferenceModel) -> TrainingDynamics:
-        """Score every example by each of the models, untrained (see FromCheckpoints).
-
-        model  template and length of the rows, for the tokenizer of the first model
-        """
+        """Score every example by each of the models, untrained (see FromCheckpoints). `model` has template and length
+        of the rows, for the first model's tokenizer."""
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
@@ -93,10 +89,7 @@ class Reference(Component, ABC):
     """Past epochs that count as checkpoints, if the losses are the target's own; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
-        """Return the most checkpoints that a run may have; None: not known.
-
-        epochs  of the training; None: its length is given in steps
-        """
+        """Return the most checkpoints of a run of so many epochs, None if not known. `epochs` None: it is in steps."""
         return None
 
     @abstractmethod

@@ -127,7 +127,7 @@ class ChatTemplate(Renderer):
         ends = self.tokenizer.convert_tokens_to_ids([self.layout.end, self.layout.call_end])
         return tuple(dict.fromkeys(ends))
 
-    # ------------------------------------------------------------------------------------------- conversations
+    # ------------------------------------------------------------------------------ conversations and responses
 
     def turn(self, message: Message, *, last: bool = False) -> dict[str, Any]:
         """Return a turn as the template takes it: its thought by its key, its special tokens as text.
@@ -186,8 +186,6 @@ class ChatTemplate(Renderer):
         ids = iter(self.spellings.tokenize(texts))
         return [[self._tokens(turn, next(ids), next(ids)) for turn in of_one] for of_one in written]
 
-    # ----------------------------------------------------------------------------------------------- responses
-
     def _turn_texts(self, example: Example) -> list[TurnText]:
         """Return the trained turns of a conversation as text; ConfigError, with its name, if it takes too long."""
         example = replace(example, tools=self.spellings.as_text(example.tools))
@@ -233,8 +231,7 @@ class ChatTemplate(Renderer):
 
         last    the response, which has a thought if it `thinks`
         """
-        layout = self.layout
-        tools = example.tools
+        layout, tools = self.layout, example.tools
         question = before[-1]["content"].strip()
         rendered = self.render([*before, last], prompt=False, tools=tools)
         # Mistral v0.3: '[INST] Be kind.\n\nHi[/INST]' is the prompt, '[INST] Hi[/INST] Yo' is rendered.
@@ -248,10 +245,7 @@ class ChatTemplate(Renderer):
         return None if behind is None else (behind, [] if as_asked else ["composed"])
 
     def _answered(self, example: Example, before: Chat, message: Message, prompt: str) -> tuple[str, list[str]] | None:
-        """Return an answer as the template writes it, through its end, and reasons to count.
-
-        None if the template leaves out a part, or writes it in other words.
-        """
+        """Return an answer as the template writes it, and reasons; None if a part is left out, or in other words."""
         thought, answer = map(self.spellings.as_text, self.divided(message))
         behind = self._behind(example, before, self.turn(message, last=True), prompt, thinks=bool(thought))
         # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
@@ -277,8 +271,7 @@ class ChatTemplate(Renderer):
             bare = self.turn(replace(message, thought="", content=said[1]))
             rest, reasons = self._behind(example, before, bare, prompt, thinks=False) or ("", [])
             behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing), reasons
-        ends = {self.layout.call_end, self.layout.end}
-        text = ended(behind[0], 0, ends, self.layout.call_end)  # gpt-oss: '<|call|>'
+        text = ended(behind[0], 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: <|call|>
         # Command A leaves out an answer beside a call.
         return text, behind[1] if holds(text, answer) and holds_calls(text, last) else ["calls_lost"]
 
