@@ -4,7 +4,7 @@ import importlib
 import re
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from sftmix.components import (
     SFTMix,
     TrainedReference,
 )
+from sftmix.disk.files import read_json
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.recipe import run
@@ -355,3 +356,14 @@ def test_a_confidence_that_failed_leaves_its_place_to_another(tiny, made, refuse
     run = made(*words, "LogPerplexity")
     assert type(read_config(run / "config.yaml").confidence).__name__ == "LogPerplexity"
     refused(*words, "Perplexity")
+
+
+BY_ROWS = {"train", "eval", "seed", "label_field", "skip_bad", "exclude", "duplicates"}
+"""Options of the data that an identity has by the rows alone, which its fingerprint is of."""
+
+
+def test_every_option_of_the_data_is_an_input_or_is_in_the_rows(finished):
+    """A new option is put into `row_inputs`, or among those above; cache_dir says where copies of the rows are."""
+    inputs = read_json(finished.path / "split" / "inputs.json")["data"]
+    options = {one.name for one in fields(DataOptions)}
+    assert inputs.keys() - {"fingerprint"} == options - BY_ROWS - {"cache_dir"}
