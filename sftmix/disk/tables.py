@@ -60,13 +60,18 @@ def read_counts(key: str, path: PathLike) -> Float64:
     """
     place, problem = place_of(path), f"{key}: {path}: it must be a list of finite numbers from 0, some above 0"
     try:
-        given = np.asarray(np.load(place) if place.suffix == ".npy" else json.loads(place.read_bytes()))
+        given = np.asarray(
+            np.load(place) if place.suffix == ".npy" else json.loads(place.read_bytes(), parse_int=float)
+        )
     except (ValueError, EOFError, RecursionError) as error:
         raise DataError(f"{problem} ({error})") from error
     # not text, objects, truth values or complex numbers, which NumPy would take for others
-    if given.dtype.kind not in "uif" or given.ndim != 1 or not (given >= 0).all() or not 0 < given.sum() < np.inf:
+    if given.dtype.kind not in "uif" or given.ndim != 1:
         raise DataError(problem)
-    return np.trim_zeros(given.astype(np.float64), "b")
+    counts = given.astype(np.float64)  # a sum of integers or of float16 may overflow
+    if not (counts >= 0).all() or not 0 < counts.sum() < np.inf:
+        raise DataError(problem)
+    return np.trim_zeros(counts, "b")
 
 
 def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] | None = None, **columns: Any) -> None:

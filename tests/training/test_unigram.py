@@ -215,6 +215,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         UnigramSmoothing(distribution=str(tmp_path / "none.npy")).files()
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [np.full(700, 100, np.float16), np.array([2**62, 2**62, 2**62]), np.array([200, 100], np.uint8)],
+    ids=["float16", "int64", "uint8"],
+)
+def test_counts_whose_sum_is_too_large_for_their_dtype_are_counts(tmp_path, counts):
+    np.save(tmp_path / "q.npy", counts)
+    (tmp_path / "q.json").write_text(str([10**25, *map(int, counts)]))
+    for name, expected in (("q.npy", counts), ("q.json", [1e25, *counts])):
+        objective = UnigramSmoothing(distribution=str(tmp_path / name))
+        objective.begin([])
+        np.testing.assert_allclose(objective.q, np.float64(expected) / np.float64(expected).sum(), rtol=1e-12)
+
+
 def test_tokens_of_another_vocabulary_are_refused_and_spare_ids_without_a_share_are_not(tmp_path):
     objective = UnigramSmoothing(distribution=str(tmp_path / "q.npy"))
     np.save(tmp_path / "q.npy", np.r_[np.ones(VOCABULARY), 0, 0])
