@@ -89,7 +89,7 @@ class Reference(Component, ABC):
     """Past epochs that count as checkpoints, if the losses are the target's own; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
-        """Return the most checkpoints of a run of so many epochs, None if not known. `epochs` None: it is in steps."""
+        """Return the most checkpoints of a run of so many epochs (None: of a number of steps), None if not known."""
         return None
 
     @abstractmethod

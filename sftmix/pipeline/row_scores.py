@@ -1,30 +1,30 @@
 """Scores of rows by a function of a row, in a file that grows while they are made."""
 
 import math
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sftmix.batches.order import TokenisedRows
 from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.files import naming_damage
 from sftmix.types import RowLosses, RowScorer
 from sftmix.words.errors import ContractError
+from sftmix.words.progress import progress_bar
 
 
-def score_each(score: RowScorer, file: Path, data: Any, *, of: str, threads: int, token_nll: bool) -> RowLosses:
+def score_each(
+    score: RowScorer, file: Path, data: TokenisedRows, *, of: str, threads: int, token_nll: bool
+) -> RowLosses:
     """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
 
-    data  tokenised rows with their `ids`
     of    hash of what is scored by what, which each score in the file has
     Raises DifferenceError for a file with other scores.
     Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
     error of a row is raised once the scores under way are on disk.
     """
-    from multiprocessing.pool import ThreadPool
-
-    from sftmix.words.progress import progress_bar
-
     failed = list[Exception]()
 
     def record(number: int) -> dict[str, Any] | None:

@@ -216,9 +216,9 @@ class ChatTemplate(Renderer):
         prompt = self.render(before, prompt=True, tools=example.tools)
         begun = self.layout.begun(prompt, thought)
         if message.more.get("tool_calls"):
-            text, more = self._called(example, before, message, prompt, begun)
+            text, more = self._called(example, before, message, prompt, begun, thought, answer)
         else:
-            found = self._answered(example, before, message, prompt)
+            found = self._answered(example, before, message, prompt, thought, answer)
             text, more = found or (begun + answer + self.layout.ending, ["composed"])
         if MARK in prompt + text:
             more.append("spelt_special")
@@ -244,9 +244,10 @@ class ChatTemplate(Renderer):
         behind = written_behind(prompt, rendered, question, layout.closing, thinks=thinks, opening=layout.opening)
         return None if behind is None else (behind, [] if as_asked else ["composed"])
 
-    def _answered(self, example: Example, before: Chat, message: Message, prompt: str) -> tuple[str, list[str]] | None:
+    def _answered(
+        self, example: Example, before: Chat, message: Message, prompt: str, thought: str, answer: str
+    ) -> tuple[str, list[str]] | None:
         """Return an answer as the template writes it, and reasons; None if a part is left out, or in other words."""
-        thought, answer = map(self.spellings.as_text, self.divided(message))
         behind = self._behind(example, before, self.turn(message, last=True), prompt, thinks=bool(thought))
         # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
         # an empty thought in front of one in the content: '<think></think><think>\nSky'.
@@ -256,11 +257,9 @@ class ChatTemplate(Renderer):
         return None if place < 0 else (ended(behind[0], place, {self.layout.end}, self.layout.ending), behind[1])
 
     def _called(
-        self, example: Example, before: Chat, message: Message, prompt: str, begun: str
+        self, example: Example, before: Chat, message: Message, prompt: str, begun: str, thought: str, answer: str
     ) -> tuple[str, list[str]]:
         """Return a call as the template writes it, through the token behind it, with its thought in front of it."""
-        said = self.divided(message)
-        thought, answer = map(self.spellings.as_text, said)
         last = self.turn(message, last=True)
         behind = None
         with suppress(TemplateRefusal):  # Mistral's take no content, and no thought in it, beside a call
@@ -268,7 +267,7 @@ class ChatTemplate(Renderer):
         name = last["tool_calls"][0]["function"]["name"]
         if behind is None or (thought and place_behind(behind[0], thought, name) < 0):
             # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
-            bare = self.turn(replace(message, thought="", content=said[1]))
+            bare = self.turn(replace(message, thought="", content=self.divided(message)[1]))
             rest, reasons = self._behind(example, before, bare, prompt, thinks=False) or ("", [])
             behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing), reasons
         text = ended(behind[0], 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: <|call|>

@@ -28,8 +28,7 @@ class BestWeights:
     def go_on(self, evaluations: Mapping[int, float]) -> None:
         """After a resume only an evaluation that is better than all so far counts, also if their weights are not kept.
 
-        Weights that are kept of a worse evaluation are removed. NaN and infinity are no
-        evaluations, as in `offer`.
+        Weights that are kept of a worse evaluation are removed. NaN and infinity are no evaluations, as in `offer`.
         """
         # min() of {2: nan, 4: 1.5} is nan, which no other is below.
         self._nll = best = min((nll for nll in evaluations.values() if nll < math.inf), default=math.inf)

@@ -107,7 +107,7 @@ class Silent(Callback):
         return []
 
 
-def test_a_callback_that_remarks_on_nothing_is_not_the_one_that_is_missing(tiny, tmp_path, sftmix, monkeypatch):
+def test_a_callback_that_remarks_on_nothing_is_not_the_one_that_is_missing(tiny, tmp_path, sftmix):
     words = ["run", *tiny.options, *SHORT, "--objective", "NTP", "--callbacks", f"{__name__}.Silent"]
     assert sftmix(*words, "--out", str(tmp_path / "run")).code == 0
     summary = read_json(tmp_path / "run" / "summary.json")

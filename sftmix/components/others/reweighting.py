@@ -73,10 +73,10 @@ class UnigramSmoothing(LabelSmoothing):
         # (1 - epsilon) CE(y) + epsilon CE(q) = CE(y) + epsilon (z_y - q.z), as both have the same log sum exp
         n = len(self.q)
         q = send(torch.from_numpy(self.q), y.device)
-        weight_VD = view.head.weight  # read once: an adapted head computes it at each use
+        # z = scale W h: then no logits are needed. Read once: an adapted head computes its weight at each use.
+        weight_VD = view.head.weight if view.head.softcap is view.head.bias is None else None
         # Gradients of rows that many tokens share are not added up in bfloat16, which FSDP's weights have.
-        adds_up = not weight_VD.requires_grad or weight_VD.dtype.itemsize > 2
-        if view.head.softcap is view.head.bias is None and adds_up:  # z = scale W h: then no logits are needed
+        if weight_VD is not None and (not weight_VD.requires_grad or weight_VD.dtype.itemsize > 2):
             with torch.autocast(y.device.type, enabled=False):  # which would copy the weight
                 direction_TD = weight_VD[y] - q.to(weight_VD) @ weight_VD[:n]
             extra = (weight_T * view.head.scale * (view.hidden * direction_TD).sum(1)).sum()
