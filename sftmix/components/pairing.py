@@ -13,12 +13,15 @@ from sftmix.words.errors import DataError
 class RandomPairs(PairSampler):
     """The paper's pairing: every epoch a fresh random matching of confident with unconfident examples, in random order.
 
-    If the groups differ in size, the smaller one is repeated in a new order. With more than two groups, the first is
-    matched with the last; the examples between get NTP alone.
+    If the groups differ in size, the smaller one is repeated in new orders, which are mixed. With more than two groups,
+    the first is matched with the last; the examples between get NTP alone.
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        return between(split.confident, split.unconfident, generator(seed, "pairs", epoch))
+        rng = generator(seed, "pairs", epoch)
+        pairs = between(split.confident, split.unconfident, rng)
+        # Repeats carry no NTP: left at the end of the epoch, they would leave the smaller group without any there.
+        return pairs if abs(len(split.confident) - len(split.unconfident)) < 2 else rng.permutation(pairs)
 
 
 def between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:

@@ -12,6 +12,7 @@ from sftmix.components.contracts import OF_EXAMPLES, OF_LOSSES
 from sftmix.disk.files import naming_full_disk, read_steps, write_text
 from sftmix.ranks.world import World
 from sftmix.training.step import StepResult
+from sftmix.words.errors import ConfigError
 
 
 class MetricsLog:
@@ -24,6 +25,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
         self.last: dict[str, float] = {}
+        self._rows: str | None = None  # the hash of that step's
 
         def opened():
             """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
@@ -32,12 +34,22 @@ class MetricsLog:
             if lines:
                 # A number that was not finite is null in the log; rows are a hash, and no metric.
                 self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
+                self._rows = lines[-1].get("rows")
             # In one step: a kill leaves the log as it was, or this one.
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
             return path.open("a", encoding="utf-8")
 
         self._file = world.on_main(opened)
-        self.last = world.share(self.last)
+        self.last, self._rows = world.share((self.last, self._rows))
+
+    def check_rows(self, stage: str, now: str) -> None:
+        """Raise ConfigError if step `resume_step` had other rows, by their hash, than it would have now."""
+        if self._rows not in (None, now):
+            raise ConfigError(
+                f"{stage}: step {self.last['step']} had other examples (`rows` in metrics.jsonl) than it would have "
+                "now: another version of SFTMix, or of a component, orders them in another way. Go on with the version "
+                "that began the run, or use another --out"
+            )
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write the line of a step: its metrics, and the hash of its rows; a number that is not finite becomes null."""
@@ -101,7 +113,7 @@ class Totals:
                 effective = counts.mu * counts.ntp / counts.mixup  # mu 0.2 of 300 NTP tokens, 100 pairs: 0.6
             else:
                 self.mu_ntp += counts.mu * counts.mixup
-                effective = counts.mu
+                effective = counts.mu if counts.ntp else 0.0  # what is divided by nothing trains nothing
         return {
             **{name: getattr(done, name) for name in (*OF_LOSSES, *OF_EXAMPLES) if hasattr(done, name)},
             "mu_effective": effective,

@@ -365,6 +365,7 @@ def test_a_step_in_which_no_token_counts_moves_nothing(model, objective, mixed):
     repeats: list[Unit] = [(Slot(6, 0.0), Slot(2, 0.0))]
     done = one_step(model, objective, rate=0.125, units=repeats, optimizer=adamw)
     assert (done.counts.ntp, done.counts.mixup, done.loss, done.skipped) == (0, mixed, 0, False)
+    assert Totals().add(done, tokens=9, examples=9, seconds=1.0)["mu_effective"] == 0
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
