@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sftmix.pipeline.rows import RunRows
     from sftmix.ranks.world import World
     from sftmix.text.encoder import Encoder
+    from sftmix.training.callback_state import AsBuilt
     from sftmix.training.loop import Stage, StageResult
     from sftmix.training.signals import StopSignal
 
@@ -109,6 +111,13 @@ class RunContext:
         """The run directory."""
         return self.directory.path
 
+    @cached_property
+    def _as_built(self) -> AsBuilt:
+        """The callbacks as they are before the first stage that this process trains."""
+        from sftmix.training.callback_state import AsBuilt
+
+        return AsBuilt(self.config.callbacks)
+
     def say(self, text: str) -> None:
         """Print a line on rank 0, at once."""
         if self.world.is_main:
@@ -160,6 +169,7 @@ class RunContext:
         from sftmix.pipeline.rows import check_rows_fit
         from sftmix.training.loop import Stage
 
+        self._as_built.put()
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)
         tokens = encoder.tokenizer.convert_ids_to_tokens(list(encoder.end_ids))

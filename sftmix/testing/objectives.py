@@ -20,6 +20,7 @@ from sftmix.components.component import Need
 from sftmix.components.view import Taught
 from sftmix.testing.shared import answer_of
 from sftmix.testing.strategies import rows_in_memory
+from sftmix.training.callback_state import refusing_moves
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import normalise
 from sftmix.types import Batch, BatchNLL, Split
@@ -37,9 +38,10 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
     move  is added to the weights
     """
     plans = []
-    for batch in batches:
-        plan = objective.plan(batch, step=step, total_steps=STEPS, seed=SEED)
-        plans.append(contracts.check_plan(objective, plan, batch))
+    with refusing_moves(objective):
+        for batch in batches:
+            plan = objective.plan(batch, step=step, total_steps=STEPS, seed=SEED)
+            plans.append(contracts.check_plan(objective, plan, batch))
     config = transformers.GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3)
     with torch.random.fork_rng(devices=[]):  # the weights are drawn from torch's global state, which is watched
         torch.manual_seed(SEED)

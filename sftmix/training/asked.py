@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from sftmix.batches.order import ResponsesAlone, RowSubset
+from sftmix.training.callback_state import unmoved
 from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.step import Stage, StepResult, StepSetup
 from sftmix.types import RowLosses, Rows
@@ -26,8 +27,11 @@ def evaluate(stage: Stage, module: nn.Module) -> Mapping[str, float]:
 
 
 def read_step(setup: StepSetup, done: StepResult, function: Callable[..., Any]) -> list[Any]:
-    """Return function(hidden, head, batch, plan) of a step's micro-batches, in eval mode, of all ranks."""
-    with eval_mode(setup.module, setup.world, setup.precision) as target:
+    """Return function(hidden, head, batch, plan) of a step's micro-batches, in eval mode, of all ranks.
+
+    The function may call the loss, whose objective keeps its state.
+    """
+    with unmoved(setup.stage.objective), eval_mode(setup.module, setup.world, setup.precision) as target:
 
         def read(batch: Any, plan: Any) -> Any:
             return target.read(lambda it: function(it.hidden_states(batch), it.head, batch, plan))

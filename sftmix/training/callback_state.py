@@ -1,37 +1,97 @@
 """What components keep of a stage's past: a checkpoint holds it, and it comes back equal.
 
-Callbacks that may stop a training keep attributes; an objective or a perturbation keeps what its `state_dict` returns.
+Callbacks that may stop a training keep attributes; an objective or a perturbation keeps what its `state_dict` returns,
+and so does a component among their options.
 """
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sftmix.components.base import Callback
-from sftmix.components.component import Component, Need
+from sftmix.components.component import Component, Need, all_parts
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError
+
+
+def deciding(callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return the callbacks that may stop a training."""
+    return [one for one in callbacks if Need.STOP in one.gives]
+
+
+def stateful(*parts: Component | None) -> list[Any]:
+    """Return those of some components, and of the components among their options, that have `state_dict`."""
+    return [one for part in parts for one in all_parts(part) if hasattr(one, "state_dict")]
+
+
+@contextmanager
+def unmoved(*parts: Component | None) -> Iterator[None]:
+    """Give components their state back at the end: what is only measured moves no training."""
+    kept = [(one, copy.deepcopy(one.state_dict())) for one in stateful(*parts)]
+    try:
+        yield
+    finally:
+        for one, state in kept:
+            one.load_state_dict(state)
+
+
+@contextmanager
+def refusing_moves(objective: Component) -> Iterator[None]:
+    """Raise ConfigError at the end if the objective has changed its state."""
+    before = [repr(one.state_dict()) for one in stateful(objective)]
+    yield
+    if before != [repr(one.state_dict()) for one in stateful(objective)]:
+        raise ConfigError(
+            f"objective {objective}: plan() changes its state. The plan of a step is made before the checkpoint of the "
+            "step before it, so a resumed run would be another one: change the state in loss()"
+        )
+
+
+class AsBuilt:
+    """The attributes that callbacks which may stop have at first, but those named _NAME.
+
+    Each stage begins with them: the callbacks of a resumed run have not seen the stages before.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._of_each = [(one, _copied(_public(one))) for one in deciding(callbacks)]
+
+    def put(self) -> None:
+        """Give them these attributes, and no other ones."""
+        for one, built in self._of_each:
+            for key in _public(one).keys() - built.keys():
+                delattr(one, key)
+            vars(one).update(_copied(built))
+
+
+def _public(one: Callback) -> dict[str, Any]:
+    return {key: value for key, value in vars(one).items() if key[0] != "_"}
+
+
+def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes with copies of lists and mappings; another value that changes is refused by CallbackState."""
+    return {key: copy.deepcopy(value) if isinstance(value, (list, dict)) else value for key, value in values.items()}
 
 
 class CallbackState:
     """The attributes that callbacks which may stop have changed since the stage began, but those named _NAME.
 
-    parts  other components, of which those with `state_dict` and `load_state_dict` are kept
+    parts  other components, whose state is kept as of `stateful`
     """
 
     def __init__(self, callbacks: Sequence[Callback], world: World, parts: Sequence[Component | None] = ()) -> None:
-        deciding = [one for one in callbacks if Need.STOP in one.gives]
         self.world = world
-        self.built = [(one, {key: repr(value) for key, value in vars(one).items()}) for one in deciding]
-        self.parts: list[Any] = [part for part in parts if hasattr(part, "state_dict")]
+        self.built = [(one, {key: _seen(value) for key, value in vars(one).items()}) for one in deciding(callbacks)]
+        self.parts = stateful(*parts)
 
     def out(self) -> list[list[dict[str, Any]]]:
         """Return them for each rank and component; ConfigError for the first that JSON would not bring back equal."""
         found = []
         for one, built in self.built:
-            changed = {
-                key: value for key, value in vars(one).items() if repr(value) != built.get(key) and key[0] != "_"
-            }
+            changed = {key: value for key, value in _public(one).items() if _seen(value) != built.get(key)}
             _refuse_lost(
                 f"callbacks: no checkpoint would bring back {type(one).__name__}.",
                 changed,
@@ -51,6 +111,14 @@ class CallbackState:
             vars(one).update(kept)
         for part, kept in zip(self.parts, of_rank[len(self.built) :], strict=False):
             part.load_state_dict(kept)
+
+
+def _seen(value: Any) -> tuple[str, bytes]:
+    """Return what tells a value from itself after a change: of a long array, or of an object, the text does not."""
+    try:
+        return repr(value), pickle.dumps(value)
+    except Exception:  # a lock, a function in a function
+        return repr(value), b""
 
 
 def _refuse_lost(named: str, values: Mapping[str, Any], remedy: str) -> None:

@@ -31,6 +31,7 @@ from sftmix.components.view import Taught
 from sftmix.functional.fused import block_rows, default_chunk_size, unpaired_rows
 from sftmix.options.training import TrainingOptions
 from sftmix.ranks.world import World
+from sftmix.training.callback_state import unmoved
 from sftmix.training.module import TrainingModule
 from sftmix.training.numbers import Numbers, layers_of, teacher_bytes
 from sftmix.training.parallel import reshard, shards_of, unwrap
@@ -91,6 +92,7 @@ def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[
     weights = set() if sharded else {one.untyped_storage()._cdata for one in target.parameters()}
     with (
         within,
+        unmoved(objective),
         eval_mode(module, replace(work.world, device=device), work.precision),
         torch.enable_grad(),
         torch.compiler.set_stance("force_eager"),

@@ -57,8 +57,12 @@ SECOND = 4
 
 
 def is_base(objective: Objective, model: nn.Module) -> bool:
-    """Return True if a teacher is the model without its adapters, of which there is no second copy."""
-    return objective.teacher_decay is None and adapter_config(model) is not None
+    """Return True if a teacher is the model without its adapters, of which there is no second copy.
+
+    Biases that adapters train (model.lora.bias) are the model's own, and stay without the adapters.
+    """
+    adapters = adapter_config(model)
+    return objective.teacher_decay is None and adapters is not None and adapters.bias == "none"
 
 
 def teacher_bytes(objective: Objective, model: nn.Module) -> float:

@@ -46,6 +46,7 @@ from sftmix.functional.fused import unpaired_rows
 from sftmix.options.training import CheckpointOptions, TrainingOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
+from sftmix.training.callback_state import refusing_moves
 from sftmix.training.module import Perturb
 from sftmix.training.parallel import autocast, gradient_sync, unwrap
 from sftmix.training.scoring import Scorer, with_batch_nll
@@ -267,10 +268,11 @@ def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[lis
     """Return the plans of this rank's micro-batches and None; if one is wrong, no plans and the message."""
     stage, plans = setup.stage, list[Plan]()
     try:
-        for batch in batches:
-            plan = stage.objective.plan(batch, step=step, total_steps=stage.order.total_steps, seed=stage.seed)
-            plan = check_plan(stage.objective, plan, batch)
-            plans.append(replace(plan, unpaired=unpaired_rows(plan.pairs, len(batch.labels))))
+        with refusing_moves(stage.objective):
+            for batch in batches:
+                plan = stage.objective.plan(batch, step=step, total_steps=stage.order.total_steps, seed=stage.seed)
+                plan = check_plan(stage.objective, plan, batch)
+                plans.append(replace(plan, unpaired=unpaired_rows(plan.pairs, len(batch.labels))))
     except ConfigError as error:
         return [], str(error)
     return plans, None

@@ -2,7 +2,8 @@
 
 They take no second model. Before the forwards of a step they are exchanged with the trained ones, in place, and give
 the states of its micro-batches; then they are exchanged back. Under FSDP they are shards as the weights are, and are
-gathered once more for their pass. The base of a model with adapters is the model without them, and takes no memory.
+gathered once more for their pass. The base of a model with adapters is the model without them, and takes no memory,
+unless they train biases of the model.
 """
 
 from collections.abc import Iterator, Sequence

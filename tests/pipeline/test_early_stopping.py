@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.components import EarlyStopping, StageState
+from sftmix import RunConfig, run
+from sftmix.components import Callback, CallbackResult, EarlyStopping, StageState, TrainedReference
 from sftmix.disk.files import read_json
+from sftmix.options import DataOptions, ModelOptions, TrainingOptions
 from tests.tiny import Tiny, in_this_process, metrics
 from tests.tiny import sftmix as command
 
@@ -150,3 +152,34 @@ def test_a_reference_is_trained_without_it(tiny, made):
     before = manifest.stat().st_mtime_ns
     made("run", *words, "--callbacks+", "EarlyStopping")
     assert manifest.stat().st_mtime_ns == before
+
+
+class Budget(Callback):
+    """Stops after so many steps, as it counts them itself."""
+
+    def __init__(self, *, steps: int) -> None:
+        self.steps, self.made, self.by_stage = steps, 0, {}
+
+    def on_step_end(self, state):
+        self.made += 1
+        self.by_stage[state.stage] = self.by_stage.get(state.stage, 0) + 1
+        self.last = state.step
+        return CallbackResult(stop=self.made >= self.steps)
+
+
+def test_each_stage_begins_with_the_callback_as_it_was_built(tiny, tmp_path):
+    """As where each stage is made by a process of its own, or after a resume."""
+    training = TrainingOptions(learning_rate=0.01, global_batch_size=8, epochs=2.0)
+    budget = Budget(steps=10)
+    config = RunConfig(
+        out=str(tmp_path / "run"),
+        model=ModelOptions(path=str(tiny.model)),
+        data=DataOptions(train=str(tiny.train)),
+        reference=TrainedReference(checkpoints=1),
+        with_baseline=True,
+        training=training,
+        callbacks=[budget],
+    )
+    run(config)
+    assert [len(metrics(tmp_path / "run", stage)) for stage in ("reference", "train", "baseline")] == [8, 8, 8]
+    assert (budget.made, budget.by_stage, budget.last) == (8, {"baseline": 8}, 8)

@@ -52,7 +52,7 @@ DETACHED = {"finite_differences": False}
 LABELLED = {"scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)}
 MORE = {"DFT": DETACHED, "EAFT": DETACHED, "ProFit": DETACHED, "LevelPairs": {"groups": 4}}
 MORE |= dict.fromkeys(("QualityLabel", "WithLabel", "Shares"), LABELLED)
-OUTSIDE = {"AdamW8bit", "FromFile", "Online", "S2L", "PriFT", "ASFT", "Rho1"}
+OUTSIDE = {"AdamW8bit", "FromFile", "Online", "S2L", "PriFT", "Rho1"}
 """They need bitsandbytes, read a file, or have no dynamics before training; they have tests of their own."""
 SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.name not in OUTSIDE]
 SHIPPED.append(("Selector", f"{Shares.__module__}.Shares"))

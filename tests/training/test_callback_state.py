@@ -3,6 +3,7 @@
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sftmix.batches.order import Slot
@@ -72,6 +73,34 @@ def test_what_would_not_come_back_ends_the_run_after_its_first_step(tmp_path, va
     assert train(stage_of(tmp_path, Watches(value)), World()).figures["steps"] == 6
 
 
+class Worst:
+    """Of an object, and of a long array, the text is the same after a change."""
+
+    def __init__(self) -> None:
+        self.of = 0
+
+
+class Watcher(Callback):
+    """Changes in place what it keeps, which it has from the start."""
+
+    def __init__(self) -> None:
+        self.helper, self.array = Worst(), np.zeros(2000)
+
+    def on_step_end(self, state):
+        self.helper.of += 1
+
+
+class OfArrays(Watcher):
+    def on_step_end(self, state):
+        self.array[1000] += 1
+
+
+@pytest.mark.parametrize(("callback", "key"), [(Watcher(), "helper"), (OfArrays(), "array")], ids=["object", "array"])
+def test_what_changes_in_place_is_seen(tmp_path, callback, key):
+    with pytest.raises(ConfigError, match=rf"no checkpoint would bring back {type(callback).__name__}\.{key}"):
+        train(stage_of(tmp_path, callback, every=0), World())
+
+
 @pytest.mark.parametrize("value", [{"a": [1, 0.5, None, True, "x"]}, float("nan"), [], 1e300], ids=repr)
 def test_values_of_json_come_back(tmp_path, value):
     with pytest.raises(Stopped):
@@ -79,6 +108,17 @@ def test_values_of_json_come_back(tmp_path, value):
     again = Keeps("another")
     train(stage_of(tmp_path, again), World())
     assert repr(again.kept) == repr(value)
+
+
+def test_another_order_than_that_of_the_last_step_is_refused(tmp_path):
+    """As after a release, or an edit that no hash sees, that orders the examples in another way."""
+    with pytest.raises(Stopped):
+        train(stage_of(tmp_path, Interrupt(step=4)), World())
+    turned = [batch[::-1] for batch in BATCHES]
+    given = {"data": DATA, "checkpoint": CheckpointOptions(every=2)}
+    with pytest.raises(ConfigError, match=r"train: step 4 had other examples \(`rows` in metrics\.jsonl\)"):
+        train(toy_stage(tmp_path, turned, **given), World())
+    assert train(stage_of(tmp_path), World()).figures["steps"] == 6
 
 
 def each_rank(world: World, path: str) -> None:

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from sftmix.batches.order import Slot, Unit
-from sftmix.components import NTP, AdamW, Callback, Need, Objective
+from sftmix.components import ASFT, NTP, AdamW, Callback, LossView, Need, Objective, ProFit
 from sftmix.model.adapters import add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
+from sftmix.testing import check_objective
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
@@ -18,7 +19,7 @@ from sftmix.training.numbers import teacher_bytes
 from sftmix.training.teacher import give_teacher
 from sftmix.words.errors import ConfigError, Stopped
 from tests.forked import on_ranks
-from tests.toy import own_logits, toy_model, toy_rows, toy_setup, toy_stage
+from tests.toy import metrics_of, own_logits, toy_model, toy_rows, toy_setup, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4)])
 BATCHES: list[list[Unit]] = [[(Slot(0),), (Slot(1),), (Slot(2),), (Slot(3),)]] * 4
@@ -125,6 +126,53 @@ def test_the_base_of_adapters_is_the_model_without_them(tmp_path):
     assert moved == set(after[0]), "the adapters are trained and on"
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_adapters_train_are_those_before_training(tmp_path, bias):
+    model, objective = toy_model(), Distil(decay=None)
+    add_adapters(model, LoraOptions(r=2, target_modules=["c_attn"], bias=bias), seed=0)
+    _, after = taught(tmp_path, objective, model=model)
+    expected = nll_by({}, toy_model())
+    for name, nll in objective._seen:
+        torch.testing.assert_close(nll, expected[name], rtol=0, atol=1e-10)
+    assert any(name.endswith("bias") and not torch.equal(after[0][name], after[3][name]) for name in after[0])
+
+
+def test_an_objective_that_weighs_another_ones_tokens_has_its_teacher(tmp_path):
+    bare, inner = Distil(), Distil()
+    whole, _ = taught(tmp_path / "bare", bare)
+    weighed, _ = taught(tmp_path / "weighed", ProFit(threshold=0.0, mixup=inner))  # a threshold of 0 weighs none
+    assert len(bare._seen) == len(inner._seen) == 16
+    for (name, expected), (again, found) in zip(bare._seen, inner._seen, strict=True):
+        assert name == again
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(weighed, whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.4])
+def test_asft_is_dft_and_the_whole_divergence_from_the_start(tmp_path, kl):
+    """By autograd of the formula, example by example, in the second step: in the first both models are one."""
+    _, after = taught(tmp_path, ASFT(kl=kl))
+    model, base = toy_model(), own_logits(toy_model(), DATA)
+    model.load_state_dict(after[0])
+    terms = []
+    for row, (expected, labels) in zip(DATA, base, strict=True):
+        log_p = model(torch.as_tensor(row.input_ids)[None]).logits[0, :-1][row.target[1:]].log_softmax(-1)
+        nll = -log_p.gather(1, torch.from_numpy(labels)[:, None])[:, 0]
+        log_q = torch.from_numpy(expected).log_softmax(-1)
+        terms.append((-nll).exp().detach() * nll + kl * (log_q.exp() * (log_q - log_p)).sum(-1))
+    loss, line = torch.cat(terms).mean(), metrics_of(tmp_path)[1]
+    loss.backward()
+    assert line["loss"] == pytest.approx(loss.item(), abs=1e-12)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-9)
+
+
+def test_two_teachers_exclude_each_other():
+    assert ASFT(mixup=Distil(decay=None)).teacher_decay is None
+    with pytest.raises(ConfigError, match=r"ASFT and objective\.mixup .*Distil.* exclude each other"):
+        ASFT(mixup=Distil())
+
+
 def check_shared(world: World, directory: str) -> None:
     objective, alone = Distil(), Distil()
     given = {"data": DATA, "checkpoint": CheckpointOptions(every=0)}
@@ -179,6 +227,45 @@ def test_what_an_objective_says_it_keeps_comes_back(tmp_path):
     resumed, _ = taught(tmp_path / "cut", objective, every=1)
     assert objective.calls == 8
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
+def test_so_does_what_an_objective_within_it_keeps(tmp_path):
+    whole, _ = taught(tmp_path / "whole", ProFit(threshold=0.0, mixup=Counts()))
+    with pytest.raises(Stopped):
+        taught(tmp_path / "cut", ProFit(threshold=0.0, mixup=Counts()), stop=3, every=1)
+    resumed, _ = taught(tmp_path / "cut", ProFit(threshold=0.0, mixup=Counts()), every=1)
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
+class Reads(Callback):
+    """Calls the loss of the step once more."""
+
+    gives = frozenset()
+
+    def on_step_end(self, state):
+        state.read(lambda hidden, head, batch, plan: state.objective.loss(LossView(head, lambda: hidden), batch, plan))
+
+
+def test_passes_that_measure_leave_it(tmp_path):
+    objective = Counts()
+    options = {"micro_batch_tokens": "auto", "micro_batch_size": None}
+    given = {"data": DATA, "objective": objective, "callbacks": [Reads()], "options": options}
+    train(toy_stage(tmp_path, BATCHES, **given), World())
+    assert objective.calls == 4  # a step has one micro-batch
+
+
+class CountsPlans(Counts):
+    def plan(self, batch, **at):
+        self.calls += 1
+        return super().plan(batch, **at)
+
+
+def test_a_plan_that_changes_it_is_refused(tmp_path):
+    """The plan of the next step would be in the checkpoint of this one."""
+    with pytest.raises(ConfigError, match=r"CountsPlans.*: plan\(\) changes its state"):
+        taught(tmp_path, CountsPlans())
+    with pytest.raises(ConfigError, match=r"plan\(\) changes its state"):
+        check_objective(CountsPlans(), finite_differences=False)
 
 
 def test_the_second_weights_are_counted(tmp_path):

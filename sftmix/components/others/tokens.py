@@ -1,8 +1,8 @@
 """Objectives that weigh each response token, by the model's own probabilities or a stored reference's.
 
 A stored reference is confidence/dynamics.parquet of `sftmix confidence --reference.token_nll true`, made of the same
-rows with the same tokenizer, template and length. PriFT and ASFT take its first checkpoint (the model before
-training, if 0 is among reference.checkpoints), Rho1 its last.
+rows with the same tokenizer, template and length. PriFT takes its first checkpoint (the model before training, if 0 is
+among reference.checkpoints), Rho1 its last.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.components.base import Objective
-from sftmix.components.component import require
+from sftmix.components.component import Need, require
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.disk.places import place_of
@@ -34,8 +34,13 @@ class TokenWeights(Objective):
     def __init__(self, *, mixup: Objective | None = None):
         """mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs."""
         self.inner = mixup or NTP()
+        if Need.TEACHER in self.needs and self.inner.teacher_decay is not None:
+            raise ConfigError(
+                f"objective {type(self).__name__} and objective.mixup {self.inner} exclude each other: the teacher of "
+                "the first has the weights before training, that of the second an average; leave out one of the two"
+            )
         self.needs = self.needs | self.inner.needs
-        self.gives = self.inner.gives
+        self.gives, self.teacher_decay = self.gives & self.inner.gives, self.inner.teacher_decay
 
     def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
         self.inner.check(sizes, **of_run)
@@ -140,25 +145,38 @@ class PriFT(StoredReference):
         return (-self.reference_nll(batch)).exp()  # p_ref of the label
 
 
-class ASFT(StoredReference):
-    """Anchored SFT (arXiv 2509.23753), cheaply: DFT plus a pull to the pretrained model at the response tokens alone.
+class ASFT(TokenWeights):
+    """Anchored SFT (arXiv 2509.23753): DFT plus kl times the divergence from the model before training to the model.
 
-    Only one term of KL(p_ref || p) is used, the response token's. It has the same gradient as p_ref times the token's
-    NLL, so the factor is p + kl p_ref. The paper sums over the whole vocabulary, with a second model beside the first.
+    It is KL(p_ref || p) over the whole vocabulary, averaged over the response tokens, in the direction of the authors'
+    code; their text has the other one. Each step costs one more forward, and full weights are kept twice.
     """
 
-    def __init__(self, *, dynamics: str, kl: float = 0.1, mixup: Objective | None = None):
+    needs, gives = frozenset({Need.TEACHER}), frozenset()
+
+    def __init__(self, *, kl: float = 0.1, mixup: Objective | None = None):
         """
-        dynamics: a dynamics.parquet with the NLL of each token.
-        kl: weight of the pull, 0 (DFT) or above.
+        kl: weight of the divergence, 0 or above.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
         """
-        super().__init__(dynamics=dynamics, mixup=mixup)
+        super().__init__(mixup=mixup)
         require(0 <= kl < math.inf, "objective.kl", kl, "a number from 0")
         self.kl = kl
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
-        return (-_nll(view, batch)).exp() + self.kl * (-self.reference_nll(batch)).exp()
+        return (-_nll(view, batch)).exp()
+
+    def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        import torch.nn.functional as F
+
+        def divergence(logits, states):
+            expected = view.teacher.logits(states).log_softmax(-1)
+            return F.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+
+        out, weight_T = super().loss(view, batch, plan), self.kl * plan.row_weight
+        return out._replace(
+            loss=out.loss + view.chunked_loss(view.hidden, divergence, view.teacher.hidden, row_weight=weight_T).loss
+        )
 
 
 class Rho1(StoredReference):
