@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from sftmix.batches.order import Slot, Unit
 from sftmix.components import ASFT, NTP, AdamW, Callback, LossView, Need, Objective, ProFit
+from sftmix.components.view import Taught
 from sftmix.model.adapters import add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions, TrainingOptions
 from sftmix.ranks.world import World
@@ -165,6 +166,14 @@ def test_asft_is_dft_and_the_whole_divergence_from_the_start(tmp_path, kl):
     assert line["loss"] == pytest.approx(loss.item(), abs=1e-12)
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert line["grad_norm"] == pytest.approx(float(norm), rel=1e-9)
+
+
+def test_its_logits_are_finite_where_a_bias_masks_a_token():
+    hidden, weight = torch.randn(2, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    bias = torch.tensor([0.5, -torch.inf, 0.0], dtype=torch.float64)
+    found = Taught(hidden, weight, bias, None, 2.0).logits(hidden)
+    assert (found[:, 1] == -1e30).all()
+    torch.testing.assert_close(found[:, [0, 2]], 2.0 * (hidden @ weight.T + bias)[:, [0, 2]], rtol=0, atol=1e-14)
 
 
 def test_two_teachers_exclude_each_other():
