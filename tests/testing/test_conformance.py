@@ -50,7 +50,7 @@ OPTIONS = {
 }
 DETACHED = {"finite_differences": False}
 LABELLED = {"scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)}
-MORE = {"DFT": DETACHED, "EAFT": DETACHED, "ProFit": DETACHED, "LevelPairs": {"groups": 4}}
+MORE = {"ASFT": DETACHED, "DFT": DETACHED, "EAFT": DETACHED, "ProFit": DETACHED, "LevelPairs": {"groups": 4}}
 MORE |= dict.fromkeys(("QualityLabel", "WithLabel", "Shares"), LABELLED)
 OUTSIDE = {"AdamW8bit", "FromFile", "Online", "S2L", "PriFT", "Rho1"}
 """They need bitsandbytes, read a file, or have no dynamics before training; they have tests of their own."""
@@ -149,6 +149,45 @@ def test_a_need_is_met_and_one_that_is_not_declared_is_caught():
     testing.check_confidence_estimator(Needy())
     with pytest.raises(AssertionError, match=r"add to `needs`: .*Need\.ENTROPY for token_entropy"):
         testing.check_confidence_estimator(Certain())
+
+
+class Accurate(components.Perplexity):
+    """The share of the tokens that were right."""
+
+    def estimate(self, dynamics):
+        return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
+
+
+class Easiest(base.Order):
+    """The most confident rows first."""
+
+    def rows(self, scores, *, epoch, seed):
+        return np.array(scores.ranked() + [row for row in range(len(scores)) if np.isnan(scores.confidence[row])])
+
+
+class Nearest(base.PairSampler):
+    """The most confident row with the next one, and so on."""
+
+    def pairs(self, split, scores, *, epoch, seed):
+        ranked = [row for row in scores.ranked() if split.group[row] >= 0]
+        return np.array(ranked[: len(ranked) // 2 * 2]).reshape(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("component", "need", "field"),
+    [
+        (Accurate, Need.CORRECT, "n_correct"),
+        (Easiest, Need.CONFIDENCE, "confidence"),
+        (Nearest, Need.CONFIDENCE, "confidence"),
+    ],
+)
+def test_so_is_one_that_a_run_fills_with_a_number(component, need, field):
+    check = CHECKS[component.__mro__[1].__name__.replace("Perplexity", "ConfidenceEstimator")]
+    with pytest.raises(AssertionError, match=rf"it reads {field}.*add Need\.{need.name} to `needs`"):
+        check(component())
+    needy = component()
+    needy.needs = frozenset({need})
+    check(needy)
 
 
 class Ranks(components.Perplexity):
