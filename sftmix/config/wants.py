@@ -25,8 +25,8 @@ class Wants:
 
     @cached_property
     def by_confidence(self) -> bool:
-        """True if the split is by the confidence, and not by something else such as a label."""
-        return Need.CONFIDENCE in self.config.splitter.needs
+        """True if the split is by what a reference says, and not by something else such as a label."""
+        return reads_scores(self.config.splitter)
 
     @cached_property
     def by_dynamics(self) -> bool:

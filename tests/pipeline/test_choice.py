@@ -9,7 +9,8 @@ from tests.tiny import SHORT, metrics, table
 
 OWN = """
 import numpy as np
-from sftmix.components import Need, Order, RandomPairs, Selector
+from sftmix.components import Need, Order, RandomPairs, Selector, Splitter
+from sftmix.types import Split
 
 
 class Best(Selector):
@@ -21,6 +22,14 @@ class Best(Selector):
 
 class ByStates(RandomPairs):
     needs = frozenset({Need.MEAN_STATES})
+
+
+class OfStates(Splitter):
+    needs = frozenset({Need.MEAN_STATES})
+
+    def split(self, scores, *, seed):
+        first = scores.states[:, 0]
+        return Split(group=(first > np.median(first)).astype(np.int8), names=("low", "high"))
 
 
 class Rising(Order):
@@ -94,3 +103,11 @@ def test_an_epoch_without_pairs_goes_through_the_rows_in_their_order(own, tiny, 
 )
 def test_what_no_reference_could_give_is_refused(own, tiny, refused, words, said):
     assert said in refused("run", *tiny.bare, *SHORT, *words)
+
+
+def test_a_splitter_by_states_alone_gets_a_reference(own, tiny, made, refused):
+    run = made("run", *tiny.options, *SHORT, "--splitter", "own_choice.OfStates")
+    groups = table(run / "split" / "split.parquet")["group"]
+    assert (sum(group == "low" for group in groups), sum(group == "high" for group in groups)) == (15, 14)
+    said = refused("run", *tiny.bare, *SHORT, "--splitter", "own_choice.OfStates", "--reference", "Online", out="b")
+    assert "splitter OfStates needs the mean state of each response, which reference Online" in said
