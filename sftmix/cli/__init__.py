@@ -133,4 +133,5 @@ usage: sftmix COMMAND [options]        sftmix COMMAND --help        sftmix run -
 New here? `sftmix quickstart`. Then your own data:
   sftmix run --model.path HuggingFaceTB/SmolLM2-135M-Instruct \\
     --data.train rows.jsonl --data.eval_fraction 0.1 \\
-    --training.learning_rate 1e-4 --with_baseline --out runs/first"""
+    --training.learning_rate 1e-4 --training.epochs 1 \\
+    --with_baseline --out runs/first"""

@@ -26,6 +26,12 @@ OF_ROWS = """\
   --data.max_length N             tokens per example; longer ones are cut
   --data.template TEXT            the model's own, or alpaca, chatml, a file
 """
+OF_READING = """\
+  --data.format WORD              auto, alpaca, messages, sharegpt ... [auto]
+  --data.columns MAP              names of fields, as {response: output_gpt4}
+  --data.skip_bad                 drop bad rows and count them
+  --data.exclude FILE             rows to leave out: ids, or suspects.csv
+"""
 OF_REFERENCE = """\
   --out DIR                       run directory; the same command continues it
   --training.learning_rate X      peak, after a warm-up [2e-06]
@@ -37,14 +43,18 @@ OF_REFERENCE = """\
   --reference CLASS               source of the scores [TrainedReference]
   --reference.checkpoints N       how often each row is scored [5]
 """
-OF_TARGET = """\
+OF_SPLIT = """\
+  --confidence CLASS              of these scores: Perplexity ... [Perplexity]
   --splitter CLASS                the groups: Median, Quantile ... [Median]
+"""
+OF_TARGET = """\
   --objective CLASS               the loss: SFTMix, NTP ... [SFTMix]
   --objective.mu X                weight of the Mixup term [0.2]
   --with_baseline                 also train plain NTP, to compare with
   --checkpoint.keep_best          keep the best evaluation's model as well
 """
-"""The options that matter most, a line each: of the model and the rows, of all training, and of the target's alone."""
+"""The options that matter most, a line each: of the model and the rows, of their reading, of all training, of the halves,
+and of the target's alone."""
 
 
 @dataclasses.dataclass
@@ -81,7 +91,9 @@ def help_text(name: str, about: str, topic: str, owner: type = NoOptions) -> str
         if not chosen:
             raise unknown_option(topic)
         return formatted(topic, chosen, usage=usage, description=about, epilog=_COMPONENTS)
-    used = [OF_ROWS] if name == "preview" else [OF_ROWS, OF_REFERENCE]
+    used = [OF_ROWS, OF_READING] if name == "preview" else [OF_ROWS, OF_REFERENCE]
+    if name in ("confidence", "split", "run", "train"):
+        used.append(OF_SPLIT)
     if name in ("run", "train"):
         used.append(OF_TARGET)
     groups = dict.fromkeys(row.key.partition(".")[0] for row in rows if row.form in ("...", "CLASS"))

@@ -52,9 +52,9 @@ class TrainedReference(Reference):
             one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
         response_alone: also score each response without its instruction (IFD needs it); scoring costs twice as much.
-        keep: what else is kept of each response, beside what confidence, splitter and pairing need: `entropy` and
-            `margin` of the prediction of each token (the latter by one more pass of the LM head), and `states`, the
-            mean input of the LM head at the last checkpoint.
+        keep: what else is kept of each response, beside what components need: `entropy` and `margin` of the prediction
+            of each token (the latter by one more pass of the LM head), and `states`, the mean input of the LM head at
+            the last checkpoint.
         training: differences from the run's `training` options; null inherits them all.
         """
         holds = not (token_nll or response_alone or keep) if checkpoints == "online" else are_scorings(checkpoints)

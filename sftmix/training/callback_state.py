@@ -6,9 +6,9 @@ and so does a component among their options.
 
 import copy
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from sftmix.components.base import Callback
@@ -84,14 +84,16 @@ class CallbackState:
 
     def __init__(self, callbacks: Sequence[Callback], world: World, parts: Sequence[Component | None] = ()) -> None:
         self.world = world
-        self.built = [(one, {key: _seen(value) for key, value in vars(one).items()}) for one in deciding(callbacks)]
+        self.built = [
+            (one, {key: repr(_content(value)) for key, value in vars(one).items()}) for one in deciding(callbacks)
+        ]
         self.parts = stateful(*parts)
 
     def out(self) -> list[list[dict[str, Any]]]:
         """Return them for each rank and component; ConfigError for the first that JSON would not bring back equal."""
         found = []
         for one, built in self.built:
-            changed = {key: value for key, value in _public(one).items() if _seen(value) != built.get(key)}
+            changed = {key: value for key, value in _public(one).items() if repr(_content(value)) != built.get(key)}
             _refuse_lost(
                 f"callbacks: no checkpoint would bring back {type(one).__name__}.",
                 changed,
@@ -113,12 +115,18 @@ class CallbackState:
             part.load_state_dict(kept)
 
 
-def _seen(value: Any) -> tuple[str, bytes]:
-    """Return what tells a value from itself after a change: of a long array, or of an object, the text does not."""
-    try:
-        return repr(value), pickle.dumps(value)
-    except Exception:  # a lock, a function in a function
-        return repr(value), b""
+def _content(value: Any, levels: int = 4) -> Any:
+    """Return what tells a value from itself after a change in place; the text of an object or a long array does not.
+
+    levels  of objects and collections that are looked into
+    """
+    if hasattr(value, "tolist"):  # an array, a tensor
+        return value.tolist()
+    inside: Any = value if isinstance(value, (Mapping, list, tuple)) else getattr(value, "__dict__", None)
+    if not levels or isinstance(value, (type, ModuleType)) or inside is None:
+        return repr(value)
+    fields = inside if isinstance(inside, Mapping) else dict(enumerate(inside))
+    return [repr(value), {key: _content(one, levels - 1) for key, one in fields.items()}]
 
 
 def _refuse_lost(named: str, values: Mapping[str, Any], remedy: str) -> None:

@@ -120,8 +120,7 @@ class TrainingLoop:
             Collector() as garbage,
         ):
             metrics = log.last
-            if self.step:
-                log.check_rows(stage.name, digest(stage.order.batch(self.step - 1)))
+            log.check_order(stage)
             before = self._call("on_stage_start", metrics)
             # They go into the line of step 1, which may be evaluated as well.
             self.pending = {f"start_{k}" if k.startswith("eval_") else k: value for k, value in before.items()}

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sftmix.batches.order import digest
 from sftmix.components.contracts import OF_EXAMPLES, OF_LOSSES
 from sftmix.disk.files import naming_full_disk, read_steps, write_text
 from sftmix.ranks.world import World
-from sftmix.training.step import StepResult
+from sftmix.training.step import Stage, StepResult
 from sftmix.words.errors import ConfigError
 
 
@@ -42,11 +43,12 @@ class MetricsLog:
         self._file = world.on_main(opened)
         self.last, self._rows = world.share((self.last, self._rows))
 
-    def check_rows(self, stage: str, now: str) -> None:
+    def check_order(self, stage: Stage) -> None:
         """Raise ConfigError if step `resume_step` had other rows, by their hash, than it would have now."""
-        if self._rows not in (None, now):
+        step = int(self.last.get("step", 0))
+        if self._rows is not None and self._rows != digest(stage.order.batch(step - 1)):
             raise ConfigError(
-                f"{stage}: step {self.last['step']} had other examples (`rows` in metrics.jsonl) than it would have "
+                f"{stage.name}: step {step} had other examples (`rows` in metrics.jsonl) than it would have "
                 "now: another version of SFTMix, or of a component, orders them in another way. Go on with the version "
                 "that began the run, or use another --out"
             )

@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from sftmix.cli.commands import COMMANDS
-from sftmix.cli.help import OF_REFERENCE, OF_ROWS, OF_TARGET, option_docs
+from sftmix.cli.help import OF_READING, OF_REFERENCE, OF_ROWS, OF_SPLIT, OF_TARGET, option_docs
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, option_hints
 from sftmix.tools.estimate.command import EstimateOptions
@@ -45,7 +45,7 @@ def test_the_help_of_run_fits_a_screen(sftmix):
     text = sftmix("run", "--help").out
     assert len(text.splitlines()) <= 45
     assert 20 <= len(options(text)) <= 25
-    assert options(text) == options(OF_ROWS + OF_REFERENCE + OF_TARGET)
+    assert options(text) == options(OF_ROWS + OF_REFERENCE + OF_SPLIT + OF_TARGET)
     for line in text[text.index("\noptions:\n") :].splitlines():
         assert len(line) <= 80, line
         assert not line.startswith("   "), f"an option on two lines: {line}"
@@ -53,9 +53,9 @@ def test_the_help_of_run_fits_a_screen(sftmix):
 
 def test_the_short_help_names_defaults_as_they_are():
     """It is written by hand; in the long one the defaults are the classes' own."""
-    text = OF_ROWS + OF_REFERENCE + OF_TARGET
+    text = OF_ROWS + OF_READING + OF_REFERENCE + OF_SPLIT + OF_TARGET
     told = dict(re.findall(r"^  --([\w.]+) .* \[([^]]+)]$", text, re.M))
-    assert len(told) == 9
+    assert len(told) == 11
     for key, default in told.items():
         value: object = RunConfig()
         for name in key.split("."):
@@ -122,3 +122,10 @@ def test_what_a_docstring_repeats_of_a_module_is_what_stands_there():
     assert f"{window.STEPS} if they are over {window.NEAR} away" in of_verify
     assert option_docs(EstimateOptions)["gpu"].startswith(f"{', '.join(GPUS)} or cpu;")
     assert set(get_args(get_type_hints(track.Options)["to"])) == set(TRACKERS)
+
+
+def test_a_help_names_what_its_example_and_its_page_use(sftmix):
+    """split has its splitter, preview what a data file may want."""
+    assert {"splitter", "confidence"} <= options(sftmix("split", "--help").out)
+    assert {"data.skip_bad", "data.columns", "data.exclude", "data.format"} <= options(sftmix("preview", "--help").out)
+    assert "--finite_differences [VALUE]" in sftmix("components", "--help").out

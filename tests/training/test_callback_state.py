@@ -84,10 +84,15 @@ class Watcher(Callback):
     """Changes in place what it keeps, which it has from the start."""
 
     def __init__(self) -> None:
-        self.helper, self.array = Worst(), np.zeros(2000)
+        self.helper, self.array, self.listed = Worst(), np.zeros(2000), [{"a": Worst()}]
 
     def on_step_end(self, state):
         self.helper.of += 1
+
+
+class OfLists(Watcher):
+    def on_step_end(self, state):
+        self.listed[0]["a"].of += 1
 
 
 class OfArrays(Watcher):
@@ -95,7 +100,7 @@ class OfArrays(Watcher):
         self.array[1000] += 1
 
 
-@pytest.mark.parametrize(("callback", "key"), [(Watcher(), "helper"), (OfArrays(), "array")], ids=["object", "array"])
+@pytest.mark.parametrize(("callback", "key"), [(Watcher(), "helper"), (OfArrays(), "array"), (OfLists(), "listed")])
 def test_what_changes_in_place_is_seen(tmp_path, callback, key):
     with pytest.raises(ConfigError, match=rf"no checkpoint would bring back {type(callback).__name__}\.{key}"):
         train(stage_of(tmp_path, callback, every=0), World())

@@ -25,8 +25,8 @@ FILE = "confidence/dynamics.parquet"
 KEPT = ("metrics.jsonl", "online", "scores*")
 """Beside the dynamics, what the stage keeps of the way to them, as patterns."""
 OTHER_KEPT = (
-    "the reference did not keep the same of each response as is asked for now (reference.keep, and what confidence, "
-    "splitter and pairing need)"
+    "the reference did not keep the same of each response as is asked for now (reference.keep, and what the components "
+    "need)"
 )
 """What a refusal says of it, in place of two lists."""
 MAX_UNSCORED = 0.05

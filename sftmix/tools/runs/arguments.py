@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser, owner: type) -> None:
             parser.add_argument(f"--{key}", dest=name, action="store_true", help=doc)
             continue
         # Without a form the metavar is the choices: mlflow|swanlab|tensorboard|trackio|wandb.
-        value = {"help": doc, "metavar": form or "|".join(choices(hint)), "default": option.default}
+        value = {"help": doc, "metavar": form or "|".join(choices(hint)) or "VALUE", "default": option.default}
         flag = bool in alternatives(hint)  # as of `run`: --data.skip_bad, or --data.skip_bad true
         count = "+" if is_list(hint) else "?" if flag else None
         if option.kind is option.KEYWORD_ONLY:
