@@ -53,8 +53,8 @@ OF_TARGET = """\
   --with_baseline                 also train plain NTP, to compare with
   --checkpoint.keep_best          keep the best evaluation's model as well
 """
-"""The options that matter most, a line each: of the model and the rows, of their reading, of all training, of the halves,
-and of the target's alone."""
+"""The options that matter most, a line each: of the model and the rows, of their reading, of all training, of the
+halves, and of the target's alone."""
 
 
 @dataclasses.dataclass

@@ -41,3 +41,20 @@ def test_a_table_that_cannot_be_written_is_refused_first(sftmix, tiny, tmp_path)
     words = ("--model.path", str(tiny.model), "--data.train", str(tiny.train))
     done = sftmix("preview", *words, "--bad", str(tmp_path / "file" / "bad.csv"))
     assert (done.code, "--bad" in done.err) == (2, True)
+
+
+def test_a_field_that_is_not_read_has_one_line(sftmix, tiny, tmp_path):
+    """Two further columns of 500 rows had 1,000 lines, among which bad rows were lost."""
+    rows, bad = tmp_path / "rows.jsonl", tmp_path / "bad.csv"
+    good = {"instruction": "Say it.", "output": "It is said.", "lang": "en"}
+    lines = [{**good, "output": f"It is {k}.", "date": k} for k in range(300)] + [
+        {"instruction": "x", "date": 1},
+        {**good, "note": 1},
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    done = sftmix("preview", "--model.path", str(tiny.model), "--data.train", str(rows), "--bad", str(bad))
+    assert done.code == 0, done.err
+    with bad.open(newline="", encoding="utf-8") as file:
+        found = [(line["source"].rpartition(":")[2], line["detail"]) for line in csv.DictReader(file)]
+    assert found[:2] == [("1", "'date', in 300 rows"), ("1", "'lang', in 301 rows")]
+    assert (found[3], len(found)) == (("302", "'note'"), 4)
