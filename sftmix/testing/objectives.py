@@ -42,7 +42,9 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
         for batch in batches:
             plan = objective.plan(batch, step=step, total_steps=STEPS, seed=SEED)
             plans.append(contracts.check_plan(objective, plan, batch))
-    config = transformers.GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3)
+    config = transformers.GPT2Config(
+        vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3, bos_token_id=None, eos_token_id=None
+    )
     with torch.random.fork_rng(devices=[]):  # the weights are drawn from torch's global state, which is watched
         torch.manual_seed(SEED)
         module = TrainingModule(transformers.GPT2LMHeadModel(config).double().eval())  # eval: no dropout
