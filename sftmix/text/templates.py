@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
+from sftmix.text.thoughts import common_start
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError, TemplateRefusal
 
@@ -308,3 +309,16 @@ def written_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Int64) -> str:
     """Decode token ids; special tokens and white space stay as they are."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def count_within(tokenizer: PreTrainedTokenizerBase, ids: list[int], part: list[int]) -> int:
+    """Return how many of the ids say no more than the text of a part, which they begin with, maybe in other tokens."""
+    text = decode(tokenizer, part)
+    within = len(common_start(part, ids))
+    for count in range(within + 1, len(ids) + 1):
+        said = decode(tokenizer, ids[:count])
+        if text.startswith(said):
+            within = count
+        elif len(said.rstrip("\ufffd")) > len(text):  # the first tokens of an emoji end in up to three of these
+            break
+    return within

@@ -69,6 +69,18 @@ def test_parts_of_a_response_that_is_tokenised_apart_from_its_prompt(parts, expe
     assert ("boundary" in weighed(encoder, row(parts))[2]) == parts[0][0].startswith("\n\n")
 
 
+@pytest.mark.parametrize("tokenizer", [chatml_tokenizer, bos_tokenizer, metaspace_tokenizer])
+@pytest.mark.parametrize("said", ["🎉", "東京", "👩‍👩‍👧", "ñ 🇫🇷 ☃️", "\ufffd🎉"])
+@pytest.mark.parametrize("space", ["", "\n\n", "  "])
+def test_parts_with_characters_of_several_tokens(tokenizer, said, space):
+    """The first of these tokens are decoded as U+FFFD, which the text does not have there."""
+    encoder = make_encoder(tokenizer())
+    end = encoder.decode(list(encoder.stop_ids[:1]))
+    first, second = f"{space}Wrong {said}: no!", f" Right {said}."
+    assert trained_text(encoder, row([(first, OFF), (second, {})])).strip() == f"{second}{end}".strip()
+    assert trained_text(encoder, row([(first, {}), (second, OFF)])).strip() == first.strip()
+
+
 WORDS = st.sampled_from(["Blue", "s", " lead", "trail ", "end", "a.b", "é", "1", "e"])
 PARTS = st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=3).map("".join), st.sampled_from([0.25, 0.5, 2.0])))
 
