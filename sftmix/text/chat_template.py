@@ -200,7 +200,9 @@ class ChatTemplate(Renderer):
             except ConfigError as error:
                 raise ConfigError(f"{example.id} ({example.source}): {error}") from error
             known = through if turn.prompt.startswith(held) else 0
-            lost = left_out_of(turn.prompt, () if known else example.tools, chat[known:place])
+            tools = () if known else example.tools
+            bare = self.layout.template.tried(*chat[:place], prompt=True) if tools else ""
+            lost = left_out_of(turn.prompt, bare, tools, chat[known:place], len(held) if known else 0)
             turn.reasons.extend(lost)
             found.append(turn)
             if not lost:

@@ -113,10 +113,10 @@ def place_behind(text: str, *parts: Any) -> int:
     for part in parts:
         said = str(part).strip()
         spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]  # True -> true
-        found = max(text.find(form, place) for form in (said, spelt))
-        if found < 0:
+        found = [at for form in (said, spelt) if (at := text.find(form, place)) >= 0]
+        if not found:
             return -1
-        place = found + len(said)
+        place = min(found) + len(said)
     return place
 
 
@@ -130,19 +130,31 @@ def holds_calls(text: str, turn: Mapping[str, Any]) -> bool:
     return all(holds(text, part) for call in turn.get("tool_calls") or () for part in _values(call["function"]))
 
 
-def left_out_of(prompt: str, tools: Iterable[Fields], before: Iterable[Fields]) -> list[str]:
+def left_out_of(prompt: str, bare: str, tools: Iterable[Fields], before: Iterable[Fields], place: int = 0) -> list[str]:
     """Return what a template leaves out of the prompt: functions, calls, their results, other turns.
 
+    A turn is looked for behind the question before it, a result behind the first call: the words may be in others as
+    well. Some templates have results in the order of their calls.
+
+    bare    the prompt without the functions
     tools   the functions that the assistant may call
-    before  the turns of the prompt
+    before  turns of the prompt
+    place   where in the prompt they begin
     """
-    written = all(tool["function"]["name"] in prompt for tool in tools)
-    lost = set() if written else {"tools_lost"}
-    for other in before:
-        if not holds_calls(prompt, other):
+    unwritten = prompt == bare or any(tool["function"]["name"] not in prompt for tool in tools)
+    lost = {"tools_lost"} if tools and unwritten else set[str]()
+    for turn in before:
+        behind = prompt if turn["role"] == "system" else prompt[place:]  # Mistral: with the last turn of a user
+        said = place_behind(behind, turn["content"])
+        calls = [_values(call["function"]) for call in turn.get("tool_calls") or ()]
+        if not holds_calls(behind, turn):
             lost.add("calls_lost")
-        if other["role"] != "assistant" and not holds(prompt, other["content"]):
-            lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")  # Falcon: the system turn
+        elif calls:
+            place += max(place_behind(behind, part) for part in calls[0])
+        if turn["role"] != "assistant" and said < 0:
+            lost.add("tools_lost" if turn["role"] == "tool" else "turn_lost")  # Falcon: the system turn
+        elif turn["role"] == "user":
+            place += said
     return sorted(lost)
 
 
