@@ -15,6 +15,7 @@ from sftmix.data.store import Conversations, Prepared
 from sftmix.disk.decisions import excluded_names
 from sftmix.options.data import DataOptions
 from sftmix.ranks.rng import stable_hash
+from sftmix.text.examples import question_and_response
 from sftmix.text.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.types import Bool
 from sftmix.words.errors import ConfigError, DataError, refuse
@@ -85,14 +86,22 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
 
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
-    known = list(zip(rows.values("id"), rows.values("source"), strict=True))
-    names = excluded_names(path, {name for pair in known for name in pair})
+    places = rows.values("source")
+    known = list(zip(rows.values("id"), places, strict=True))
+    records = dict(zip(places, rows.records, strict=True))
+
+    def said(place: str) -> list[tuple[str, str]]:
+        """Return question and response of each answer of the row at a place."""
+        return [question_and_response(one) for one in rows.some(np.array([records[place]])).examples(whole=False)]
+
+    names = excluded_names(path, {name for pair in known for name in pair}, said)
     if not names:
         report.notes.append(f"data.exclude: {path} leaves out no row")
     if unknown := sorted(names.difference(*known)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
-            f"{quoted(unknown[0])}; give an id or file:line in each line, as `sftmix suspects` shows them"
+            f"{quoted(unknown[0])}: gone, or changed since? Give an id or file:line in each line, as `sftmix suspects` "
+            "shows them"
         )
     named = np.array([not names.isdisjoint(pair) for pair in known])
     report_rows(rows, named, "excluded", report)

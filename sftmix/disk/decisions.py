@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import decoded
@@ -16,7 +16,9 @@ DECISIONS = ("", "keep", DROP, "mended")
 
 
 OF_A_ROW = {"id", "source", "decision"}
-"""Columns that a table has; one of `suspects` has more, among them prompt and response."""
+"""Columns that a table has."""
+TEXTS = {"prompt", "response"}
+"""Columns that a table of `suspects` has as well."""
 
 
 def read_decisions(text: str, path: PathLike) -> list[dict[str, str]]:
@@ -41,13 +43,20 @@ def read_decisions(text: str, path: PathLike) -> list[dict[str, str]]:
     return lines
 
 
-def excluded_names(path: str, known: Set[str]) -> set[str]:
+def words_of(*texts: str) -> list[str]:
+    """Return the words of texts, by which a row is known: a CSV may have other line ends."""
+    return " ".join(texts).split()
+
+
+def excluded_names(path: str, known: Set[str], said: Callable[[str], Iterable[Sequence[str]]]) -> set[str]:
     """Return the rows that a file leaves out, by id or by `file:line`.
 
     A list has a name in each line, of a row or of a turn. A row of a table is known by its id, or else by its place:
-    the id of a row without its own is made from its content.
+    the id of a row without its own is made from its content. If the table has the texts, the row that is there must
+    have one of them, since a deleted line moves the rows behind it.
 
     known  the ids and places of all rows
+    said   function: a place -> question and response of each answer there
     Raises ConfigError for a file that cannot be read.
     """
     try:
@@ -57,6 +66,18 @@ def excluded_names(path: str, known: Set[str]) -> set[str]:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     if not lines:
         return {RESERVED_ID.sub("", line.strip()) for line in text.split("\n")} - {""}
-    # c1@turn0 -> c1: the row is left out
-    dropped = [(RESERVED_ID.sub("", line["id"]), line["source"]) for line in lines if line["decision"] == DROP]
-    return {place if name not in known and place in known else name for name, place in dropped}
+    names = set()
+    for line in lines:
+        if line["decision"] == DROP:
+            name, place = RESERVED_ID.sub("", line["id"]), line["source"]  # c1@turn0 -> c1: the row is left out
+            moved = name not in known and place in known and _is_there(line, said(place))
+            names.add(place if moved else name)
+    return names
+
+
+def _is_there(line: Mapping[str, str], answers: Iterable[Sequence[str]]) -> bool:
+    """Return True if an answer has the question, or the response, of a line, or if the line has none of these."""
+    if not TEXTS <= line.keys():
+        return True
+    before = words_of(line["prompt"]), words_of(line["response"])
+    return any(words_of(text) == words != [] for texts in answers for text, words in zip(texts, before, strict=True))

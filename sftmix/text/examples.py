@@ -84,3 +84,9 @@ def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
         number = sum(message.role == "assistant" for message in row.messages[:last])
         turn = f"@turn{number}" if several and not whole else ""
         yield replace(row, id=row.id + turn, messages=tuple(messages))
+
+
+def question_and_response(one: Example) -> tuple[str, str]:
+    """Return the last turn of the user, the question that was answered, and the response."""
+    question = next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "")
+    return question, "\n".join(turn.content for turn in one.messages if turn.trained)

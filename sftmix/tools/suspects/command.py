@@ -15,13 +15,13 @@ from sftmix.cli.say import say
 from sftmix.disk.decisions import DROP
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
+from sftmix.text.examples import question_and_response
 from sftmix.tools.runs.read import Reading, check_finished, is_run
 from sftmix.tools.suspects.rows import SuspectRows, sentence_model
 from sftmix.tools.suspects.table import (
     default_signals,
     fill_decisions,
     kinds_of,
-    questions_and_responses,
     ranked_table,
     write_suspects,
 )
@@ -97,7 +97,8 @@ def main(args: Options) -> None:
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
         )
     examples, dynamics, hard = rows
-    texts = SuspectRows(*questions_and_responses(examples), dynamics, args.embedding)
+    prompts, responses = zip(*map(question_and_response, examples), strict=True)
+    texts = SuspectRows(prompts, responses, dynamics, args.embedding)
     kinds = kinds_of(args.signals or default_signals(texts))
     table = ranked_table(examples, texts, hard, kinds, by_label=bool(args.by))
     if out := args.out or (run and run / "suspects"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from sftmix.cli.say import say
 from sftmix.config.schema import find_component
-from sftmix.disk.decisions import DROP, read_decisions
+from sftmix.disk.decisions import DROP, read_decisions, words_of
 from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
 from sftmix.disk.texts import decoded
 from sftmix.tools.suspects import repeats, signals, texts
@@ -39,12 +39,6 @@ SHIPPED = (
 BY_RULES = tuple(kind.__name__ for kind in SHIPPED[1:9])
 OF_TEXTS = ("Mismatch", *BY_RULES)
 OF_TOKENS = (*BY_RULES, "EndOfTurn", "HardTokens")
-
-
-def questions_and_responses(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
-    """Return the last turn of the user, the question that was answered, and the response, of each example."""
-    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in examples]
-    return questions, ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
 
 
 def ranked_table(
@@ -101,8 +95,7 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
         decision, line = row.decision, left.get(row.id)
         if line and (
             line["source"].rstrip(place) == row.source.rstrip(place)
-            # by words: a CSV may have other line ends
-            or f"{line.get('prompt')} {line.get('response')}".split() == f"{row.prompt} {row.response}".split()
+            or words_of(line.get("prompt", ""), line.get("response", "")) == words_of(row.prompt, row.response)
         ):
             decision = left.pop(row.id)["decision"] or decision
         decisions.append(decision)

@@ -106,6 +106,34 @@ def test_a_run_leaves_out_what_is_to_drop_by_id_or_place(suspects, sftmix, tiny,
     assert f"{rows}:1)" in line
 
 
+@pytest.mark.parametrize("texts", [["prompt", "response"], ["response"]])
+def test_a_row_that_moved_to_the_place_of_a_deleted_one_stays(suspects, sftmix, tiny, rows, tmp_path, texts):
+    """By the texts of the table; without both of them the place counts alone."""
+    table = pd.DataFrame(suspects().values())
+    table.loc[table["source"].str.endswith(":2"), "decision"] = "drop"
+    (name,) = table.loc[table["decision"] == "drop", "id"]
+    path = tmp_path / "decided.csv"
+    table.drop(columns={"prompt", "response"} - {*texts}).to_csv(path, index=False)
+    rows.write_text("".join(line for line in rows.read_text().splitlines(keepends=True) if "rivers" not in line))
+    code, lines, error = excluded(sftmix, tiny, rows, path)
+    if len(texts) == 1:
+        assert (code, f"{rows}:2)" in lines[0]) == (0, True)
+    else:
+        assert (code, f"names 1 that are no rows of data.train, such as '{name}'" in error) == (2, True), error
+
+
+@pytest.mark.parametrize("changed", ["Tell me", "People know"])
+def test_a_row_with_another_question_or_another_response_is_known_by_its_place(
+    suspects, sftmix, tiny, rows, tmp_path, changed
+):
+    table = pd.DataFrame(suspects().values())
+    table.loc[table["source"].str.endswith(":2"), "decision"] = "drop"
+    table.to_csv(tmp_path / "decided.csv", index=False)
+    rows.write_text(rows.read_text().replace(f"{changed} ", "Now "))
+    code, (line,), _ = excluded(sftmix, tiny, rows, tmp_path / "decided.csv")
+    assert (code, f"{rows}:2)" in line) == (0, True)
+
+
 def test_a_table_without_a_row_to_drop_is_said_and_another_word_is_refused(suspects, sftmix, tiny, rows, tmp_path):
     suspects()
     path = tmp_path / "out" / "suspects.csv"
