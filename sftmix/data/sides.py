@@ -94,9 +94,9 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
         """Return question and response of each answer of the row at a place."""
         return [question_and_response(one) for one in rows.some(np.array([records[place]])).examples(whole=False)]
 
-    names = excluded_names(path, {name for pair in known for name in pair}, said)
-    if not names:
-        report.notes.append(f"data.exclude: {path} leaves out no row")
+    names, others = excluded_names(path, {name for pair in known for name in pair}, said)
+    if others or not names:
+        report.notes.append(f"data.exclude: {path} leaves out {f'whole rows{others}' if names else 'no row'}")
     if unknown := sorted(names.difference(*known)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "

@@ -8,7 +8,7 @@ from sftmix.disk.places import PathLike, place_of
 from sftmix.disk.texts import decoded
 from sftmix.words.errors import ConfigError
 from sftmix.words.fields import RESERVED_ID
-from sftmix.words.shown import of_cell, quoted
+from sftmix.words.shown import counted, of_cell, quoted
 
 DROP = "drop"
 DECISIONS = ("", "keep", DROP, "mended")
@@ -48,8 +48,20 @@ def words_of(*texts: str) -> list[str]:
     return " ".join(texts).split()
 
 
-def excluded_names(path: str, known: Set[str], said: Callable[[str], Iterable[Sequence[str]]]) -> set[str]:
-    """Return the rows that a file leaves out, by id or by `file:line`.
+def left_out_with(decisions: Iterable[tuple[str, str]]) -> str:
+    """Return what is to be said of answers that are left out as another of their conversation is; "" if none are.
+
+    decisions  id and decision of each answer of a table: c1@turn0, drop
+    """
+    of_rows = [(RESERVED_ID.sub("", name), word) for name, word in decisions]
+    dropped = {row for row, word in of_rows if word == DROP}
+    others = [word for row, word in of_rows if row in dropped and word != DROP]
+    kept = f", {others.count('keep'):,} of them decided keep" if "keep" in others else ""
+    return f", with {counted(len(others), 'other answer')} of their conversations{kept}" if others else ""
+
+
+def excluded_names(path: str, known: Set[str], said: Callable[[str], Iterable[Sequence[str]]]) -> tuple[set[str], str]:
+    """Return the rows that a file leaves out, by id or by `file:line`, and what `left_out_with` says.
 
     A list has a name in each line, of a row or of a turn. A row of a table is known by its id, or else by its place:
     the id of a row without its own is made from its content. If the table has the texts, the row that is there must
@@ -65,14 +77,14 @@ def excluded_names(path: str, known: Set[str], said: Callable[[str], Iterable[Se
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     if not lines:
-        return {RESERVED_ID.sub("", line.strip()) for line in text.split("\n")} - {""}
+        return {RESERVED_ID.sub("", line.strip()) for line in text.split("\n")} - {""}, ""
     names = set()
     for line in lines:
         if line["decision"] == DROP:
             name, place = RESERVED_ID.sub("", line["id"]), line["source"]  # c1@turn0 -> c1: the row is left out
             moved = name not in known and place in known and _is_there(line, said(place))
             names.add(place if moved else name)
-    return names
+    return names, left_out_with((line["id"], line["decision"]) for line in lines)
 
 
 def _is_there(line: Mapping[str, str], answers: Iterable[Sequence[str]]) -> bool:

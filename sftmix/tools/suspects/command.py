@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.cli.say import say
-from sftmix.disk.decisions import DROP
+from sftmix.disk.decisions import DROP, left_out_with
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
 from sftmix.text.examples import question_and_response
@@ -106,10 +106,11 @@ def main(args: Options) -> None:
         write_suspects(table, Path(out))
     _print(table, args.top)
     if out:
+        others = left_out_with(zip(table["id"], table["decision"], strict=True))
         say(
             f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet, {sum(table['decision'] == DROP):,} to "
-            f"drop. Fill in its column decision (keep, drop, mended): --data.exclude {out}/suspects.csv leaves out "
-            "what is to drop"
+            f"drop{others}. Fill in its column decision (keep, drop, mended): --data.exclude {out}/suspects.csv leaves "
+            "out what is to drop"
         )
 
 

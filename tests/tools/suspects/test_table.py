@@ -134,6 +134,29 @@ def test_a_row_with_another_question_or_another_response_is_known_by_its_place(
     assert (code, f"{rows}:2)" in line) == (0, True)
 
 
+def test_the_other_answers_of_a_conversation_are_left_out_with_one_and_counted(suspects, sftmix, tiny, tmp_path):
+    chats = []
+    for number, topic in enumerate(TOPICS):
+        texts = f"Tell me about {topic}.", f"People know {topic} well.", f"And who needs {topic}?", "Sailors do.", "Why?"
+        roles = ("user", "assistant") * 3
+        turns = [{"role": role, "content": text} for role, text in zip(roles, [*texts, f"{topic}!"], strict=True)]
+        chats.append({"id": f"c{number}", "messages": turns})
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chats))
+    suspects(file=file)
+    path = tmp_path / "out" / "suspects.csv"
+    table = pd.read_csv(path, dtype=str).set_index("id")
+    for name, decision in {"c2@turn0": "drop", "c2@turn1": "keep", "c5@turn2": "drop", "c6@turn0": "keep"}.items():
+        table.loc[name, "decision"] = decision
+    table.reset_index().to_csv(path, index=False)
+    along = ", with 4 other answers of their conversations, 1 of them decided keep"
+    done = sftmix("suspects", str(file), "--embedding", "tfidf", "--out", str(path.parent))
+    assert f"2 to drop{along}. Fill in" in done.err, done.err
+    code, (note, line), _ = excluded(sftmix, tiny, file, path)
+    assert (code, note) == (0, f"data.exclude: {path} leaves out whole rows{along}")
+    assert line.startswith("2 rows left out (data.exclude): c2 ")
+
+
 def test_a_table_without_a_row_to_drop_is_said_and_another_word_is_refused(suspects, sftmix, tiny, rows, tmp_path):
     suspects()
     path = tmp_path / "out" / "suspects.csv"
