@@ -53,15 +53,15 @@ class Columns:
     def renamed(self, row: Any) -> Any:
         """Return the row under our names, without null, and remember its fields. Raises BadRow for what is none.
 
-        A field takes the place of another of its name. A row without the column keeps its own field.
+        A field takes the place of another of its name, also if it is null. A row without the column keeps its own
+        field.
         """
         if not isinstance(row, Mapping):
             raise row if isinstance(row, BadRow) else BadRow(f"expected an object, found {quoted(row)}")
         self.present.update(dict.fromkeys(row))
-        row = without_null(row)
-        moved = {field: row[column] for field, column in self.names.items() if column in row}
+        named = {field: row[column] for field, column in self.names.items() if column in row}
         gone = {*self.names.values(), *self.unread}  # {messages: chosen}: `chosen` is not reported as not read
-        return {key: value for key, value in row.items() if key not in gone} | moved
+        return without_null({key: value for key, value in row.items() if key not in gone} | named)
 
 
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -306,6 +307,20 @@ def test_fields_of_each_format(columns, row, expected, write, read):
     train = read(write("rows.jsonl", [row]), columns=columns).train
     assert ["|".join(texts) for texts in contents(train)] == [expected]
     assert "key" not in row or train.values("id") == ["k"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_null_in_a_column_is_not_the_rows_own_field_of_our_name(kind, tmp_path, read):
+    table = pd.DataFrame({"instruction": list("uvw"), "output": "theirs", "better": ["a", None, "c"], "input": "x"})
+    path = str(tmp_path / f"rows.{kind}")
+    if kind == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        (table.to_csv if kind == "csv" else table.to_parquet)(path, index=False)
+    prepared = read(path, columns={"output": "better"}, skip_bad=True)
+    assert contents(prepared.train) == [["u\nx", "a"], ["w\nx", "c"]]
+    reason = "empty_response" if kind == "csv" else "bad_row"  # as of a field without another name
+    assert prepared.report.counts == {reason: 1}
 
 
 def test_files_with_our_names_go_beside_them(write, read):
