@@ -20,8 +20,8 @@ _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([
 """NAME:SUBSET@SPLIT, of which subset and split may be left out."""
 
 # ._a.jsonl (macOS), cache-0123.arrow (of map), state.json, dataset_info.json
-_NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json")
-"""Names of files that are never rows: hidden ones, and those that datasets writes for itself."""
+_NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json|README\.md\Z")
+"""Names of files that are never rows: hidden ones, and those that datasets and the hub write for themselves."""
 # test-00000-of-00001, medqa_4options_test_800, alpaca.dev; not contest, latest, devices
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
 """Names of files that are not for training if there are others."""
@@ -119,8 +119,8 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
         left_out = listed(str(file.relative_to(path)) for file in left)
         if not found:
             raise DataError(
-                f"{option}: {name}: no file in the directory is read (ending in {SUPPORTED}); below it: {left_out}: "
-                "name these, or their folders"
+                f"{option}: {name}: no file in the directory is read (ending in {SUPPORTED}); there are {left_out}; "
+                "name files of rows, or their folders"
             )
         files = {str(Path(name) / file.name): file for file in found}
         lines.append(f"{option}: read: {listed(files)}; left out of {name}: {left_out}")
@@ -169,13 +169,21 @@ def _why_unread(path: Path) -> str:
 
 
 def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:
-    """Return the files in a directory that are read, and those in it and below it that could be and are left out."""
-    below = sorted(
+    """Return the files in a directory that are read, and those that are left out: in it all, below it what could be.
+
+    Raises DataError for a link to nothing that would be read.
+    """
+    here = [file for file in directory.iterdir() if not (file.is_dir() or _NO_ROWS.match(file.name))]
+    found = sorted(file for file in here if file.suffix.lower() in READERS)
+    for file in found:
+        if file.is_symlink() and not file.exists():
+            raise DataError(f"{file}: a link to {file.readlink()}, which is not there; bring it back, or delete the link")
+    below = [
         file
         for file in directory.rglob("*")
         if file.suffix.lower() in READERS and file.is_file() and not _NO_ROWS.match(file.name)
-    )
-    found = [file for file in below if file.parent == directory]
+    ]
+    found = [file for file in found if file.is_file()]  # no pipe
     state = directory / "state.json"
     if state.is_file():  # of save_to_disk, which leaves the files of an earlier save
         saved = {str(file["filename"]) for file in read_json(state)["_data_files"]}
@@ -185,7 +193,7 @@ def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[
     rows = [file for file in found if file.suffix.lower() != ".txt"]
     if form != TEXT and (rows or form != "auto"):
         found = rows
-    return found, [file for file in below if file not in found]
+    return found, sorted({*here, *below}.difference(found))
 
 
 def name_parts(name: str) -> tuple[str, str | None, str | None]:

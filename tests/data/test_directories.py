@@ -1,5 +1,6 @@
 """Directories of rows: of save_to_disk, downloaded from the hub, or with files for training and for tests."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,32 @@ def test_what_is_left_out_is_named_and_what_is_hidden_is_none(said, write):
     assert expand(["rows"], "data.train")[1] == [
         "data.train: read: 'rows/a.jsonl'; left out of rows: 'more/b.csv', 'notes.txt'"
     ]
+
+
+def test_what_cannot_be_read_is_named_as_well(said, write):
+    Path("rows/more.jsonl").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl.gz", "c.tsv", "d.ndjson", "README.md", ".hidden"):
+        write(f"rows/{name}", rows_of(name, 1) if name == "a.jsonl" else "text")
+    os.mkfifo("rows/e.jsonl")
+    write("rows/more.jsonl/f.tsv", "text")
+    assert said("rows") == ["a.jsonl0"]
+    assert expand(["rows"], "data.train")[1] == [
+        "data.train: read: 'rows/a.jsonl'; left out of rows: 'b.jsonl.gz', 'c.tsv', 'd.ndjson', 'e.jsonl'"
+    ]
+    Path("rows/a.jsonl").unlink()
+    with pytest.raises(DataError, match=r"rows: no file in the directory is read .*; there are 'b.jsonl.gz'"):
+        expand(["rows"], "data.train")
+
+
+def test_a_link_to_nothing_is_refused(said, write):
+    """As in a cache of the hub that was cleared."""
+    Path("rows").mkdir()
+    write("rows/a.jsonl", rows_of("a", 1))
+    Path("rows/notes.md").symlink_to("blobs/1")
+    assert said("rows") == ["a0"]
+    Path("rows/b.parquet").symlink_to("blobs/2")
+    with pytest.raises(DataError, match=r"^rows/b.parquet: a link to blobs/2, which is not there; bring it back, or"):
+        expand(["rows"], "data.train")
 
 
 def test_a_split_of_a_file_is_no_file(write):

@@ -32,8 +32,8 @@ def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
     (tmp_path / "folder" / "notes.md").write_text("About rows.")
     (message,) = refused(str(tmp_path / "folder"))
     assert message.endswith(
-        "folder: no file in the directory is read (ending in .arrow, .csv, .json, .jsonl, .parquet, .txt); below it: "
-        "none: name these, or their folders"
+        "folder: no file in the directory is read (ending in .arrow, .csv, .json, .jsonl, .parquet, .txt); there "
+        "are 'notes.md'; name files of rows, or their folders"
     )
 
 
