@@ -50,3 +50,33 @@ def test_the_home_directory_is_meant_by_its_sign_behind_an_equals_sign_too(tmp_p
     monkeypatch.setenv("HOME", str(tmp_path))
     config, _, _ = parse(read_arguments(["--out=~/runs/first"]))
     assert config.out == str(tmp_path / "runs" / "first")
+
+
+OF_RUNS = [["--model.path", "m"], ["--data.train", "a", "b"], ["--data.eval", "a"], ["--trust"]]
+
+
+@pytest.mark.parametrize("words", OF_RUNS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        (["suspects", "rows.jsonl"], "--model names one that scores these rows"),
+        (["chat", "no-run", "--beside", "base"], "a model is named itself"),
+        (["generate", "no-run", "--to", "x.jsonl", "--models", "target, other"], "a model is named itself"),
+        (["evaluate", "no-run", "--tasks", "x"], "a model is named itself"),
+    ],
+    ids=lambda value: value[0],
+)
+def test_options_of_runs_are_refused_if_no_run_is_named(sftmix, tmp_path, monkeypatch, words, command, remedy):
+    """Elsewhere they were ignored: the model that suspects was to score by was none."""
+    monkeypatch.chdir(tmp_path)
+    done = sftmix(*command, *words)
+    said = f"{words[0]}: for a run, and {command[1]} is none; leave it out ({remedy})"
+    assert (done.code, said in done.err) == (2, True), done.err
+
+
+def test_options_of_runs_are_taken_if_one_of_several_models_is_of_a_run(finished, sftmix, tmp_path):
+    model = str(finished.path / "train" / "model")
+    words = ("generate", model, "--prompts", str(tmp_path / "none.jsonl"), "--to", str(tmp_path / "x"), "--trust")
+    done = sftmix(*words, "--models", f"target, {finished.path}")
+    assert "none.jsonl: no such file or directory" in done.err
+    assert f"--trust: for a run, and {model} is none" in sftmix(*words).err

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from sftmix.pipeline.signature import is_own, names_given
 from sftmix.pipeline.stages import by_name
 from sftmix.pipeline.validity import is_finished
 from sftmix.words.errors import ConfigError
+from sftmix.words.given import as_list
 
 
 def is_run(place: str | Path) -> bool:
@@ -82,15 +83,32 @@ _given: ContextVar[Mapping[str, Any]] = ContextVar("given", default={})  # noqa:
 
 @contextmanager
 def reading(options: Any) -> Iterator[None]:
-    """Read runs as the options of a command say, if it has those of `Reading`."""
-    named = {key: getattr(options, key.replace(".", "__"), None) for key in ("data.train", "data.eval", "model.path")}
+    """Read runs as the options of a command say, if it has those of `Reading`.
+
+    Raises ConfigError for these options if the command reads no run.
+    """
+    keys = ("data.train", "data.eval", "model.path", "trust")
+    named = {key: getattr(options, key.replace(".", "__"), None) for key in keys}
     given = {key: name for key, name in named.items() if name} if isinstance(options, Reading) else {}
-    before = _given.set(given)
+    if given:
+        _refuse_no_run_among(options, given)
+    before = _given.set({key: name for key, name in given.items() if key != "trust"})
     try:
         with trusting(None) if getattr(options, "trust", False) else nullcontext():
             yield
     finally:
         _given.reset(before)
+
+
+def _refuse_no_run_among(options: Any, given: Iterable[str]) -> None:
+    """Raise ConfigError for options of runs, if a command that reads other places as well got none that is a run."""
+    places = as_list(getattr(options, "rows", None) or getattr(options, "place", None) or [])
+    others = [getattr(options, "beside", None), *(getattr(options, "models", None) or "").split(",")]
+    if places and not any(is_run(name.strip()) for name in [*places, *others] if name):
+        remedy = "--model names one that scores these rows" if hasattr(options, "model") else "a model is named itself"
+        raise ConfigError(
+            f"{', '.join(f'--{key}' for key in given)}: for a run, and {', '.join(places)} is none; leave it out ({remedy})"
+        )
 
 
 def read_finished(run: Path) -> RunConfig:
