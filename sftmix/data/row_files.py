@@ -6,7 +6,6 @@ reading.
 
 import csv
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.disk.texts import decoded
+from sftmix.text.values import JSON
 from sftmix.words.errors import BadRow
 from sftmix.words.fields import TEXT
 from sftmix.words.shown import quoted
@@ -58,7 +58,7 @@ def _lines(path: Path) -> Iterator[Row]:
                 continue
             else:
                 try:
-                    row = _JSON.decode(decoded(line).rstrip())
+                    row = JSON.decode(decoded(line).rstrip())
                 except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
                     # json.dump(row, file, indent=2): the first line is "{" alone.
                     begins = line.strip().removeprefix(b"\xef\xbb\xbf") in (b"{", b"[")
@@ -71,22 +71,11 @@ def _array(path: Path) -> Iterator[Row]:
     # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's place.
     text = decoded(path.read_bytes(), "surrogateescape")
     try:
-        rows = _JSON.decode(text)
+        rows = JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise BadRow(f": not valid JSON: {error}; of JSON lines, bad ones can be skipped") from error
     for index, row in enumerate(rows):
         yield f"[{index}]", row
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; raise ValueError for a key that it has twice, of which the last value would count."""
-    if len(values := dict(pairs)) < len(pairs):  # as json.loads would not say: '{"a": 1, "a": 2}' -> {"a": 2}
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{quoted(max(keys, key=keys.count))} is twice in one object; write it once: {quoted(values)}")
-    return values
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -181,7 +170,7 @@ def _without_media(table: Any) -> Iterator[Any]:
     def value(text: str | None, **_: Any) -> Any:
         """Return what a text of JSON says; remember what is wrong with it."""
         try:
-            return None if text is None else _JSON.decode(text)
+            return None if text is None else JSON.decode(text)
         except (ValueError, RecursionError) as error:
             problems.append(BadRow(f"not valid JSON: {error}"))
 

@@ -66,6 +66,18 @@ def checked_text(value: Any, what: str) -> str:
     return value
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; raise ValueError for a key that it has twice, of which the last value would count."""
+    if len(values := dict(pairs)) < len(pairs):  # as json.loads would not say: '{"a": 1, "a": 2}' -> {"a": 2}
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{quoted(max(keys, key=keys.count))} is twice in one object; write it once: {quoted(values)}")
+    return values
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_object)
+"""The reader of the JSON of rows, in their files and in texts in them."""
+
+
 def parsed(value: Any, what: str) -> Any:
     """Return a value, or what a JSON text means, with texts that can be encoded. Raises BadRow.
 
@@ -73,7 +85,7 @@ def parsed(value: Any, what: str) -> Any:
     """
     is_text = isinstance(value, str)
     try:
-        pruned = _pruned(json.loads(value) if is_text else value, is_text, DEEPEST)
+        pruned = _pruned(JSON.decode(value) if is_text else value, is_text, DEEPEST)
         # All of its texts in one: a NUL in them is "\u0000" there, and what only says so is "\\u0000".
         spelt = json.dumps(pruned, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
         checked_text(spelt.replace(r"\u0000", "\0"), what)

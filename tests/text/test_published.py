@@ -50,6 +50,24 @@ def test_what_cannot_be_read_is_named_with_a_way_on(row, reason):
     assert reason in str(caught.value)
 
 
+TWICE = '{"content": "good", "role": "user", "content": "bad"}'
+ARGUMENTS = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": '{"a": 1, "a": 2}'}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"messages": f'[{TWICE}, {{"role": "assistant", "content": "a"}}]'}, "messages is .* 'content'"),
+        ({"messages": [CHAT[0], ARGUMENTS]}, ".*tool_calls: arguments is .* 'a'"),
+        ({"messages": CHAT, "tools": '[{"name": "f", "name": "g"}]'}, "tools is .* 'name'"),
+    ],
+)
+def test_a_key_that_is_twice_in_a_json_text_is_refused_as_in_json_lines(row, key):
+    """The last value would count, without a word."""
+    with pytest.raises(BadRow, match=f"^{key} is twice in one object; write it once: "):
+        convert(row, "auto")
+
+
 def test_calls_of_several_functions_in_json():
     turn = {"role": "assistant", "content": None, "function_calls": json.dumps([FUNCTION["function"]])}
     (_, found) = convert({"messages": [CHAT[0], turn]}, "auto").messages
