@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from sftmix.components.row_format import RowFormat
 from sftmix.data.report import ALL_BAD, NAMED, Case, DataReport, hear
+from sftmix.data.row_files import has_many_lines
 from sftmix.data.sources import expand
 from sftmix.data.store import EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
 from sftmix.disk.cache import Record, get_or_build, key_of
@@ -112,6 +113,8 @@ class RowReader:
                     if self.label_field is not None:
                         label = without_null(value).get(self.label_field)  # by its own name: `weight` may be a label
                     yield from self._record(self.converter.example(row, place, label))
+                    if source.name.lower().endswith(".csv") and has_many_lines(value):
+                        self.report.add("many_lines", Case(place))
                     for name in self.converter.skipped:
                         hear("unread", Case(place, detail=f": {name}"))
                 except BadRow as problem:

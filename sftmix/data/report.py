@@ -17,6 +17,7 @@ ALL_BAD = "sftmix preview --bad FILE names all"
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
+    "many_lines": "row{s} of CSV over more than 50 lines (an open quote makes the rows behind it one answer)",
     "duplicate": "row{s} with the same content as an earlier row (kept; data.duplicates drop leaves them out)",
     "dropped_duplicate": "row{s} with the same content as an earlier row left out (data.duplicates)",
     "system": "row{s} with a system turn",

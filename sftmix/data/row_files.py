@@ -25,6 +25,9 @@ MAX_TEXT_BYTES = 64 << 20
 """Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
 
 
+MANY_LINES = 50
+"""Most lines of a row of CSV that is not reported: behind an open quote, as of 5", many rows are one answer."""
+
 ABSENT = ("NaN", "nan", "NULL", "null")
 """Cells of CSV that are empty, in any column: what pandas and databases write for a field that a row lacks."""
 
@@ -94,18 +97,30 @@ def _csv(path: Path) -> Iterator[Row]:
                 "save the file anew"
             )
         while True:
-            place = f":{reader.line_num + 1}"  # before it is read: a quoted cell may go over several lines
+            first = reader.line_num + 1  # before it is read: a quoted cell may go over several lines
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield place, BadRow(f"not valid CSV: {error}")
+                yield f":{first}", BadRow(f"not valid CSV: {error}{_through(first, reader.line_num)}")
                 continue
             if len(cells) == len(header):
-                yield place, {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
+                row = {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
+                yield f":{first}", row
             elif cells:  # not of a blank line, []
-                yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
+                problem = f"{len(cells)} fields, but the header has {len(header)}"
+                yield f":{first}", BadRow(f"{problem}{_through(first, reader.line_num)}")
+
+
+def _through(first: int, last: int) -> str:
+    """Name the lines of a row, which an open quote takes in; "" for a row in one line."""
+    return f" (lines {first:,} to {last:,})" if last > first else ""
+
+
+def has_many_lines(row: dict[str, str]) -> bool:
+    """Return True if a row of CSV goes over more than MANY_LINES."""
+    return "".join(row.values()).count("\n") >= MANY_LINES
 
 
 def _check_names(names: list[str]) -> None:

@@ -227,6 +227,23 @@ def test_csv_rows(write, refused):
     assert lines[3].startswith(f"{path}:7: not valid CSV")
 
 
+def test_the_lines_that_an_open_quote_takes_in_are_named(write, read, refused):
+    lines = ["instruction,output", *(f"q{i},a{i}" for i in range(200))]
+    lines[100] = 'q99,"a99'
+    assert refused(write("open.csv", "\n".join(lines)))[1].endswith("unexpected end of data (lines 101 to 201)")
+    lines[180] = 'q179,"a179'
+    (place, problem) = refused(write("fields.csv", "\n".join(lines)))[1].split(": ", 1)
+    assert (place.endswith(":101"), problem.endswith(" (lines 101 to 181)")) == (True, True)
+    for last, count in ((149, 0), (150, 1)):
+        lines[100:201] = ['q99,"a99', *(f"q{i},a{i}" for i in range(100, last - 1)), f'q{last - 1},5"', "q,a"]
+        prepared = read(path := write("inch.csv", "\n".join(lines)))
+        assert prepared.report.counts.get("many_lines", 0) == count, last
+    assert prepared.report.first["many_lines"] == [f"{path}:101"]
+    assert len(prepared.train.records) == 101
+    said = "1 row of CSV over more than 50 lines (an open quote makes the rows behind it one answer): "
+    assert f"{said}{path}:101" in prepared.report.lines()
+
+
 def test_empty_cells_of_csv_are_spelt_alike_in_all_columns(write, read):
     rows = "".join(
         f"I{place},{cell},O{place},{cell}\n" for place, cell in enumerate(["", "NaN", "nan", "NULL", "null"])
