@@ -117,23 +117,22 @@ def _as(kind: Any, value: Any) -> Any:
 
 def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
     """Return the value as a mapping, a list or a tuple of these types; raise as `_as` does."""
-    # {prompt: no} for dict[str, str], [007] for list[str]: no and 007 as they are written
-    parsed = from_yaml(value, texts=str in inside and Any not in inside)
+    # {prompt: no} for dict[str, str], [007] for list[str]: no and 007 as they are written; a file has them in quotes
+    parsed = from_yaml(value, texts=Any not in inside and any(str in alternatives(kind) for kind in inside))
     if origin is dict and isinstance(parsed, dict):
         of_names, of_values = inside or (str, Any)
-        return {_inside(name, of_names): _inside(item, of_values) for name, item in parsed.items()}
+        return {_name(name, of_names): converted(item, of_values) for name, item in parsed.items()}
     if origin is dict or not isinstance(parsed, (list, tuple)):
         raise ValueError
     of_any_length = origin is not tuple or inside[1:] == (...,)  # tuple[float, float]: exactly two, or zip raises
     kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
-    items = [_inside(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
+    items = [converted(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
     return tuple(items) if origin is tuple else items
 
 
-def _inside(value: Any, hint: Any) -> Any:
-    """Convert a value inside a list or mapping; a number, true or false there may mean text."""
-    is_text = set(alternatives(hint)) <= {str, types.NoneType}  # {prompt: 0} of a file -> {"prompt": "0"}
-    return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
+def _name(value: Any, hint: Any) -> Any:
+    """Convert a name of a mapping; `load` makes each text, and in Python it may be a number."""
+    return str(value) if hint is str and isinstance(value, (int, float)) else converted(value, hint)
 
 
 # ------------------------------------------------------------------------------------------------ messages
@@ -169,7 +168,8 @@ def _fault(value: Any, hint: Any) -> str:
     if value is None or value is True:
         read = "true, as on and yes are to YAML without quotes" if value else "null"
         return f" is {read}, or has no value"
-    if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
+    inner = [last for kind in alternatives(hint) for last in get_args(kind)[-1:]]  # of list[str], dict[str, str | None]
+    if any(str in alternatives(kind) for kind in (hint, *inner)) and not isinstance(value, (str, list, dict)):
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     if type(value) not in _PLAIN:
         return f" is {value!r}, a {type(value).__name__}; give float(), int(), str() or list() of it"

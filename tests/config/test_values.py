@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import re
 from typing import Any, Literal
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import from_dict
+from sftmix.config.read import from_dict, read_yaml
 from sftmix.config.values import NoValueError, Word, converted
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 from sftmix.words.errors import ConfigError
@@ -67,20 +68,46 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
         (dict[str, float], {2: 0.5, True: 0.5}, {"2": 0.5, "True": 0.5}),
         (dict[int, float], "{1: .5, -2: 1}", {1: 0.5, -2: 1.0}),
         (dict[str, str] | None, "{prompt: 0}", {"prompt": "0"}),
-        (dict[str, str | None] | None, {"prompt": 0, "id": None}, {"prompt": "0", "id": None}),
+        (dict[str, str | None] | None, {"prompt": "0", "id": None}, {"prompt": "0", "id": None}),
         (dict[str, str | None] | None, "{prompt: no, id: null}", {"prompt": "no", "id": None}),
         (dict[str, Any], "{a: false, b: {c: [1, yes]}}", {"a": False, "b": {"c": [1, True]}}),
         (list[str] | str, "[no, 007, 1.0]", ["no", "007", "1.0"]),
-        (list[str] | str, [False, 7], ["False", "7"]),
+        (list[str | None], "[no, 007, null]", ["no", "007", None]),
+        (list[str] | str, ["no", "4.10"], ["no", "4.10"]),
         (list[str] | str, "no", "no"),
         (list[int | float | None], "[1000, .5, null]", [1000, 0.5, None]),
     ],
 )
 def test_texts_inside_lists_and_mappings_are_what_was_written(hint, value, expected):
-    """In a file YAML has read them before; a number, true or false is then text that spells it."""
+    """On the command line, and in quotes in a file."""
     found = converted(value, hint)
     assert found == expected
     assert [*map(type, found)] == [*map(type, expected)]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("labels", "[4.10, 4.1]", "4.1"),  # both were 4.1
+        ("labels", "[no, yes]", "False"),
+        ("labels", "[a, 0x10]", "16"),
+        ("columns", "{prompt: 1.10}", "1.1"),
+        ("columns", "{id: null, prompt: off}", "False"),
+        ("roles", "{narrator: 1}", "1"),
+    ],
+)
+def test_a_text_inside_a_list_or_a_mapping_of_a_file_is_in_quotes_if_yaml_reads_it_as_another_value(
+    tmp_path, option, text, value
+):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"data: {{{option}: {text}}}")
+    with pytest.raises(ConfigError, match=rf"data\.{option}: {value} is no text to YAML; put it in quotes; allowed: "):
+        from_dict(read_yaml(path))
+    quotes = re.sub(r"([\[ ])([\w.]+)(?=[],}])", r"\1'\2'", text).replace("'null'", "null")
+    path.write_text(f"data: {{{option}: {quotes}}}")
+    config = from_dict(read_yaml(path))
+    path.write_text(config.yaml())
+    assert from_dict(read_yaml(path)) == config, "as a run records it"
 
 
 @pytest.mark.parametrize("value", [2, "2", Word("2")])
