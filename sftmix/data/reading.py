@@ -87,6 +87,8 @@ class RowReader:
         """Write the records, and return the report for the cache."""
         with progress_bar("Reading rows", unit=" rows", delay=1) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, itertools.islice(self._records(bar), self.most))
+        for source in self.sources:  # the key has the hash of what was there before
+            source.check_unchanged()
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all
             _check_present(columns, self.label_field)

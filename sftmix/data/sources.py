@@ -10,6 +10,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.data.row_files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
+from sftmix.disk.known import state_of
 from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
@@ -42,12 +43,19 @@ class Source(NamedTuple):
     digest  sha256 of the file's bytes, or the fingerprint of the hub dataset
     data    path of the file, or the hub dataset's rows
     entry   place of the name in data.train that it belongs to
+    state   of the file before its bytes were hashed (`state_of`)
     """
 
     name: str
     digest: str
     data: Any
     entry: int = 0
+    state: Sequence[object] = ()
+
+    def check_unchanged(self) -> None:
+        """Raise DataError for a file that is another one than was hashed."""
+        if isinstance(self.data, Path) and state_of(self.data) != self.state:
+            raise DataError(f"{self.name} was changed while it was read; run again")
 
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad, under `file:line`; raises DataError if nothing more can be read."""
@@ -90,7 +98,9 @@ def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") ->
     for entry, name in enumerate(names):
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form, lines)
-            sources += [Source(file, sha256_file(path), path, entry) for file, path in files.items()]
+            for file, path in files.items():
+                state = state_of(path)
+                sources.append(Source(file, sha256_file(path), path, entry, state))
         if not files:
             with _reading(f"{option}: {name}", _NO_FILE):
                 import datasets  # takes more than a second

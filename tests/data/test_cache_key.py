@@ -15,6 +15,7 @@ DECIDE_NOTHING = {
     "sftmix.disk.decisions": "which rows are left out, once they are read; the chosen ones are in the key",
     "sftmix.disk.files": "stores what it is given",
     "sftmix.disk.hashes": "the keys themselves",
+    "sftmix.disk.known": "whether a file was changed while it was read",
     "sftmix.disk.places": "where files are",
     "sftmix.disk.regular": "which files are read",
     "sftmix.options": "options, which are in the key",

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sftmix.data.reading import RowReader
 from sftmix.data.sources import Source, expand
 from sftmix.words.errors import BadRow, DataError
 from tests.data.test_rows import GOOD
@@ -387,3 +388,18 @@ def test_text_files_beside_rows_are_notes_about_them(write, read, tmp_path):
     write("rows.jsonl", [{"text": "a tale", "prompt": "p", "completion": "c"}])
     assert read(str(tmp_path)).options.format == "auto"
     assert len(read(str(tmp_path), format="text").train.records) == 2
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_file_that_was_changed_while_it_was_read_is_refused_and_not_kept(write, read, options, tmp_path, limit):
+    """The cache would give its rows for the file that it was before."""
+    before, now = ([{"instruction": f"q{i}", "output": said} for i in range(3)] for said in ("old", "new"))
+    path = write("rows.jsonl", before)
+    reader = RowReader("data.train", options(path, limit=limit), "auto")
+    write("rows.jsonl", now)
+    with pytest.raises(DataError, match=r"rows.jsonl was changed while it was read; run again$"):
+        reader.read()
+    for rows in (before, now):
+        write("rows.jsonl", rows)
+        examples = read(path, limit=limit).train.examples(whole=True)
+        assert {example.messages[-1].content for example in examples} == {rows[0]["output"]}
