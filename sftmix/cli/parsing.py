@@ -148,7 +148,7 @@ def _value(key: str, behind: str, words: deque[str]) -> Any:
         return Word(behind[1:])  # --seed=3
     if words and not words[0].startswith("--"):  # -0.1 is a value
         return Word(words.popleft())
-    if key.endswith("+"):  # true would be a file, a label, ... of that name
+    if key == "config" or key.endswith("+"):  # true would be a file, a label, ... of that name
         raise ConfigError(f"--{key} needs a value behind it")
     return True  # --with_baseline
 

@@ -91,7 +91,7 @@ class RowReader:
             source.check_unchanged()
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:  # before bad rows, which a wrong name makes of all
-            _check_present(columns, self.label_field)
+            _check_present(columns, self.label_field, self.report.rows if count == self.most else None)
         if (bad := self.report.counts.get("bad_row")) and not self.options.skip_bad:
             rest = f"; {ALL_BAD}" if bad > NAMED else ""
             problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them{rest}); the first:"
@@ -149,11 +149,15 @@ class RowReader:
         yield stored(replace(example, id=name)) | {"content": int(content, 16)}
 
 
-def _check_present(columns: Columns, label_field: str | None) -> None:
-    """Raise DataError for a field that options name, and no row has."""
+def _check_present(columns: Columns, label_field: str | None, most: int | None) -> None:
+    """Raise DataError for a field that options name, and no row has.
+
+    most  None, or the number of rows that data.limit has read
+    """
+    none = "no row" if most is None else f"none of the first {counted(most, 'row')}, all that data.limit reads,"
     for name, column in {**columns.names, "the label": label_field}.items():
         if column is not None and column not in columns.present:
             raise DataError(
-                f"data.columns, data.label_field: no row of data.train has the field {column!r} (for {name}); the "
-                f"fields there are {listed(columns.present)}"
+                f"data.columns, data.label_field: {none} of data.train has the field {column!r} (for {name}); "
+                f"the fields there are {listed(columns.present)}"
             )

@@ -62,6 +62,8 @@ def _lines(path: Path) -> Iterator[Row]:
             else:
                 try:
                     row = JSON.decode(decoded(line).rstrip())
+                    if isinstance(row, list):
+                        row = BadRow("a list, and a line is one row; a file with one array of rows ends in .json")
                 except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
                     # json.dump(row, file, indent=2): the first line is "{" alone.
                     begins = line.strip().removeprefix(b"\xef\xbb\xbf") in (b"{", b"[")

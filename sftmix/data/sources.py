@@ -164,6 +164,8 @@ def _why_unread(path: Path) -> str:
     ending = path.suffix.lower()
     if ending not in READERS:
         return f": files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}"
+    if not path.is_file():
+        return ": no regular file, but a pipe or a device; write the rows into a file"
     if path.stat().st_size == 0:
         return ":1: the file is empty"
     with path.open("rb") as file:
@@ -187,7 +189,9 @@ def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[
     found = sorted(file for file in here if file.suffix.lower() in READERS)
     for file in found:
         if file.is_symlink() and not file.exists():
-            raise DataError(f"{file}: a link to {file.readlink()}, which is not there; bring it back, or delete the link")
+            raise DataError(
+                f"{file}: a link to {file.readlink()}, which is not there; bring it back, or delete the link"
+            )
     below = [
         file
         for file in directory.rglob("*")

@@ -19,8 +19,10 @@ def decoded(data: bytes, errors: str = "strict") -> str:
     """Return the text of a file that somebody named, in UTF-8 with or without a byte order mark; lines end in LF.
 
     errors  what becomes of bytes that are not UTF-8, as for bytes.decode
-    Raises ValueError that names the encoding of UTF-16 and UTF-32, or for bytes that are not UTF-8.
+    Raises ValueError that names the encoding of UTF-16 and UTF-32, or NULs, or for bytes that are not UTF-8.
     """
+    if data.startswith(b"\0\0\0\0"):  # which json takes for UTF-32
+        raise ValueError("it has NUL bytes, as a crash leaves behind the last line that was written; remove them")
     encoding = json.detect_encoding(data)  # by the mark, or by the NULs of ASCII in UTF-16: b"{\0"
     if not encoding.startswith("utf-8"):
         raise ValueError(f"it is in {encoding.upper()}; save it as UTF-8")

@@ -1,5 +1,6 @@
 """Row formats: each turns one row into one example, or says what is wrong with the row."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -76,8 +77,17 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
         f"format not recognised from the fields {listed(row)} (known: {known}, which data.format text reads; "
-        "data.columns gives them other names)"
+        f"data.columns gives them other names){_of_rows(row)}"
     )
+
+
+def _of_rows(row: Fields) -> str:
+    """Say what to do with an object that holds a list of rows; "" for any other."""
+    fields = {*itertools.chain(*FORMAT_FIELDS.values())}
+    for name, value in row.items():  # {"version": "1.0", "data": [{"instruction": "Hi", "output": "Yo"}]}
+        if isinstance(value, list) and value and isinstance(value[0], Mapping) and value[0].keys() & fields:
+            return f". One object is one row: if the rows are those of {quoted(name)}, write that list alone, [...]"
+    return ""
 
 
 @dataclass

@@ -36,6 +36,8 @@ def test_a_place_below_a_file_cannot_be_written(sftmix, argv, tmp_path, monkeypa
         (["--print_config=false"], "--print_config=false: this option takes no value"),
         (["--data.train+", "--seed", "3"], "--data.train+ needs a value behind it"),
         (["--data.labels+"], "--data.labels+ needs a value behind it"),
+        (["--config"], "--config needs a value behind it"),
+        (["--config", "--seed", "3"], "--config needs a value behind it"),
     ],
 )
 def test_an_option_has_a_value_or_none(argv, message):

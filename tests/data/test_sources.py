@@ -3,6 +3,7 @@
 import decimal
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -388,6 +389,56 @@ def test_text_files_beside_rows_are_notes_about_them(write, read, tmp_path):
     write("rows.jsonl", [{"text": "a tale", "prompt": "p", "completion": "c"}])
     assert read(str(tmp_path)).options.format == "auto"
     assert len(read(str(tmp_path), format="text").train.records) == 2
+
+
+ROW = '{"instruction": "a", "output": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        (
+            "tail.jsonl",
+            f"{ROW}\n" + "\0" * 40 + "\n",
+            ":2: not valid JSON in UTF-8: it has NUL bytes, as a crash leaves ",
+        ),
+        ("wide.jsonl", ROW.encode("utf-32-be"), ":1: not valid JSON in UTF-8: it is in UTF-32-BE; save it as UTF-8"),
+        (
+            "array.jsonl",
+            f"[{ROW}, {ROW}]\n",
+            ":1: a list, and a line is one row; a file with one array of rows ends in .j",
+        ),
+        (
+            "object.json",
+            f'{{"version": 1, "data": [{ROW}]}}',
+            "if the rows are those of 'data', write that list alone, [...]",
+        ),
+        (
+            "split.json",
+            f'{{"train": [{ROW}], "test": []}}',
+            "if the rows are those of 'train', write that list alone, [...",
+        ),
+    ],
+)
+def test_a_problem_is_said_with_the_right_remedy(write, refused, name, text, reason):
+    assert reason in refused(write(name, text))[1]
+
+
+def test_a_pipe_is_no_empty_file(tmp_path, refused):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    assert refused(str(tmp_path / "rows.jsonl"))[0].endswith(
+        "rows.jsonl: no regular file, but a pipe or a device; write the rows into a file"
+    )
+
+
+@pytest.mark.parametrize("option", [{"label_field": "kind"}, {"columns": {"id": "kind"}}])
+def test_a_field_that_first_comes_behind_the_limit_is_missed_in_the_rows_that_were_read(write, refused, option):
+    rows = [{"instruction": f"q{i}", "output": "a", **({"kind": "k"} if i == 9 else {})} for i in range(12)]
+    path = write("rows.jsonl", rows)
+    (line,) = refused(path, limit=3, **option)
+    assert "none of the first 4 rows, all that data.limit reads, of data.train has the field 'kind' (for" in line
+    other = {key: "knd" if key == "label_field" else {"id": "knd"} for key in option}
+    assert ": no row of data.train has the field 'knd' (for" in refused(path, limit=20, **other)[0]
 
 
 @pytest.mark.parametrize("limit", [None, 1])

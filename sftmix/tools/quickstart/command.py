@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftmix.words.errors import ConfigError
+
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
 
 It generates a small synthetic instruction set whose truth about confidence is known, makes a tokenizer and a small
@@ -25,6 +27,8 @@ def main(args: Options) -> None:
 
     A second call on the same directory reads what is there.
     """
+    if not -(2**63) <= args.seed < 2**64:
+        raise ConfigError(f"--seed is {args.seed}; allowed: -2^63 to 2^64 - 1, which torch takes")
     from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise

@@ -95,3 +95,10 @@ def test_a_prompt_is_a_prefix_of_the_conversation_and_a_turn_ends_with_eos(token
         assert whole[0] == tokenizer.bos_token_id
         response = whole[len(prompt) : -1]
         assert len(response) == len(row["output"].replace(".", " .").split())  # a token for each word
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_that_torch_does_not_take_is_refused(sftmix, tmp_path, seed):
+    done = sftmix("quickstart", "--out", str(tmp_path / "out"), "--seed", str(seed))
+    assert (done.code, done.err) == (2, f"error: --seed is {seed}; allowed: -2^63 to 2^64 - 1, which torch takes\n")
+    assert not (tmp_path / "out").exists()

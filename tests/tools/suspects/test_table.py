@@ -137,7 +137,13 @@ def test_a_row_with_another_question_or_another_response_is_known_by_its_place(
 def test_the_other_answers_of_a_conversation_are_left_out_with_one_and_counted(suspects, sftmix, tiny, tmp_path):
     chats = []
     for number, topic in enumerate(TOPICS):
-        texts = f"Tell me about {topic}.", f"People know {topic} well.", f"And who needs {topic}?", "Sailors do.", "Why?"
+        texts = (
+            f"Tell me about {topic}.",
+            f"People know {topic} well.",
+            f"And who needs {topic}?",
+            "Sailors do.",
+            "Why?",
+        )
         roles = ("user", "assistant") * 3
         turns = [{"role": role, "content": text} for role, text in zip(roles, [*texts, f"{topic}!"], strict=True)]
         chats.append({"id": f"c{number}", "messages": turns})
