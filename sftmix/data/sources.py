@@ -1,7 +1,7 @@
 """Sources of rows: files, directories of these, and hub ids."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from sftmix.components.row_format import RowFormat
 from sftmix.data.row_files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
-from sftmix.disk.known import state_of
+from sftmix.disk.known import file_state
 from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
@@ -43,7 +43,7 @@ class Source(NamedTuple):
     digest  sha256 of the file's bytes, or the fingerprint of the hub dataset
     data    path of the file, or the hub dataset's rows
     entry   place of the name in data.train that it belongs to
-    state   of the file before its bytes were hashed (`state_of`)
+    state   of the file before its bytes were hashed (`file_state`)
     """
 
     name: str
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
     def check_unchanged(self) -> None:
         """Raise DataError for a file that is another one than was hashed."""
-        if isinstance(self.data, Path) and state_of(self.data) != self.state:
+        if isinstance(self.data, Path) and file_state(self.data) != self.state:
             raise DataError(f"{self.name} was changed while it was read; run again")
 
     def rows(self) -> Iterator[Row]:
@@ -99,7 +99,7 @@ def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") ->
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form, lines)
             for file, path in files.items():
-                state = state_of(path)
+                state = file_state(path)
                 sources.append(Source(file, sha256_file(path), path, entry, state))
         if not files:
             with _reading(f"{option}: {name}", _NO_FILE):
@@ -181,23 +181,11 @@ def _why_unread(path: Path) -> str:
 
 
 def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:
-    """Return the files in a directory that are read, and those that are left out: in it all, below it what could be.
-
-    Raises DataError for a link to nothing that would be read.
-    """
+    """Return the files in a directory that are read, and those that are left out: in it all, below it what could be."""
     here = [file for file in directory.iterdir() if not (file.is_dir() or _NO_ROWS.match(file.name))]
-    found = sorted(file for file in here if file.suffix.lower() in READERS)
-    for file in found:
-        if file.is_symlink() and not file.exists():
-            raise DataError(
-                f"{file}: a link to {file.readlink()}, which is not there; bring it back, or delete the link"
-            )
-    below = [
-        file
-        for file in directory.rglob("*")
-        if file.suffix.lower() in READERS and file.is_file() and not _NO_ROWS.match(file.name)
-    ]
-    found = [file for file in found if file.is_file()]  # no pipe
+    below = [file for file in directory.rglob("*") if _is_rows(file) and file.is_file()]
+    _refuse_lost(filter(_is_rows, here))
+    found = sorted(file for file in below if file.parent == directory)
     state = directory / "state.json"
     if state.is_file():  # of save_to_disk, which leaves the files of an earlier save
         saved = {str(file["filename"]) for file in read_json(state)["_data_files"]}
@@ -208,6 +196,18 @@ def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[
     if form != TEXT and (rows or form != "auto"):
         found = rows
     return found, sorted({*here, *below}.difference(found))
+
+
+def _is_rows(file: Path) -> bool:
+    """Return True for a file that is read, by its name."""
+    return file.suffix.lower() in READERS and not _NO_ROWS.match(file.name)
+
+
+def _refuse_lost(files: Iterable[Path]) -> None:
+    """Raise DataError for a link to nothing."""
+    for file in files:
+        if file.is_symlink() and not file.exists():
+            raise DataError(f"{file}: a link to {file.readlink()}, which is not there; bring it back, or delete it")
 
 
 def name_parts(name: str) -> tuple[str, str | None, str | None]:

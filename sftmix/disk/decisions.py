@@ -43,7 +43,7 @@ def read_decisions(text: str, path: PathLike) -> list[dict[str, str]]:
     return lines
 
 
-def words_of(*texts: str) -> list[str]:
+def in_words(*texts: str) -> list[str]:
     """Return the words of texts, by which a row is known: a CSV may have other line ends."""
     return " ".join(texts).split()
 
@@ -89,7 +89,7 @@ def excluded_names(path: str, known: Set[str], said: Callable[[str], Iterable[Se
 
 def _is_there(line: Mapping[str, str], answers: Iterable[Sequence[str]]) -> bool:
     """Return True if an answer has the question, or the response, of a line, or if the line has none of these."""
-    if not TEXTS <= line.keys():
+    if not line.keys() >= TEXTS:
         return True
-    before = words_of(line["prompt"]), words_of(line["response"])
-    return any(words_of(text) == words != [] for texts in answers for text, words in zip(texts, before, strict=True))
+    before = in_words(line["prompt"]), in_words(line["response"])
+    return any(in_words(text) == words != [] for texts in answers for text, words in zip(texts, before, strict=True))

@@ -32,7 +32,7 @@ def hashing_anew() -> Iterator[None]:
 
 def known_hash(path: Path) -> str:
     """Return the hash of a file, read only if it is small or is not the file that was noted."""
-    state = state_of(path)
+    state = file_state(path)
     if path.stat().st_size < LARGE:
         return sha256_file(path)
     note = cache_root() / "hashes" / f"{sha256_json(state)[:32]}.json"
@@ -40,13 +40,13 @@ def known_hash(path: Path) -> str:
         with contextlib.suppress(DifferenceError):  # none yet, or one that was damaged
             return str(read_json(note, content=str)["content"])
     found = sha256_file(path)
-    if state_of(path) == state:  # else it was written meanwhile
+    if file_state(path) == state:  # else it was written meanwhile
         with contextlib.suppress(OSError):  # without a note the next start reads the file again
             write_json(note, {"content": found})
     return found
 
 
-def state_of(path: Path) -> list[object]:
+def file_state(path: Path) -> list[object]:
     """Return place, size, time and inode of a file, which is another one if any of them is."""
     about = path.stat()
     return [str(path.resolve()), about.st_size, about.st_mtime_ns, about.st_ino]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.disk.places import place_of
 from sftmix.disk.texts import read_text
-from sftmix.text.thoughts import common_start
 from sftmix.types import Int64
 from sftmix.words.errors import ConfigError, TemplateRefusal
 
@@ -311,10 +310,11 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Int64) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def count_within(tokenizer: PreTrainedTokenizerBase, ids: list[int], part: list[int]) -> int:
-    """Return how many of the ids say no more than the text of a part, which they begin with, maybe in other tokens."""
-    text = decode(tokenizer, part)
-    within = len(common_start(part, ids))
+def count_within(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, within: int) -> int:
+    """Return how many of the ids say no more than a text, which they begin with.
+
+    within  so many do
+    """
     for count in range(within + 1, len(ids) + 1):
         said = decode(tokenizer, ids[:count])
         if text.startswith(said):

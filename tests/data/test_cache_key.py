@@ -1,9 +1,13 @@
-"""The keys of the cache follow the code between a file of rows and the ids that are stored of it."""
+"""The keys of the cache follow the file of rows, and the code between the file and the ids that are stored of it."""
 
 import shutil
 from pathlib import Path
 
+import pytest
+
+from sftmix.data.reading import RowReader
 from sftmix.disk import cache
+from sftmix.words.errors import DataError
 from tests.test_architecture import PACKAGE, SOURCES, imported, module_of, running, tree_of
 
 DECIDE_NOTHING = {
@@ -54,3 +58,18 @@ def test_an_edit_there_makes_another_key(tmp_path, monkeypatch):
     assert keys[0] == cache.key_of(rows="a") != cache.key_of(row="a")
     assert len({*keys[:4]}) == 4
     assert keys[3] == keys[4]
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_a_file_that_was_changed_while_it_was_read_is_refused_and_not_kept(write, read, options, tmp_path, limit):
+    """The cache would give its rows for the file that it was before."""
+    before, now = ([{"instruction": f"q{i}", "output": said} for i in range(3)] for said in ("old", "new"))
+    path = write("rows.jsonl", before)
+    reader = RowReader("data.train", options(path, limit=limit), "auto")
+    write("rows.jsonl", now)
+    with pytest.raises(DataError, match=r"rows.jsonl was changed while it was read; run again$"):
+        reader.read()
+    for rows in (before, now):
+        write("rows.jsonl", rows)
+        examples = read(path, limit=limit).train.examples(whole=True)
+        assert {example.messages[-1].content for example in examples} == {rows[0]["output"]}

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sftmix.data.reading import RowReader
 from sftmix.data.sources import Source, expand
 from sftmix.words.errors import BadRow, DataError
 from tests.data.test_rows import GOOD
@@ -194,13 +193,6 @@ def test_maps_are_objects_and_columns_of_any_type_stand_beside(turns, tmp_path, 
     assert example.columns == {"large": "a", "dictionary": "a", "view": "a", "half": 1.5}
 
 
-def test_a_long_cell_of_csv_is_a_bad_row(write, refused):
-    cell = b'"' + (b"a" * 999_999 + b"\n") * 17 + b'"'
-    path = write("rows.csv", b"instruction,output\na,b\n" + cell + b"\nc,d\n")
-    (line,) = [line for line in refused(path) if line.startswith(f"{path}:3: ")]
-    assert "field larger than field limit" in line
-
-
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_an_object_over_several_lines_is_named_as_such(write, refused, name, mark):
@@ -210,50 +202,6 @@ def test_an_object_over_several_lines_is_named_as_such(write, refused, name, mar
     assert line.endswith(
         "; a value over several lines is no JSON lines: write each row in one line, or an array in a .json file"
     )
-
-
-@pytest.mark.parametrize("mark", [";", "\t", "|"])
-def test_a_csv_with_another_separator_is_named_as_such(write, refused, mark):
-    path = write("rows.csv", f"instruction{mark}output\na{mark}b\n")
-    (message,) = refused(path)
-    assert message.startswith(f"{path}:1: the only column is {f'instruction{mark}output'!r}: ")
-    assert message.endswith(f": fields are separated by commas, not by {mark!r}; save the file anew")
-
-
-def test_csv_rows(write, refused):
-    path = write("rows.csv", b'instruction,input,output,score\n"Say\nhi",,Hi,3\nA,B\n"q,",x,\xff,1\nq,x,y,\xff\n"open')
-    lines = refused(path)[1:]
-    assert lines[0] == f"{path}:4: 2 fields, but the header has 4"
-    assert lines[1].startswith(f"{path}:5: output contains a lone surrogate or bytes that are not UTF-8")
-    assert lines[2].startswith(f"{path}:6: field 'score' contains a lone surrogate or bytes that are not UTF-8")
-    assert lines[3].startswith(f"{path}:7: not valid CSV")
-
-
-def test_the_lines_that_an_open_quote_takes_in_are_named(write, read, refused):
-    lines = ["instruction,output", *(f"q{i},a{i}" for i in range(200))]
-    lines[100] = 'q99,"a99'
-    assert refused(write("open.csv", "\n".join(lines)))[1].endswith("unexpected end of data (lines 101 to 201)")
-    lines[180] = 'q179,"a179'
-    (place, problem) = refused(write("fields.csv", "\n".join(lines)))[1].split(": ", 1)
-    assert (place.endswith(":101"), problem.endswith(" (lines 101 to 181)")) == (True, True)
-    for last, count in ((149, 0), (150, 1)):
-        lines[100:201] = ['q99,"a99', *(f"q{i},a{i}" for i in range(100, last - 1)), f'q{last - 1},5"', "q,a"]
-        prepared = read(path := write("inch.csv", "\n".join(lines)))
-        assert prepared.report.counts.get("many_lines", 0) == count, last
-    assert prepared.report.first["many_lines"] == [f"{path}:101"]
-    assert len(prepared.train.records) == 101
-    said = "1 row of CSV over more than 50 lines (an open quote makes the rows behind it one answer): "
-    assert f"{said}{path}:101" in prepared.report.lines()
-
-
-def test_empty_cells_of_csv_are_spelt_alike_in_all_columns(write, read):
-    rows = "".join(
-        f"I{place},{cell},O{place},{cell}\n" for place, cell in enumerate(["", "NaN", "nan", "NULL", "null"])
-    )
-    prepared = read(write("rows.csv", f"instruction,input,output,id\n{rows}I5,1,NULL,a\nI6,None,O6,NaN\n"))
-    told = [[turn.content for turn in example.messages] for example in prepared.train.examples(whole=True)]
-    assert told == [[f"I{place}", f"O{place}"] for place in range(5)] + [["I6\nNone", "O6"]]
-    assert prepared.report.counts == {"empty_response": 1}
 
 
 @pytest.mark.parametrize("blank", ["\u200b", "\ufeff \u2060\n", "\u200e\u00ad", "\ufe0f", "\u3164", "\u2800"])
@@ -439,18 +387,3 @@ def test_a_field_that_first_comes_behind_the_limit_is_missed_in_the_rows_that_we
     assert "none of the first 4 rows, all that data.limit reads, of data.train has the field 'kind' (for" in line
     other = {key: "knd" if key == "label_field" else {"id": "knd"} for key in option}
     assert ": no row of data.train has the field 'knd' (for" in refused(path, limit=20, **other)[0]
-
-
-@pytest.mark.parametrize("limit", [None, 1])
-def test_a_file_that_was_changed_while_it_was_read_is_refused_and_not_kept(write, read, options, tmp_path, limit):
-    """The cache would give its rows for the file that it was before."""
-    before, now = ([{"instruction": f"q{i}", "output": said} for i in range(3)] for said in ("old", "new"))
-    path = write("rows.jsonl", before)
-    reader = RowReader("data.train", options(path, limit=limit), "auto")
-    write("rows.jsonl", now)
-    with pytest.raises(DataError, match=r"rows.jsonl was changed while it was read; run again$"):
-        reader.read()
-    for rows in (before, now):
-        write("rows.jsonl", rows)
-        examples = read(path, limit=limit).train.examples(whole=True)
-        assert {example.messages[-1].content for example in examples} == {rows[0]["output"]}

@@ -107,7 +107,8 @@ def _refuse_no_run_among(options: Any, given: Iterable[str]) -> None:
     if places and not any(is_run(name.strip()) for name in [*places, *others] if name):
         remedy = "--model names one that scores these rows" if hasattr(options, "model") else "a model is named itself"
         raise ConfigError(
-            f"{', '.join(f'--{key}' for key in given)}: for a run, and {', '.join(places)} is none; leave it out ({remedy})"
+            f"{', '.join(f'--{key}' for key in given)}: for a run, and {', '.join(places)} is none; leave it out "
+            f"({remedy})"
         )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from sftmix.cli.say import say
 from sftmix.config.schema import find_component
-from sftmix.disk.decisions import DROP, read_decisions, words_of
+from sftmix.disk.decisions import DROP, in_words, read_decisions
 from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
 from sftmix.disk.texts import decoded
 from sftmix.tools.suspects import repeats, signals, texts
@@ -95,7 +95,7 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
         decision, line = row.decision, left.get(row.id)
         if line and (
             line["source"].rstrip(place) == row.source.rstrip(place)
-            or words_of(line.get("prompt", ""), line.get("response", "")) == words_of(row.prompt, row.response)
+            or in_words(line.get("prompt", ""), line.get("response", "")) == in_words(row.prompt, row.response)
         ):
             decision = left.pop(row.id)["decision"] or decision
         decisions.append(decision)
