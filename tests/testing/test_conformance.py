@@ -165,28 +165,18 @@ class Easiest(base.Order):
         return np.array(scores.ranked() + [row for row in range(len(scores)) if np.isnan(scores.confidence[row])])
 
 
-class Nearest(base.PairSampler):
-    """The most confident row with the next one, and so on."""
-
-    def pairs(self, split, scores, *, epoch, seed):
-        ranked = [row for row in scores.ranked() if split.group[row] >= 0]
-        return np.array(ranked[: len(ranked) // 2 * 2]).reshape(-1, 2)
-
-
 @pytest.mark.parametrize(
-    ("component", "need", "field"),
+    ("check", "component", "need"),
     [
-        (Accurate, Need.CORRECT, "n_correct"),
-        (Easiest, Need.CONFIDENCE, "confidence"),
-        (Nearest, Need.CONFIDENCE, "confidence"),
+        (testing.check_confidence_estimator, Accurate, "CORRECT for n_correct"),
+        (testing.check_order, Easiest, "CONFIDENCE for confidence"),
     ],
 )
-def test_so_is_one_that_a_run_fills_with_a_number(component, need, field):
-    check = CHECKS[component.__mro__[1].__name__.replace("Perplexity", "ConfidenceEstimator")]
-    with pytest.raises(AssertionError, match=rf"it reads {field}.*add Need\.{need.name} to `needs`"):
+def test_so_is_one_that_a_run_fills_with_a_number(check, component, need):
+    with pytest.raises(AssertionError, match=rf"add to `needs`: .*Need\.{need}"):
         check(component())
     needy = component()
-    needy.needs = frozenset({need})
+    needy.needs = frozenset({Need[need.partition(" ")[0]]})
     check(needy)
 
 
