@@ -116,7 +116,7 @@ class CallbackState:
 
 
 def _content(value: Any, levels: int = 4) -> Any:
-    """Return what tells a value from itself after a change in place; the text of an object or a long array does not.
+    """Return what is another after a change of a value in place; the text of an object, or of a long array, is not.
 
     levels  of objects and collections that are looked into
     """

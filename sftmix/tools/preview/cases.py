@@ -12,7 +12,7 @@ from sftmix.words.shown import as_cell
 FACTS = {"system", "thought", "weighted"}
 """Reasons of a report that take nothing from a row."""
 UNREAD = "unread"
-"""The reason of a field that is not read, which a report tells by the field."""
+"""The reason of a field that is not read, which a report counts by the field."""
 
 
 def write_cases(path: Path, cases: Sequence[tuple[str, Case]]) -> int:
