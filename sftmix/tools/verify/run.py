@@ -18,11 +18,14 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_yaml
+from sftmix.config.wants import Wants
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
+from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.known import hashing_anew
 from sftmix.disk.regular import refuse_link
 from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
+from sftmix.model.paths import ADAPTERS
 from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
@@ -173,8 +176,18 @@ class Replay(RunContext):
             self.findings.append(Finding("split", False, str(error), False))
             return
         made = window.stage == "train" and not window.start and (window.run / "base" / "figures.json").exists()
+        if window.stage == "train" and Wants(self.config).single_run:
+            self._split_again(LAST_SPLIT.among(stages))
         if self.exact and made:
             BASE.enter(self, {})
+
+    def _split_again(self, stage: StageSpec) -> None:
+        """Make confidence and split of a single run again, which are made of its own losses after the training."""
+        if self.exact and self.window.finished:
+            stage.enter(self, {})
+        else:
+            why = "of a single run: they are compared on its machine, once it is finished"
+            self.findings.append(Finding("split", None, f"confidence and split {why}"))
 
     def enter(self, stage: StageSpec, values: Values) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
@@ -193,7 +206,8 @@ class Replay(RunContext):
         if self.recorded:  # as many threads as the run had: they decide how sums are rounded
             torch.set_num_threads(self.recorded[0]["threads"])
         made = stage.made(self, values)
-        files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
+        online = [f"online/{file.name}" for file in sorted((window.run / stage.name / "online").glob("*.parquet"))]
+        files = [f"{stage.name}/{name}" for name in [*made.files, *online] if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
             summarise(window.run, world, self.rows.data.report, self.config, to=self.directory.path)
             files.append(SUMMARY)
@@ -273,6 +287,9 @@ class Replay(RunContext):
             findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
         if model and (held or (at_end and self.exact)):
             findings += findings_of("model" if held else "weights", name, model, _content(here / name))
+            if self.exact:  # other libraries write other files
+                expected, replayed = _beside(window.run / name), _beside(here / name)
+                findings += findings_of("model", f"{name}, beside the weights", expected, replayed)
         elif model:
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
@@ -312,6 +329,19 @@ def _content(place: Path) -> Any:
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
     return ChainMap(*map(load_file, place.glob("*.safetensors")))  # one file or several shards: name -> tensor
+
+
+def _beside(model: Path) -> dict[str, str]:
+    """Return file -> hash, of the files of an exported model but its weights and its card.
+
+    The name of the model that adapters were made for is wherever it was then: `inputs` compare its files.
+    """
+    hashes = {}
+    for file in filter(Path.is_file, model.rglob("*")):
+        if file.suffix != ".safetensors" and file.name != "README.md":
+            content = read_json(file) | {"base_model_name_or_path": None} if file.name == ADAPTERS else None
+            hashes[str(file.relative_to(model))] = sha256_json(content) if content else sha256_file(file)
+    return hashes
 
 
 def _by_name(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sftmix.config.read import read_yaml
@@ -55,6 +58,19 @@ def test_a_run_whose_ranks_shared_the_weights_wants_torchrun_before_anything_els
     assert done.err.startswith(f"error: training.parallel {parallel} needs torchrun: torchrun --nproc_per_node 1 ")
 
 
+def with_column(name: str, change: Callable[[pd.Series], pd.Series]) -> Callable[[Path], None]:
+    """Change a column of a table."""
+
+    def change_file(file: Path) -> None:
+        table = pq.read_table(file)
+        frame = table.to_pandas()
+        frame[name] = change(frame[name]).to_numpy()
+        changed = pa.Table.from_pandas(frame, schema=table.schema.remove_metadata(), preserve_index=False)
+        pq.write_table(changed.replace_schema_metadata(table.schema.metadata), file)
+
+    return change_file
+
+
 SPLIT = [
     "confidence/confidence.parquet, id, confidence, variability, bit for bit",
     "split/split.parquet, id, group, bit for bit",
@@ -78,6 +94,39 @@ def test_a_single_run_is_certified_across_its_epochs(tmp_path, sftmix):
     found = certified(sftmix, str(run), "--from", "2", "--steps", "6")
     assert (found.code, found.exact) == (0, True)
     assert metrics(run)[5]["mixup"] > 0
+    notes = [finding["note"] for finding in found.findings]
+    assert [note for note in SPLIT if note not in notes] == []
+    assert any(note.startswith("train/online/epoch-000.parquet") for note in notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change", "kind"),
+    [
+        ("confidence/confidence.parquet", with_column("confidence", lambda values: -values), "split"),
+        ("split/split.parquet", with_column("group", lambda values: values[::-1]), "split"),
+        ("train/online/epoch-000.parquet", with_column("nll_sum", lambda values: values / 2), "figures"),
+    ],
+)
+def test_what_a_single_run_has_made_of_its_losses_is_made_again(tmp_path, sftmix, name, change, kind):
+    copy = made(tmp_path, "--reference", "Online", "--training.max_steps", "8")
+    copy.edit(name, change)
+    found = certified(sftmix, str(copy.run), "--from", "0", "--steps", "8")
+    assert (found.code, found.exact) == (4, False)
+    assert kind in differing(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adapter_config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_files_of_the_model_beside_its_weights_are_compared(tmp_path, sftmix, name):
+    """A factor of adapters, or a template, makes another model of the same weights."""
+    copy = made(tmp_path, "--model.lora.r", "2")
+    assert certified(sftmix, str(copy.run)).exact
+    changes = {"adapter_config.json": ('"lora_alpha": ', '"lora_alpha": 1'), "tokenizer_config.json": ("{", '{"x": 1,')}
+    copy.edit(f"train/model/{name}", replaced(*changes.get(name, ("{", "EVIL {"))))
+    found = certified(sftmix, str(copy.run))
+    assert (found.code, differing(found)) == (4, {"model"})
+    assert any(name in finding["note"] for finding in found.findings if finding["same"] is False)
 
 
 @pytest.mark.slow
