@@ -17,7 +17,7 @@ from sftmix.config.wants import Wants
 from sftmix.disk.hashes import sha256_file
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import HASHES, Known
-from sftmix.pipeline.validity import Inputs
+from sftmix.pipeline.validity import Inputs, refuse_others
 from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class RunContext:
     directory: RunDirectory
     stop: StopSignal
     rows: RunRows
+    _entered: list[StageSpec] = field(default_factory=list, init=False)
 
     @property
     def path(self) -> Path:
@@ -132,7 +133,12 @@ class RunContext:
 
         self.stop.check(self.world)
         # Not sooner: it hashes files that the stages before have made.
-        inputs = stage.identity(Known(self.config, self.world, self.rows, self.path))
+        known = Known(self.config, self.world, self.rows, self.path)
+        inputs = stage.identity(known)
+        if stage.has_steps:  # hours after the stages before: a model may be another by now
+            for earlier in self._entered:
+                refuse_others(self.path / earlier.name, earlier.identity(known), earlier.words)
+        self._entered.append(stage)
         memory, began = PeakMemory(self.world.device), time.time()
         if self.directory.begin(stage.name, inputs, self.config.yaml(), words=stage.words):
             if not self.directory.pool:  # the runs of a table read most stages from each other

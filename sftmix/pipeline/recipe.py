@@ -23,7 +23,7 @@ from sftmix.pipeline.loaded import check_sharing
 from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.rows import RunRows, read_rows, table_of
 from sftmix.pipeline.stages import STAGES
-from sftmix.pipeline.start import check_directory, entered, refuse_other_inputs
+from sftmix.pipeline.start import as_begun, check_directory, entered, refuse_other_inputs
 from sftmix.ranks.world import World, start_world
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
@@ -52,6 +52,7 @@ def run(
     validate(config)
     check_directory(config, stages)
     with (
+        as_begun(Path(config.out or "")),
         adding_in_order(config.training.deterministic),  # before CUDA starts, which reads its variable then
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
         StopSignal("later"),  # outside the directory, which notes an error in STATUS.json first

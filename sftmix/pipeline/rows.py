@@ -13,7 +13,7 @@ from sftmix.config import RunConfig
 from sftmix.config.wants import Wants
 from sftmix.data import EncodedDataset, LoadedData, Prepared, encode_dataset, prepare
 from sftmix.data.dataset import Texts
-from sftmix.disk.files import MANIFEST
+from sftmix.disk.files import MANIFEST, read_json
 from sftmix.disk.tables import read_columns
 from sftmix.model.compared import say_once
 from sftmix.model.load import check_ids, fingerprint, load_tokenizer, model_config, refuse_quantized
@@ -82,8 +82,7 @@ def read_rows(config: RunConfig, world: World, *, run: Path | None = None) -> tu
 
     data = encoded()
     whole = data.train  # what the selector sees; what it keeps is encoded as a data set of its own
-    # What only reads a run knows no needs of a selector that it does not import.
-    if Wants(config).selection and not (run and (run / "choice").is_dir()):
+    if Wants(config).selection and not (run and _chose_later(run, config)):
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {config.selector}"
         data.report.notes.append(chosen)
@@ -92,6 +91,16 @@ def read_rows(config: RunConfig, world: World, *, run: Path | None = None) -> tu
     of_rows = {"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}
     check_same(lambda: {**of_rows, "model.path": fingerprint(path)}, world)
     return config, rows
+
+
+def _chose_later(run: Path, config: RunConfig) -> bool:
+    """Return True if the selector is one that chose after the scoring, in this run.
+
+    What only reads a run knows no needs of a selector that it does not import.
+    """
+    file = run / "choice" / "inputs.json"
+    chose = read_json(file, selector=dict)["selector"] if file.exists() else {}
+    return bool(chose.get("class_path") == config.selector.spec()["class_path"])
 
 
 def check_rows_fit(path: str, encoder: Encoder, *sides: EncodedDataset | None) -> None:

@@ -62,9 +62,13 @@ def write_start(run: Path, fields: Mapping[str, Any], configuration: str) -> Non
     """Write started.json and config.yaml, signed unless the directory is a stranger's, or no key can be made.
 
     A kill between both files leaves a directory that is the user's own: started.json is signed with the configuration
-    of before as well. A directory without config.yaml is of whoever writes it.
+    of before as well. A directory without config.yaml is of whoever writes it. If both are there as they would be
+    written, they stay, whoever has signed them: a run goes on in a container as well, which may have another key.
     """
     file, signatures = run / "config.yaml", list[str]()
+    with suppress(OSError, ValueError, DifferenceError):
+        if read_text(file) == configuration and read_json(run / STARTED).items() >= fields.items():
+            return
     fields = {**fields, "id": secrets.token_hex(16)}
     if (not file.exists() or _verifies(run)) and (key := _made_key(state_directory())):
         texts = [configuration, *([read_text(file)] if file.exists() else [])]

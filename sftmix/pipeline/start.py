@@ -1,19 +1,21 @@
 """Start of a run: the stages that it enters, and what is refused before any of them is made. It needs no torch."""
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from sftmix.components.component import require
 from sftmix.config import RunConfig
 from sftmix.config.read import STARTED
 from sftmix.config.wants import Wants
 from sftmix.disk.files import read_json
-from sftmix.disk.places import is_there, place_of
+from sftmix.disk.places import is_there, place_of, started
 from sftmix.disk.regular import keep_within
 from sftmix.pipeline.context import StageSpec
 from sftmix.pipeline.inputs import Known, config_of_reference
+from sftmix.pipeline.signature import is_own
 from sftmix.pipeline.stages import STAGES, by_name
 from sftmix.pipeline.validity import refuse_others
 from sftmix.words.errors import ConfigError, DifferenceError
@@ -44,6 +46,24 @@ def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Pa
     """
     for stage in stages:
         refuse_others(directory / stage.name, stage.identity(known), stage.words)
+
+
+def made_from(run: Path) -> dict[str, Any]:
+    """Return what a run recorded of its rows and its model, whose hashes are None before it came so far."""
+    files = [run / stage / "inputs.json" for stage in ("train", "reference")]  # a reference may be of an earlier try
+    file = next(filter(is_there, files), None)
+    return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
+
+
+@contextmanager
+def as_begun(run: Path) -> Iterator[None]:
+    """Let the id of the model on the hub mean the commit with which this user began a run: another one is refused."""
+    origin = started.get()
+    before = started.set(origin._replace(model=str(made_from(run)["model"])) if is_own(run) else origin)
+    try:
+        yield
+    finally:
+        started.reset(before)
 
 
 _KEYS = {"STATUS.json": "stage", STARTED: "directory"}

@@ -57,7 +57,12 @@ def refuse_others(directory: Path, inputs: Inputs, words: Mapping[str, str] = {}
     directory of the confidence.
 
     words  name of an input whose value is a hash -> what the message says if it differs
+    Raises DifferenceError for a finished stage that does not say what it was made from.
     """
+    if (directory / MANIFEST).exists() and not (directory / "inputs.json").exists():
+        raise DifferenceError(
+            f"{directory}: it is finished, and its inputs.json is gone: bring it back, or move it away"
+        )
     work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
     # An empty file is no work: metrics.jsonl is opened before the first step.
     if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):

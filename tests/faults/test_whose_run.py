@@ -16,7 +16,7 @@ import yaml
 from sftmix.cli import main
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import file_entry, hashed, read_json, write_json
-from sftmix.pipeline.signature import is_own
+from sftmix.pipeline.signature import is_own, write_start
 from tests.tiny import ROOT, SHORT, contents
 
 READ = {
@@ -253,6 +253,16 @@ def test_what_is_continued_keeps_its_owner(strange, finished, sftmix, monkeypatc
     shutil.rmtree(strange / "base")
     assert sftmix(*again[:-4], "--checkpoint.keep", "5", "--out", str(strange)).code == 0
     assert is_own(strange)
+
+
+def test_a_run_that_goes_on_elsewhere_unchanged_stays_own(copied, monkeypatch, tmp_path):
+    """As in a container, whose home has another key."""
+    started, text = read_json(copied / "started.json"), (copied / "config.yaml").read_text()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("SFTMIX_STATE", str(tmp_path / "state"))
+        write_start(copied, {name: started[name] for name in ("directory", "relative")}, text)
+        assert not is_own(copied)
+    assert is_own(copied)
 
 
 def test_a_kill_between_the_two_files_leaves_a_run_own(copied, monkeypatch):

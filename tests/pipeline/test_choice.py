@@ -20,6 +20,11 @@ class Best(Selector):
         return np.array(scores.ranked()[:16])
 
 
+class Fails(Best):
+    def select(self, scores, *, seed):
+        raise ValueError("not these")
+
+
 class ByStates(RandomPairs):
     needs = frozenset({Need.MEAN_STATES})
 
@@ -103,6 +108,15 @@ def test_an_epoch_without_pairs_goes_through_the_rows_in_their_order(own, tiny, 
 )
 def test_what_no_reference_could_give_is_refused(own, tiny, refused, words, said):
     assert said in refused("run", *tiny.bare, *SHORT, *words)
+
+
+def test_a_choice_that_failed_does_not_stand_for_another_selector(own, tiny, made, refused):
+    """Its directory is there, and the rows of the run were not selected."""
+    words = ["run", *tiny.options, *SHORT, "--reference.training.max_steps", "2"]
+    with pytest.raises(ValueError, match="not these"):
+        made(*words, "--selector", "own_choice.Fails")
+    said = refused(*words, "--selector", "Longest", "--selector.k", "8")
+    assert "reference: was made with other inputs: the training rows are others" in said
 
 
 def test_a_splitter_by_states_alone_gets_a_reference(own, tiny, made, refused):

@@ -58,6 +58,13 @@ def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
     assert contents(directory.path) == before
 
 
+def test_a_finished_stage_that_does_not_say_what_it_is_of_is_refused(directory):
+    make(directory, "split", {"seed": 1})
+    (directory.path / "split" / "inputs.json").unlink()
+    with pytest.raises(DifferenceError, match=r"split: it is finished, and its inputs\.json is gone"):
+        directory.begin("split", {"seed": 2})
+
+
 def test_what_the_manifest_names_survives_a_power_cut(directory):
     with syncs() as seen:
         make(directory, "split", {})

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from sftmix import RunConfig
 from sftmix.components import (
@@ -34,7 +35,7 @@ from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOpt
 from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
-from sftmix.pipeline.stages import BASELINE, SPLIT, STAGES, TRAIN
+from sftmix.pipeline.stages import BASELINE, CONFIDENCE, SPLIT, STAGES, TRAIN
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.validity import differences
 from sftmix.ranks.world import World
@@ -286,6 +287,34 @@ def test_a_baseline_is_of_the_order_of_its_target(tiny, tmp_path):
     assert all(train[name] is not None for name in order)
     assert [baseline[name] for name in order] == [train[name] for name in order]
     assert baseline["objective"] != train["objective"]
+
+
+def test_a_baseline_of_another_target_is_not_read_back(tiny, made, refused):
+    """The target's losses decide the order of a single run, and no input of the baseline names what decides these."""
+    words = ["run", *tiny.bare, "--reference", "Online", "--with_baseline", "--training.epochs", "2"]
+    words += ["--training.learning_rate", "0.05"]
+    run = made(*words)
+    for stage in ("train", "confidence", "split"):
+        shutil.rmtree(run / stage)
+    said = refused(*words, "--objective.mu", "2.0", "--perturbation", "NEFTune", "--perturbation.alpha", "60")
+    assert re.search(r"baseline: from step \d+ on it has other examples than train", said)
+
+
+def test_a_model_that_is_another_before_the_target_is_trained_ends_the_run(tiny, tmp_path):
+    """As an edit while the reference is trained: confidence and target would be of two models."""
+    model = shutil.copytree(tiny.model, tmp_path / "edited")
+
+    def edits(context, values):
+        found = CONFIDENCE.make(context, values)
+        weights = load_file(model / "model.safetensors")
+        save_file({name: 1.5 * x for name, x in weights.items()}, model / "model.safetensors", {"format": "pt"})
+        return found
+
+    stages = [replace(stage, make=edits) if stage is CONFIDENCE else stage for stage in STAGES]
+    asked = replace(config(tiny, tmp_path / "run"), model=ModelOptions(path=str(model)))
+    with pytest.raises(ConfigError, match=r"reference: was made with other inputs: the model's files are others"):
+        run(asked, stages=stages)
+    assert not (Path(asked.out) / "train" / "inputs.json").exists()
 
 
 def test_callbacks_are_inputs_where_one_may_stop_a_training(tiny, tmp_path):

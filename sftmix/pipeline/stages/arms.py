@@ -6,6 +6,7 @@ from functools import partial
 from sftmix.components.component import to_builtin
 from sftmix.config import RunConfig
 from sftmix.config.wants import reads_scores
+from sftmix.disk.files import read_steps
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
 from sftmix.pipeline.inputs import (
     Known,
@@ -18,6 +19,7 @@ from sftmix.pipeline.inputs import (
 )
 from sftmix.pipeline.stages.selection import CHOSEN
 from sftmix.pipeline.validity import Inputs
+from sftmix.words.errors import ConfigError
 
 
 def inputs(name: str, known: Known) -> Inputs:
@@ -71,6 +73,24 @@ def make(name: str, run: RunContext, values: Values) -> Made:
     return make_arm(run, name, values["confidence"], values.get("split"), values.get("choice"))
 
 
+def check_order(run: RunContext, values: Values) -> None:
+    """Raise ConfigError for a baseline that has had other examples than the target in a step that both have made."""
+
+    def check() -> None:
+        target, baseline = (
+            {line["step"]: line.get("rows") for line in read_steps(run.path / name)} for name in ("train", "baseline")
+        )
+        both = [(step, target[step], rows) for step, rows in baseline.items() if step in target]
+        others = [step for step, one, other in both if None not in (one, other) and one != other]
+        if others:
+            raise ConfigError(
+                f"{run.path / 'baseline'}: from step {min(others)} on it has other examples than train, as of another "
+                "target; move it away, or use another --out"
+            )
+
+    run.world.on_main(check)
+
+
 TRAIN = StageSpec(
     name="train",
     entered=lambda wants: wants.training,
@@ -84,6 +104,7 @@ TRAIN = StageSpec(
 BASELINE = replace(
     TRAIN,
     name="baseline",
+    read=check_order,
     entered=lambda wants: wants.training and wants.config.with_baseline,
     inputs=partial(inputs, "baseline"),
     make=partial(make, "baseline"),

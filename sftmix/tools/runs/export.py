@@ -5,10 +5,11 @@ from pathlib import Path
 
 from sftmix.disk.files import BEST, CHECKPOINTS, steps_in
 from sftmix.pipeline.signature import is_own
+from sftmix.pipeline.start import made_from
 from sftmix.pipeline.validity import is_finished, origin
 from sftmix.text.windows import Documents
 from sftmix.tools.runs.models import FinishedModel
-from sftmix.tools.runs.read import as_started, made_from, read_finished
+from sftmix.tools.runs.read import as_started, read_finished
 from sftmix.words.errors import ConfigError
 from sftmix.words.fields import TEXT
 

@@ -19,11 +19,12 @@ from sftmix.model.paths import ADAPTERS, named
 from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options.data import DataOptions
 from sftmix.options.model import ModelOptions
+from sftmix.pipeline.start import made_from
 from sftmix.ranks.world import accelerator
 from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.tools.runs.adapters import load_adapters, stored_config
 from sftmix.tools.runs.models import FinishedModel, Functions, Turns
-from sftmix.tools.runs.read import as_started, made_from, read_finished
+from sftmix.tools.runs.read import as_started, read_finished
 from sftmix.tools.runs.rows import another_model, refuse_gone
 from sftmix.words.errors import NonFiniteError
 

@@ -19,6 +19,7 @@ from sftmix.disk.places import Origin, is_there, started
 from sftmix.disk.regular import keep_within
 from sftmix.pipeline.signature import is_own, names_given
 from sftmix.pipeline.stages import by_name
+from sftmix.pipeline.start import made_from
 from sftmix.pipeline.validity import is_finished
 from sftmix.words.errors import ConfigError
 from sftmix.words.given import as_list
@@ -171,13 +172,6 @@ def as_started(run: Path | None) -> Iterator[None]:
         yield
     finally:
         started.reset(before)
-
-
-def made_from(run: Path) -> dict[str, Any]:
-    """Return what a run recorded of its rows and its model, whose hashes are None before it came so far."""
-    files = [run / stage / "inputs.json" for stage in ("train", "reference")]  # a reference may be of an earlier try
-    file = next(filter(is_there, files), None)
-    return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
 
 
 def _unread(base: type[Component], form: Any) -> Any:

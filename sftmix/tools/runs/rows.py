@@ -6,8 +6,9 @@ from pathlib import Path
 from sftmix.config import RunConfig
 from sftmix.disk.places import is_outside, place_of
 from sftmix.pipeline.rows import RunRows, read_rows
+from sftmix.pipeline.start import made_from
 from sftmix.ranks.world import World
-from sftmix.tools.runs.read import as_started, made_from, read_finished
+from sftmix.tools.runs.read import as_started, read_finished
 from sftmix.words.errors import ConfigError
 
 

@@ -26,8 +26,9 @@ from sftmix.disk.places import HUB_ID, is_there, place_of
 from sftmix.disk.tables import read_dynamics, write_dynamics, write_table
 from sftmix.disk.texts import read_text
 from sftmix.pipeline.signature import is_own
+from sftmix.pipeline.start import made_from
 from sftmix.tools.evaluate.table import results_of
-from sftmix.tools.runs.read import as_started, made_from, read_finished, read_json_if_there
+from sftmix.tools.runs.read import as_started, read_finished, read_json_if_there
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.types import OF_TOKENS
 from sftmix.words.given import as_list

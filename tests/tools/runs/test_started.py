@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from sftmix.disk.files import read_json
 from sftmix.disk.places import place_of
 from sftmix.tools.quickstart import CHAT_TEMPLATE
 from tests.tiny import SHORT, Tiny, contents, in_this_process, sign
@@ -192,6 +193,11 @@ def test_a_hub_id_means_the_commit_that_was_recorded(small, tmp_path, monkeypatc
     words = [*small.options, *SHORT, "--model.path", "some/base", "--model.lora.r", "2", "--objective", "NTP"]
     done = in_this_process("run", *words[2:], "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    (repository / "refs" / "main").write_text(commits[1])
+    shutil.rmtree(tmp_path / "run" / "train")  # as if it had been stopped before
+    again = in_this_process("run", *words[2:], "--out", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert read_json(tmp_path / "run/train/inputs.json")["model"] == f"some/base@{commits[0]}"
     answers = []
     for number, commit in enumerate(commits):
         (repository / "refs" / "main").write_text(commit)
