@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sftmix.disk.files import read_json
 from sftmix.disk.places import place_of
 from sftmix.tools.quickstart import CHAT_TEMPLATE
-from tests.tiny import SHORT, Tiny, contents, in_this_process, sign
+from tests.tiny import SHORT, Tiny, contents, in_this_process, sftmix, sign
 
 pytestmark = pytest.mark.slow
 
@@ -193,11 +193,6 @@ def test_a_hub_id_means_the_commit_that_was_recorded(small, tmp_path, monkeypatc
     words = [*small.options, *SHORT, "--model.path", "some/base", "--model.lora.r", "2", "--objective", "NTP"]
     done = in_this_process("run", *words[2:], "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (repository / "refs" / "main").write_text(commits[1])
-    shutil.rmtree(tmp_path / "run" / "train")  # as if it had been stopped before
-    again = in_this_process("run", *words[2:], "--out", "run", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert read_json(tmp_path / "run/train/inputs.json")["model"] == f"some/base@{commits[0]}"
     answers = []
     for number, commit in enumerate(commits):
         (repository / "refs" / "main").write_text(commit)
@@ -208,6 +203,22 @@ def test_a_hub_id_means_the_commit_that_was_recorded(small, tmp_path, monkeypatc
             answers.append({name: text for name, text in written.items() if not name.endswith("inputs.json")})
             shutil.rmtree(to.parent)
     assert answers[:2] == answers[2:]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_begun_goes_on_with_its_commit_of_the_hub(small, tmp_path, monkeypatch):
+    repository, commits = tmp_path / "hub" / "models--some--base", ("a" * 40, "b" * 40)
+    for commit in commits:
+        shutil.copytree(small.model, repository / "snapshots" / commit)
+    other_weights(repository / "snapshots" / commits[1])
+    (repository / "refs").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = [*small.options[2:], *SHORT, "--model.path", "some/base", "--out", "run"]
+    for command, commit in (("confidence", commits[0]), ("run", commits[1])):
+        (repository / "refs" / "main").write_text(commit)
+        done = sftmix(command, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "run/train/inputs.json")["model"] == f"some/base@{commits[0]}"
 
 
 def test_the_same_command_goes_on_from_the_same_directory(moved):
