@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json
 from sftmix.options.training import LAYOUT
 from sftmix.pipeline.validity import differences
 from sftmix.tools.compare.plan import Comparison
 from sftmix.tools.compare.statistics import interval, mean_sd, per_example, sign_flip
 from sftmix.types import Float64
+from sftmix.words.differing import NOTHING, differing
 
 SIGNS = (1, -1, -1, 1)
 """The signs of the arms of a contrast: A - B, or (A - B) - (C - D), which holds two controls beside each other."""
@@ -66,8 +68,15 @@ def _differing(comparison: Comparison, variants: Mapping[str, Any], arms: Sequen
             inputs = [read_json(Path(comparison.out) / run["run"] / "train" / "inputs.json") for run in runs]
             # ["objective.mu: 0.2 -> 0.4"], of which the name before ": " is shown.
             names |= {line.partition(": ")[0] for line in differences(*inputs)}
-        names |= {name for name in comparison.changed(*pair) if name.startswith(UNRECORDED)}
+            # As they were trained: a table may go on under other options, which change no run that is done.
+            made = [read_yaml(Path(comparison.out) / run["trained_in"] / "config.yaml") for run in runs]
+            names |= unrecorded(*made)
     return names
+
+
+def unrecorded(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
+    """Return the options that no stage records, and that differ in two configurations which both have them."""
+    return {name for name, *values in differing(old, new) if name.startswith(UNRECORDED) and NOTHING not in values}
 
 
 def _by_example(metric: str, files: Sequence[Path], signs: Sequence[int]) -> Float64 | None:

@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 
 from sftmix.cli.say import say
-from sftmix.config.read import STARTED, TABLE, from_dict
+from sftmix.config.read import STARTED, TABLE, from_dict, read_yaml
 from sftmix.disk.files import read_json, write_json, write_text
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.start import is_ours
 from sftmix.pipeline.validity import origin
-from sftmix.tools.compare.contrasts import contrast_of
+from sftmix.tools.compare.contrasts import contrast_of, unrecorded
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over
 from sftmix.tools.compare.statistics import (
     ALPHA,
@@ -99,6 +99,8 @@ def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:
 
     refused: dict[str, str] = {}
     for cell in cells:
+        if is_over(cell.path) and (others := unrecorded(read_yaml(cell.path / "config.yaml"), cell.plain)):
+            say(f"note: {cell.name} is done, and its figures are of other {', '.join(sorted(others))}")
         try:
             with _named(cell):
                 check_run(from_dict(cell.plain), "train")

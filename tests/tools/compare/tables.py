@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.disk.files import write_json
@@ -17,4 +19,11 @@ def table_of(directory: Path, names: str, seeds: int, **options: Any) -> Compari
     comparison = Comparison(out=str(directory), variants=variants, options=table)
     for cell in comparison.cells:
         write_json(cell.path / "train" / "inputs.json", {})
+    configured(comparison)
     return comparison
+
+
+def configured(comparison: Comparison) -> None:
+    """Write the configuration of each run, as a run does when it begins."""
+    for cell in comparison.cells:
+        (cell.path / "config.yaml").write_text(yaml.safe_dump(cell.plain), encoding="utf-8")

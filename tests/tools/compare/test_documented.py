@@ -21,8 +21,11 @@ def test_the_variants_of_the_page_differ_in_their_objective_alone(plain, sftmix,
     variants = yaml.safe_load(block)["variants"]
     (tmp_path / "variants.yaml").write_text(yaml.safe_dump({"variants": variants}, sort_keys=False))
     words = ("--config", str(tmp_path / "variants.yaml"), "--training.max_steps", "2", "--checkpoint.every", "0")
-    done = sftmix("compare", *plain.options, *words, "--seeds", "[1]", "--out", str(tmp_path / "table"))
+    command = ("compare", *plain.options, *words, "--seeds", "[1]", "--out", str(tmp_path / "table"))
+    done = sftmix(*command)
     assert done.code == 0, done.err
+    again = sftmix(*command, "--callbacks.every", "1")
+    assert (again.code, again.err.count("is done, and its figures are of other callbacks")) == (0, 3)
     found = {one["ours"]: one["inputs_that_differ"] for one in read_json(tmp_path / "table/table.json")["contrasts"]}
     assert found == {"SFTMix": ["objective"], "mu-0.4": ["objective"]}
 

@@ -11,7 +11,7 @@ from sftmix.components import Quantile, RandomPairs
 from sftmix.disk.files import write_json
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown
-from tests.tools.compare.tables import table_of
+from tests.tools.compare.tables import configured, table_of
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,13 @@ def test_options_that_decide_no_weights_are_named(tmp_path):
     """The best of more evaluations is lower; and a run that is read back says nothing of its own layout's speed."""
     comparison = table_of(tmp_path, "AB", 2)
     often = replace(comparison.variants["B"].training, micro_batch_size=2)
-    comparison.variants = {**comparison.variants, "B": replace(comparison.variants["B"], training=often)}
+    changed = replace(
+        comparison, variants={**comparison.variants, "B": replace(comparison.variants["B"], training=often)}
+    )
+    going_on = build_table(changed, {cell.name: {"x": 1.0} for cell in comparison.cells})
+    assert going_on["contrasts"][0]["inputs_that_differ"] == [], "the runs were made with others"
+    comparison = changed
+    configured(comparison)
     write_json(tmp_path / "B" / "seed-2" / "train" / "adopted.json", {"from": "../../../A/seed-2/train"})
     table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
     assert table["contrasts"][0]["inputs_that_differ"] == ["training.micro_batch_size"]
