@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftmix.disk.files import fresh_directory, let_others_read, naming_full_disk, sync_path, write_text
+from sftmix.disk.regular import regular
 from sftmix.disk.texts import read_text
 from sftmix.model.adapters import write_adapters
 from sftmix.model.admitted import CONFIG, PROCESSORS, find_model
@@ -83,7 +84,7 @@ def _copy_beside(model: PreTrainedModel, base: str, path: Path) -> None:
     for name in (*images, SENTENCEPIECE):
         file = directory / name
         # tiktoken's file has the name of sentencepiece's, and begins as "IQ== 0"
-        if file.is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
+        if regular(file).is_file() and not (name == SENTENCEPIECE and file.read_bytes()[:1] != b"\n"):
             shutil.copy(file, path)
 
 

@@ -21,6 +21,7 @@ from sftmix.disk.files import (
     write_manifest,
 )
 from sftmix.disk.places import PathLike
+from sftmix.disk.regular import regular
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.signature import write_start
 from sftmix.pipeline.validity import (
@@ -121,6 +122,6 @@ def _link(source: Path, target: Path) -> None:
     """Link a file to `target` in one step, or copy it if the file system has no links."""
     with placing(target) as staging:
         try:
-            os.link(source, staging)
+            os.link(regular(source), staging)
         except OSError:  # another file system, or one without links
             shutil.copy2(source, staging)

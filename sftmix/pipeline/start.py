@@ -10,7 +10,7 @@ from sftmix.components.component import require
 from sftmix.config import RunConfig
 from sftmix.config.read import STARTED
 from sftmix.config.wants import Wants
-from sftmix.disk.files import read_json
+from sftmix.disk.files import not_as_written, read_json
 from sftmix.disk.places import is_there, place_of, started
 from sftmix.disk.regular import keep_within
 from sftmix.pipeline.context import StageSpec
@@ -50,9 +50,13 @@ def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Pa
 
 def made_from(run: Path) -> dict[str, Any]:
     """Return what a run recorded of its rows and its model, whose hashes are None before it came so far."""
-    files = [run / stage / "inputs.json" for stage in ("train", "reference")]  # a reference may be of an earlier try
-    file = next(filter(is_there, files), None)
-    return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
+    for stage in (run / "train", run / "reference"):  # a reference may be of an earlier try
+        if any(stage.glob("[!.]*")):
+            made = read_json(stage / "inputs.json", data=dict, model=str)
+            if not made["model"]:  # it would be no hash to compare
+                raise not_as_written(stage / "inputs.json", ValueError("model is empty"))
+            return made
+    return {"data": {}, "model": ""}
 
 
 @contextmanager

@@ -46,6 +46,7 @@ from sftmix.disk.files import (
     steps_in,
     verify_directory,
 )
+from sftmix.disk.regular import regular
 from sftmix.model.head import adapter_config
 from sftmix.ranks.world import World
 from sftmix.training.optimizer_state import restored, state_of
@@ -260,7 +261,7 @@ class CheckpointStore:
     def arrays(self, step: int) -> dict[str, torch.Tensor]:
         """Return the loop's tensors in `step`; none if none were saved."""
         file = self.path(step) / _ARRAYS
-        return load_file(file) if file.exists() else {}
+        return load_file(regular(file)) if file.exists() else {}
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Load `step` in place, at any world size; the weights only without an optimizer."""

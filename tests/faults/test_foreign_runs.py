@@ -51,6 +51,7 @@ RUN, STATUS, VERIFY = ["run", "--config", "CONFIG", "--out"], ["status"], ["veri
         ("train/metrics.jsonl", '{"step": 1, "time": 1.0}\noops\n{"step": 2}\n', 4, "line 2", [VERIFY]),
         ("train/inputs.json", "", 4, NOT_SO, [RUN, VERIFY, REPORT]),
         ("train/inputs.json", "{}", 4, "data is missing", [REPORT]),
+        ("train/inputs.json", '{"data": {}, "model": ""}', 4, "model is empty", [REPORT, EXPORT]),
         ("train/MANIFEST.json", "{}", 4, "files is missing", [RUN, VERIFY]),
         ("STATUS.json", DEEP, 4, NOT_SO, [STATUS]),
         (
@@ -111,6 +112,13 @@ def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, c
     ended = sftmix("report", str(copied), "--map", "0")
     assert ended.code == 3, ended.err
     assert str(file) in ended.err.splitlines()[-1]
+
+
+def test_a_stage_without_its_inputs_is_refused(copied, sftmix, tmp_path):
+    """They have the hash of the base model, without which any model in its place would do."""
+    (copied / "train/inputs.json").unlink()
+    ended = sftmix("export", str(copied), "--to", str(tmp_path / "to"))
+    assert (ended.code, f"train/inputs.json {NOT_SO}" in ended.err) == (4, True), ended.err
 
 
 def test_a_file_of_a_run_has_a_largest_size(copied, sftmix):

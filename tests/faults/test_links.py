@@ -1,7 +1,17 @@
 """Links inside a run directory, which may be from anyone: nothing is written, read or uploaded where they lead."""
 
-import pytest
+import shutil
 
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from sftmix.disk.regular import keep_within
+from sftmix.model.export import export_model
+from sftmix.tools.runs.adapters import stored_config
+from sftmix.tools.sharing.cards import write_scores
+from sftmix.tools.trackers import WandB
+from sftmix.words.errors import ConfigError
 from tests.tiny import contents
 
 COMMANDS = {
@@ -10,12 +20,14 @@ COMMANDS = {
     "run": ["WORDS", "--out", "RUN"],
     "generate": ["generate", "RUN", "--max_new_tokens", "1", "--to", "TO"],
     "export": ["export", "RUN", "--to", "TO"],
+    "track": ["track", "RUN", "--to", "tensorboard"],
 }
 
 
 OPENED = {
     "report": ["report"],
     "suspects": ["suspects"],
+    "suspects/suspects.csv": ["suspects"],
     "train/metrics.jsonl": [*COMMANDS],
     "train/model/vocab.txt": ["generate", "export"],
     "train/model/model.safetensors": ["run", "generate", "export"],
@@ -35,6 +47,7 @@ def test_no_link_of_a_run_is_followed(name, copied, finished, sftmix, tmp_path):
     else:
         outside.mkdir()
         (outside / "mine.txt").write_text("mine")
+    place.parent.mkdir(exist_ok=True)
     place.symlink_to(outside)
     before = outside.read_bytes() if outside.is_file() else contents(outside)
     for command in OPENED[name]:
@@ -44,6 +57,50 @@ def test_no_link_of_a_run_is_followed(name, copied, finished, sftmix, tmp_path):
         assert f"{name} is a link" in ended.err
     assert (outside.read_bytes() if outside.is_file() else contents(outside)) == before
     assert not (tmp_path / "to").exists()
+
+
+def exported(base, to):
+    model = LlamaForCausalLM.from_pretrained(base)
+    export_model(model, AutoTokenizer.from_pretrained(base), to, dtype=torch.float32, base=str(base))
+
+
+def identity(folder):
+    tracker = WandB()
+    tracker.folder = folder
+    tracker.identity()
+
+
+READERS = {
+    "confidence/confidence.parquet": lambda run, to: write_scores(run, to),
+    "base/preprocessor_config.json": lambda run, to: exported(run / "base", to),
+    "train/model/adapter_config.json": lambda run, to: stored_config(run / "train/model"),
+    "trackers/wandb/id": lambda run, to: identity(run / "trackers/wandb"),
+}
+"""Names in a run, and functions that read what is there, or copy it."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_function_reads_or_copies_what_a_link_leads_to(name, copied, small, tmp_path):
+    (tmp_path / "secret").write_text("a secret")
+    shutil.copytree(small.model, copied / "base", dirs_exist_ok=True)  # the base model, as a stranger may send it
+    place = copied / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(tmp_path / "secret")
+    keep_within(copied)
+    with pytest.raises(ConfigError, match=f"{name} is a link"):
+        READERS[name](copied, tmp_path / "to")
+    assert not [file for file in (tmp_path / "to").rglob("*") if "secret" in file.read_text("latin-1")]
+
+
+def test_a_table_of_decisions_is_kept_beside_the_run_s_and_not_where_a_link_leads(copied, sftmix, tmp_path):
+    folder = copied / "suspects"
+    folder.mkdir()
+    (folder / "suspects.csv").write_text("id,source,decision\ngone,x.jsonl:1,drop\n")
+    (folder / "suspects.before-1.csv").symlink_to(tmp_path / "mine")
+    ended = sftmix("suspects", str(copied))
+    assert (ended.code, "suspects.before-1.csv is a link" in ended.err) == (2, True), ended.err
+    assert not (tmp_path / "mine").exists()
 
 
 def test_links_that_nobody_opens_do_no_harm(copied, sftmix, tmp_path):

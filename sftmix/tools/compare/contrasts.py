@@ -8,6 +8,7 @@ import numpy as np
 
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json
+from sftmix.disk.regular import regular
 from sftmix.options.training import LAYOUT
 from sftmix.pipeline.validity import differences
 from sftmix.tools.compare.plan import Comparison
@@ -89,7 +90,7 @@ def _by_example(metric: str, files: Sequence[Path], signs: Sequence[int]) -> Flo
     if not files or metric not in RATIOS or not all(file.exists() for file in files):
         return None
     columns = [RATIOS[metric], "n_tokens"]
-    frames = (pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files)
+    frames = (pd.read_parquet(regular(file)).set_index("id").reindex(columns=columns) for file in files)
     table = pd.concat(frames, axis=1).sort_index()  # joined by id: files need not agree in their order
     if table.isna().any(axis=None):  # other held-out rows, or files without these columns
         return None

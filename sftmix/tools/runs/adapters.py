@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from sftmix.disk.regular import regular
+from sftmix.disk.texts import read_text
 from sftmix.model.adapters import WEIGHTS, add_layers, in_peft_format
 from sftmix.model.compared import apart
 from sftmix.model.head import ADAPTER, active
@@ -40,7 +42,7 @@ def stored_config(directory: Path) -> Any:
 
     file, default = directory / ADAPTERS, LoraConfig().to_dict()
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(file))
         if stored["peft_type"] != "LORA":
             raise ConfigError(f"{file}: peft_type is {stored['peft_type']!r:.80}; only LORA is loaded")
         taken = TAKEN.split()
@@ -78,7 +80,8 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
         if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
             freeze_unused(model)
         # PEFT writes base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight: its wrapper is not here.
-        stored = {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()}
+        file = regular(directory / WEIGHTS)
+        stored = {name.removeprefix("base_model.model."): x for name, x in load_file(file).items()}
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         names: Any = {name: name for name in trained}  # in the place of the tensors
         own: Any = {} if config.ensure_weight_tying else in_peft_format(model, names)

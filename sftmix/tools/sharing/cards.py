@@ -23,6 +23,7 @@ from markupsafe import Markup
 import sftmix
 from sftmix.disk.files import write_text
 from sftmix.disk.places import HUB_ID, is_there, place_of
+from sftmix.disk.regular import keep_within, regular
 from sftmix.disk.tables import read_dynamics, write_dynamics, write_table
 from sftmix.disk.texts import read_text
 from sftmix.pipeline.signature import is_own
@@ -93,11 +94,12 @@ def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
     What was kept of single tokens, and states, are left out: they give away too much of a text. Raises DataError for a
     run without dynamics.
     """
+    keep_within(run)
     folder, rows = run / "confidence", rows_of_run(run)[1].data.train
     private: dict[str, Any] = dict.fromkeys((*OF_TOKENS, "states"))
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), **private)
     write_dynamics(to / "dynamics.parquet", dynamics)
-    shutil.copy(folder / "confidence.parquet", to)
+    shutil.copy(regular(folder / "confidence.parquet"), to)
     # By the hash of their texts others match these rows with theirs, whatever the ids.
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")

@@ -14,6 +14,7 @@ from sftmix.cli.say import say
 from sftmix.config.schema import find_component
 from sftmix.disk.decisions import DROP, in_words, read_decisions
 from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
+from sftmix.disk.regular import refuse_link, regular
 from sftmix.disk.texts import decoded
 from sftmix.tools.suspects import repeats, signals, texts
 from sftmix.tools.suspects.rows import SuspectRows, sentence_model
@@ -88,7 +89,7 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
     """
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
-    text = decoded(earlier.read_bytes()) if earlier.exists() else ""
+    text = decoded(regular(earlier).read_bytes()) if earlier.exists() else ""
     left = {line["id"]: line for line in read_decisions(text, earlier)}
     decisions, place = [], "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
     for row in table.itertuples():
@@ -103,7 +104,7 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
     if gone := [line for line in left.values() if line["decision"]]:
         names = (f"{earlier.stem}.before-{number}.csv" for number in itertools.count(1))
         before = next(path for path in map(earlier.with_name, names) if not path.exists())
-        shutil.copyfile(earlier, before)
+        shutil.copyfile(earlier, refuse_link(before))
         say(f"{counted(len(gone), 'decision')} of {earlier} are on rows that are not here; {before} keeps that table")
 
 

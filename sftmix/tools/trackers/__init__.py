@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 from sftmix.components.base import Callback, StageState
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_object, write_text
+from sftmix.disk.regular import regular
+from sftmix.disk.texts import read_text
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import TRAINED
 
@@ -92,7 +94,7 @@ class Tracker(Callback):
         file = self.folder / "id"
         if not file.exists():
             write_text(file, uuid.uuid4().hex[:21])  # SwanLab took exactly 21 characters, now up to 64
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
 
     def begin(self, run: Path) -> None:
         """Open the client for a run directory, unless it is open; the tracker that has it open is ended first.
@@ -122,7 +124,7 @@ class Tracker(Callback):
             path = self.run / stage / "metrics.jsonl"
             if not path.exists():
                 continue
-            with path.open("rb") as file:
+            with regular(path).open("rb") as file:
                 file.seek(self._read[stage])  # a run that grows is read on from there
                 lines = file.readlines()
             for text in lines:
@@ -180,7 +182,7 @@ class TensorBoard(Tracker):
         for old in self.folder.glob("events.out.tfevents.*"):  # every process writes all rows anew
             old.unlink()
         self._client = FileWriter(str(self.folder))
-        self._client.add_summary(text("config", f"```\n{(self.run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
+        self._client.add_summary(text("config", f"```\n{read_text(self.run / 'config.yaml')}```"), 0)
         return 0
 
     def write(self, row: Row) -> None:
@@ -278,8 +280,8 @@ class MLflow(Tracker):
         from pandas import json_normalize
 
         # No global state of mlflow is used, in which a run of somebody else may be active.
-        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder / 'mlflow.db'}")
-        file = self.folder / "id"
+        own, file = regular(self.folder / "mlflow.db"), self.folder / "id"
+        self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{own}")
         if not file.exists():
             experiment = self._client.get_experiment_by_name(self.project)
             place = experiment.experiment_id if experiment else self._client.create_experiment(self.project)
@@ -288,7 +290,7 @@ class MLflow(Tracker):
             (options,) = json_normalize([self.config]).to_dict("records")
             self._client.log_batch(new, params=[Param(_allowed(key), str(value)) for key, value in options.items()])
             write_text(file, new)
-        self._id = file.read_text(encoding="utf-8")
+        self._id = read_text(file)
         self._client.update_run(self._id, status="RUNNING")
         # Every row counts its tokens.
         return sum(len(self._client.get_metric_history(self._id, f"{stage}/tokens")) for stage in TRAINED)

@@ -22,7 +22,7 @@ from sftmix.config.wants import Wants
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.known import hashing_anew
-from sftmix.disk.regular import refuse_link
+from sftmix.disk.regular import refuse_link, regular
 from sftmix.disk.tables import read_table
 from sftmix.measure.summary import summarise
 from sftmix.model.paths import ADAPTERS
@@ -328,7 +328,8 @@ def _content(place: Path) -> Any:
         return _by_name(read_json(place))
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
-    return ChainMap(*map(load_file, place.glob("*.safetensors")))  # one file or several shards: name -> tensor
+    files = map(regular, place.glob("*.safetensors"))  # one file or several shards: name -> tensor
+    return ChainMap(*map(load_file, files))
 
 
 def _beside(model: Path) -> dict[str, str]:

@@ -271,15 +271,15 @@ def test_the_weights_of_a_model_from_elsewhere_are_inputs(moved, tmp_path):
     assert inputs(models)["models"] != before["models"]
 
 
-def test_held_out_text_asks_for_prompts(moved, generate, tmp_path):
+def test_held_out_text_asks_for_prompts(moved, generate, tmp_path, monkeypatch):
     train, held_out = tmp_path / "train.txt", tmp_path / "eval.txt"
     train.write_text("Long ago.")
     held_out.write_text("Not long ago.")
     change(moved, "data", train=str(train), eval=str(held_out))
     with pytest.raises(ConfigError, match="was made from other rows"):
         generate(moved, tmp_path / "answers.jsonl")
-    for stage in ("train", "reference"):  # as if these rows were those of the run
-        (moved / stage / "inputs.json").unlink()
+    # as if these rows were those of the run
+    monkeypatch.setattr("sftmix.tools.runs.rows.made_from", lambda run: {"data": {}, "model": ""})
     with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
         generate(moved, tmp_path / "answers.jsonl")
 
