@@ -38,6 +38,7 @@ def placing(path: Path) -> Iterator[Path]:
         refuse_link(path.parent).mkdir(parents=True, exist_ok=True)
         # beside it, as os.replace fails between two file systems
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
+        staging.unlink(missing_ok=True)  # a stranger's link would be written through
         try:
             yield staging
             sync_path(staging)  # or a power cut may leave the new name without the content
@@ -102,7 +103,7 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
     # .tmp-step-00000010.4711: name and process
     mine = directory.glob(f".tmp-{glob.escape(name)}.*") if name else directory.rglob(".tmp-*")
     for leftover in list(mine):
-        if leftover.is_dir():
+        if leftover.is_dir() and not leftover.is_symlink():  # rmtree leaves a link
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
@@ -156,7 +157,7 @@ def not_as_written(place: object, error: Exception) -> DifferenceError:
 
 def fresh_directory(final: Path) -> Path:
     """Make an empty staging directory beside `final`, without leftovers of earlier attempts."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    refuse_link(final.parent).mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent, final.name)
     staging = final.parent / f".tmp-{final.name}.{os.getpid()}"
     staging.mkdir()

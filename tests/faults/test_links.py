@@ -1,11 +1,13 @@
 """Links inside a run directory, which may be from anyone: nothing is written, read or uploaded where they lead."""
 
+import os
 import shutil
 
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from sftmix.disk.files import fresh_directory
 from sftmix.disk.regular import keep_within
 from sftmix.model.export import export_model
 from sftmix.tools.runs.adapters import stored_config
@@ -91,6 +93,24 @@ def test_no_function_reads_or_copies_what_a_link_leads_to(name, copied, small, t
     with pytest.raises(ConfigError, match=f"{name} is a link"):
         READERS[name](copied, tmp_path / "to")
     assert not [file for file in (tmp_path / "to").rglob("*") if "secret" in file.read_text("latin-1")]
+
+
+@pytest.mark.parametrize("name", ["report.html", "examples.parquet"])
+def test_nothing_is_written_through_a_link_that_has_the_name_of_a_staged_file(name, copied, sftmix, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    staged = copied / "report" / f".tmp-{name}.{os.getpid()}"
+    staged.parent.mkdir()
+    staged.symlink_to(tmp_path / "mine")
+    ended = sftmix("report", str(copied), "--map", "0")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_a_staged_directory_is_taken_away(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / f".tmp-step-1.{os.getpid()}").symlink_to("mine")
+    (fresh_directory(tmp_path / "step-1") / "state.json").write_text("{}")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_a_table_of_decisions_is_kept_beside_the_run_s_and_not_where_a_link_leads(copied, sftmix, tmp_path):
