@@ -107,10 +107,18 @@ def cache_root(cache_dir: str | None = None) -> Path:
 
 
 def places_like(pattern: str) -> list[str]:
-    """Return the places that a pattern of `glob` matches, looked for where `place_of` looks; in no stranger's run."""
-    origin = started.get()
-    found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in origin.starts)
-    return [] if origin.within else next(filter(None, found), [])
+    """Return the places that a pattern of `glob` matches, looked for where `place_of` looks; in no stranger's run.
+
+    A pattern that is there as it is, as sweep[1]/model, is no pattern.
+    """
+    origin, name = started.get(), os.path.expanduser(pattern)
+    if origin.within:
+        return []
+    itself = (os.path.join(start, name) for start in origin.starts)
+    if place := next(filter(is_there, itself), None):
+        return [place]
+    found = (glob.glob(os.path.join(glob.escape(os.fspath(start)), name)) for start in origin.starts)
+    return next(filter(None, found), [])
 
 
 def unwritable(place: PathLike, *, folder: bool = False) -> str | None:

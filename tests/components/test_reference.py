@@ -49,6 +49,16 @@ def test_a_pattern_of_checkpoints_is_looked_for_where_the_run_was_started(tmp_pa
     assert paths == [str(tmp_path / "output" / "checkpoint-9"), str(tmp_path / "output" / "checkpoint-10"), "other"]
 
 
+def test_brackets_in_names_that_are_there_match_nothing_else(tmp_path):
+    """A directory that is there is itself, and so is the one in which a relative pattern is looked for."""
+    for place in ("ck[1]/m", "ck1/m", "sweep[2]/m-1", "sweep2/m-1"):
+        (tmp_path / place).mkdir(parents=True)
+    here = started.set(Origin([tmp_path / "sweep[2]", tmp_path]))
+    paths = FromCheckpoints(paths=["ck[1]/m", str(tmp_path / "ck[1]/m"), "m-*"]).paths
+    started.reset(here)
+    assert paths == [*[str(tmp_path / "ck[1]/m")] * 2, str(tmp_path / "sweep[2]/m-1")]
+
+
 def test_places_of_checkpoints():
     for checkpoints in (1, [0], [0.0, 1.0], [0, 40, 100.0]):
         assert TrainedReference(checkpoints=checkpoints).checkpoints == checkpoints
