@@ -204,12 +204,7 @@ def write_adapters(
              commit that was loaded
     Raises ConfigError if the file would lack a trained weight.
     """
-    state = {name: x.detach().to(dtype).contiguous() for name, x in in_peft_format(model, weights).items()}
-    expected, written = model.num_parameters(only_trainable=True), sum(x.numel() for x in state.values())
-    if written != expected:  # as PEFT before 0.21 leaves out the biases of `bias: lora_only`
-        raise ConfigError(
-            f"model.lora: {expected} numbers were trained, but PEFT's format would hold {written} of them"
-        )
+    state = {name: x.detach().to(dtype).contiguous() for name, x in all_in_peft_format(model, weights).items()}
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(adapter_config(model))
     config.inference_mode = True  # as PEFT saves it: whoever loads the adapters does not train them
@@ -219,6 +214,18 @@ def write_adapters(
     config.base_model_name_or_path = os.path.abspath(found.name) if found.local else found.name
     config.revision = None if found.local else found.directory.name  # else PEFT takes the newest commit
     config.save_pretrained(str(directory))
+
+
+def all_in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what `in_peft_format` does; ConfigError if a weight that is trained is not among them."""
+    state = in_peft_format(model, weights)
+    trained, held = model.num_parameters(only_trainable=True), sum(x.numel() for x in state.values())
+    if held != trained:
+        # PEFT before 0.21 leaves these biases out.
+        lost = adapter_config(model).bias == "lora_only"
+        remedy = ". Set model.lora.bias to none or all, or install peft 0.21 or newer" if lost else ""
+        raise ConfigError(f"model.lora: of {trained} numbers that are trained PEFT's format would hold {held}{remedy}")
+    return state
 
 
 def in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

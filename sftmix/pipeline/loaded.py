@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
-from sftmix.model.adapters import add_adapters, quantization_config
+from sftmix.model.adapters import add_adapters, all_in_peft_format, quantization_config
 from sftmix.model.compared import say_once
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
@@ -72,9 +72,8 @@ def load_for_run(
         if lora.r:
             with standing_in(model):
                 add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
-            if trains and world.is_main:
-                for line in before_adapters(model, path, ends):
-                    say_once(line)
+            if trains:
+                _before_adapters(model, path, ends, world)
         return model
 
     def whole() -> PreTrainedModel:
@@ -98,6 +97,14 @@ def load_for_run(
     if stored_dtype(path) == compute == torch.bfloat16 and (lora.r or not trains):  # a trained model is exported whole
         keep_in_bfloat16(model, trains=trains)
     return model
+
+
+def _before_adapters(model: PreTrainedModel, path: str, ends: Sequence[tuple[int, str]], world: World) -> None:
+    """Refuse adapters that could not be written after the training, on every rank; rank 0 says `before_adapters`."""
+    all_in_peft_format(model, dict(model.named_parameters()))
+    if world.is_main:
+        for line in before_adapters(model, path, ends):
+            say_once(line)
 
 
 def make_scorer(

@@ -8,17 +8,18 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.compared import say_once
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions
-from tests.tiny import metrics
+from tests.tiny import SHORT, metrics
 
 pytestmark = [  # of PEFT when it reads what was written; ours are silent about both
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -67,6 +68,23 @@ def test_a_line_says_where_the_adapters_are_and_none_that_others_leave_some_out(
     """Of a layer q has 32 x 32 of 32 x (32 + 16 + 16 + 32) numbers, and down one third of the MLP's."""
     said = [line for line in (adapted_run[0].parent / "said").read_text().splitlines() if "adapters" in line]
     assert said == ["model.lora: adapters on, of the decoder's weights by kind: attention 33.3%, dense 33.3%"]
+
+
+def test_adapters_that_peft_cannot_write_are_refused_before_they_are_trained(tiny, sftmix, tmp_path, monkeypatch):
+    """PEFT before 0.21 leaves the biases of `bias: lora_only` out of its format."""
+    config = AutoConfig.from_pretrained(tiny.model)
+    config.attention_bias = True
+    AutoModelForCausalLM.from_config(config).save_pretrained(tiny.model)
+    own = peft.get_peft_model_state_dict
+
+    def as_before(*given, **options):
+        return {name: x for name, x in own(*given, **options).items() if not name.endswith(".bias")}
+
+    monkeypatch.setattr(peft, "get_peft_model_state_dict", as_before)
+    words = ["run", *tiny.options, *SHORT, "--model.lora.r", "2", "--model.lora.bias", "lora_only"]
+    ended = sftmix(*words, "--objective", "NTP", "--out", str(tmp_path / "run"))
+    assert (ended.code, "bias to none or all, or install peft 0.21" in ended.err) == (2, True), ended.err
+    assert not (tmp_path / "run/train/metrics.jsonl").exists()
 
 
 def test_both_exports(adapted_run, sftmix, tmp_path):

@@ -328,8 +328,7 @@ def _content(place: Path) -> Any:
         return _by_name(read_json(place))
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
-    files = map(regular, place.glob("*.safetensors"))  # one file or several shards: name -> tensor
-    return ChainMap(*map(load_file, files))
+    return ChainMap(*map(load_file, map(regular, place.glob("*.safetensors"))))  # a file or shards: name -> tensor
 
 
 def _beside(model: Path) -> dict[str, str]:
