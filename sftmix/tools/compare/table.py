@@ -183,12 +183,19 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
 
 
 def _fit(run: Path) -> Iterator[tuple[str, float]]:
-    """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end."""
-    from sftmix.disk.tables import read_dynamics  # not for --help
+    """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end.
+
+    It may have measured none of the rows that were chosen after the scoring.
+    """
+    from sftmix.disk.tables import read_columns, read_dynamics  # not for --help
+    from sftmix.pipeline.stages.selection import CHOSEN
 
     if (file := run / "train" / "sample.parquet").exists():
         sample = read_dynamics(file)
-        yield "fit", float(sample.nll_sum[:, -1].sum() / sample.n_tokens.sum())
+        if (run / CHOSEN).exists():
+            sample = sample.of(read_columns(run / CHOSEN, "id")["id"])
+        if tokens := sample.n_tokens.sum():
+            yield "fit", float(sample.nll_sum[:, -1].sum() / tokens)
 
 
 def _spread(runs: Sequence[Any]) -> dict[str, Any]:

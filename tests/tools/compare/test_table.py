@@ -19,7 +19,7 @@ from scipy import stats
 from sftmix.cli import main
 from sftmix.components.pairing import RandomPairs
 from sftmix.disk.files import read_json, write_json
-from sftmix.disk.tables import read_columns, read_dynamics, write_dynamics, write_eval
+from sftmix.disk.tables import read_columns, read_dynamics, write_dynamics, write_eval, write_table
 from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown, write_result
@@ -51,6 +51,17 @@ def test_the_fit_is_of_the_training_rows_that_a_run_measured(tmp_path):
     fits = {run["run"]: run["metrics"].get("fit") for arm in table["variants"].values() for run in arm["runs"]}
     assert fits == {"A/seed-1": 7 / 5, "B/seed-1": 7 / 5, "A/seed-2": None, "B/seed-2": None}
     assert "fit: nats per response token of the training rows." in markdown(table)
+
+
+def test_the_fit_is_of_the_rows_that_were_chosen_after_the_scoring(tmp_path):
+    comparison, chosen = table_of(tmp_path, "AB", 1, metric="fit"), {"A": ["b", "c"], "B": ["c"]}
+    for cell in comparison.cells:
+        nll_sum, tokens = np.array([[2.0], [6.0]]), np.array([1, 4])
+        dynamics = TrainingDynamics(["a", "b"], np.array([1]), nll_sum, tokens, np.zeros((2, 1), dtype=np.int64))
+        write_dynamics(cell.path / "train" / "sample.parquet", dynamics)
+        write_table(cell.path / "choice" / "selected.parquet", chosen[cell.variant])
+    variants = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})["variants"]
+    assert [arm["runs"][0]["metrics"] for arm in variants.values()] == [{"x": 1.0, "fit": 6 / 4}, {"x": 1.0}]
 
 
 def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
