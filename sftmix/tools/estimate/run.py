@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from sftmix.config import RunConfig
+from sftmix.config.wants import Wants
 from sftmix.pipeline.rows import read_rows
 from sftmix.ranks.world import World
 from sftmix.tools.estimate.model import forward_flops, training_flops
@@ -38,6 +39,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
         "machine": vars(machine),
         "examples": len(rows.data.train),
         "tokens": int(rows.data.train.lengths.sum()),
+        "chosen_later": Wants(config).choice,  # by scores, which are not there yet
         "stages": stages,
         "device_hours": None if None in hours else sum(hours),
         "times_plain": flops / stages["train"]["training_flops"],  # 1: the target's training alone

@@ -14,6 +14,10 @@ from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, MambaConfig
 
+from sftmix.components.base import Selector
+from sftmix.components.component import Need
+from sftmix.components.objectives import NTP
+from sftmix.components.others.selectors import Longest
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
@@ -119,6 +123,20 @@ def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     assert printed.startswith("Does not fit: ")
     assert "warning: train, base: more than 0.9 of what weights leave of the " in printed
     assert printed.count("What lowers activations") == 1
+
+
+class Half(Selector):
+    needs = frozenset({Need.CONFIDENCE})
+
+    def select(self, scores, *, seed):
+        raise NotImplementedError
+
+
+def test_a_line_says_that_rows_are_chosen_later_and_training_is_counted_on_all(tiny):
+    said = "The selector will choose some of them by scores: training is counted on all."
+    for selector, chosen in ((Half(), True), (Longest(k=9), False)):
+        needs = estimate(config(tiny, selector=selector, objective=NTP()), CPU)
+        assert (needs["chosen_later"], said in described(needs)) == (chosen, chosen)
 
 
 def test_without_a_name_it_is_this_machine(finished, sftmix):

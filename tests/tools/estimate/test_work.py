@@ -12,7 +12,9 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
+from sftmix.components.others.places import CutMix, EmbeddingMixup, ManifoldMixup
 from sftmix.components.others.reweighting import IRDRO
+from sftmix.components.others.tokens import ASFT, ProFit
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
@@ -82,12 +84,26 @@ def test_a_reference_of_ones_own_calls_anything_rows_or_paths(tiny):
 
 
 @pytest.mark.slow
-def test_an_objective_that_reads_each_batch_first_pays_for_it(tiny):
+@pytest.mark.parametrize("objective", [IRDRO(), ASFT()], ids=str)
+def test_an_objective_that_reads_each_batch_once_more_pays_for_it(objective, tiny):
+    """The model before its step, or the model before training in the step."""
     plain = planned(tiny, **ALONE)["train"]
-    stages = planned(tiny, **ALONE | {"objective": IRDRO()}, with_baseline=True)
+    stages = planned(tiny, **ALONE | {"objective": objective}, with_baseline=True)
     train, baseline = stages["train"], stages["baseline"]
     assert (train.read - plain.read).tolist() == pytest.approx(train.trained.tolist())
     assert baseline.read.tolist() == plain.read.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [CutMix(), ManifoldMixup(layers=1), ProFit(mixup=EmbeddingMixup())], ids=str)
+def test_mixup_at_other_places_trains_the_rows_of_the_pairs_twice(objective, tiny):
+    """Of 29 rows 28 are in pairs."""
+    given = {"splitter": RandomSplit(), "with_baseline": True}
+    stages, mixed = planned(tiny, **given, objective=objective), planned(tiny, **given)["train"]
+    twice, baseline = stages["train"], stages["baseline"]
+    assert (twice.computed / mixed.computed).tolist() == pytest.approx([1 + 28 / 29] * 3)
+    assert baseline.computed.tolist() == mixed.computed.tolist()
+    assert (twice.trained.tolist(), twice.slots) == (mixed.trained.tolist(), mixed.slots)
 
 
 @pytest.mark.parametrize(
