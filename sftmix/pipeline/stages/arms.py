@@ -73,7 +73,7 @@ def make(name: str, run: RunContext, values: Values) -> Made:
     return make_arm(run, name, values["confidence"], values.get("split"), values.get("choice"))
 
 
-def check_order(run: RunContext, values: Values) -> None:
+def _check_order(run: RunContext, values: Values) -> None:
     """Raise ConfigError for a baseline that has had other examples than the target in a step that both have made."""
 
     def check() -> None:
@@ -104,7 +104,7 @@ TRAIN = StageSpec(
 BASELINE = replace(
     TRAIN,
     name="baseline",
-    read=check_order,
+    read=_check_order,
     entered=lambda wants: wants.training and wants.config.with_baseline,
     inputs=partial(inputs, "baseline"),
     make=partial(make, "baseline"),

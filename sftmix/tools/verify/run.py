@@ -3,7 +3,6 @@
 import contextlib
 import sys
 import tempfile
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
 
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
@@ -20,12 +18,9 @@ from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import read_yaml
 from sftmix.config.wants import Wants
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
-from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.known import hashing_anew
-from sftmix.disk.regular import refuse_link, regular
-from sftmix.disk.tables import read_table
+from sftmix.disk.regular import refuse_link
 from sftmix.measure.summary import summarise
-from sftmix.model.paths import ADAPTERS
 from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
@@ -39,6 +34,7 @@ from sftmix.pipeline.validity import differences, is_finished
 from sftmix.ranks.world import start_world
 from sftmix.tools.runs.output import rendered
 from sftmix.tools.runs.read import as_started, read_whole, stages_in
+from sftmix.tools.verify.content import content_of, figures_by_name, files_beside
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights
@@ -260,10 +256,12 @@ class Replay(RunContext):
         recorded = read_json(run / stage / "figures.json")
         # A training that was made in part has fewer figures than the run; other stages must have all of them.
         names = (figures if trained else {**recorded, **figures}).keys() - OF_PROCESS
-        expected, replayed = (_by_name({name: of.get(name) for name in sorted(names)}) for of in (recorded, figures))
+        expected, replayed = (
+            figures_by_name({name: of.get(name) for name in sorted(names)}) for of in (recorded, figures)
+        )
         self.findings += findings_of("figures", where, expected, replayed, dict.fromkeys(replayed, relative))
         for name in files:
-            expected, replayed = _content(run / name), _content(here / name)
+            expected, replayed = content_of(run / name), content_of(here / name)
             if name == SUMMARY:  # the model's name is the run's, wherever it is now: `inputs` compare its files
                 replayed["model"] = read_yaml(run / "config.yaml").get("model", {}).get("path")
             if stage == "selection":  # the rows here are those that the run selected: select from all rows
@@ -276,28 +274,32 @@ class Replay(RunContext):
     def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
         window = self.window
-        here = self.directory.path
-        findings = self.findings
-        name = f"{self.window.stage}/model"
         # held: a checkpoint has the weights that the run exported, and they were exported again from it.
-        held, at_end, model = window.last in window.checkpoints, window.end == window.last, _content(window.run / name)
-        if not self.exact:
-            findings.append(Finding("weights", None, "another machine rounds them, and figures, in another way"))
-        elif window.end not in window.checkpoints and not (model and at_end):
-            findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
-        if model and (held or (at_end and self.exact)):
-            findings += findings_of("model" if held else "weights", name, model, _content(here / name))
-            if self.exact:  # other libraries write other files
-                expected, replayed = _beside(window.run / name), _beside(here / name)
-                findings += findings_of("model", f"{name}, beside the weights", expected, replayed)
-        elif model:
-            what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
-            findings.append(Finding("model", None, what))
+        held, at_end = window.last in window.checkpoints, window.end == window.last
+        self._compare_model(f"{window.stage}/model", held=held, at_end=at_end)
         if self.exact and window.finished and (window.stage == "reference" or held or at_end):
             in_part = window.start > 0 or not at_end  # it has counted its own steps alone
             compared = measured.keys() - (self.trained.keys() if in_part else set())  # what training steps have counted
             measured = {name: value for name, value in measured.items() if name in compared}
             self._compare_made(window.stage, files, measured, "measured again")
+
+    def _compare_model(self, name: str, *, held: bool, at_end: bool) -> None:
+        """Compare an exported model with the one that was exported here; say what is not compared."""
+        window, findings = self.window, self.findings
+        place, here = window.run / name, self.directory.path / name
+        model = content_of(place)
+        if not self.exact:
+            findings.append(Finding("weights", None, "another machine rounds them, and figures, in another way"))
+        elif window.end not in window.checkpoints and not (model and at_end):
+            findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
+        if model and (held or (at_end and self.exact)):
+            findings += findings_of("model" if held else "weights", name, model, content_of(here))
+            if self.exact:  # other libraries write other files
+                beside, now = files_beside(place), files_beside(here)
+                findings += findings_of("model", f"{name}, beside the weights", beside, now)
+        elif model:
+            what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
+            findings.append(Finding("model", None, what))
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.
@@ -320,30 +322,3 @@ class Replay(RunContext):
             "findings": [finding._asdict() for finding in findings],
             "sentence": rendered("verify/sentence.txt", **told),
         }
-
-
-def _content(place: Path) -> Any:
-    """Return the values of a JSON file, a table or a directory of weights, by name."""
-    if place.suffix == ".json":
-        return _by_name(read_json(place))
-    if place.suffix == ".parquet":
-        return pd.DataFrame(read_table(place, ["id"]).to_pydict())
-    return ChainMap(*map(load_file, map(regular, place.glob("*.safetensors"))))  # a file or shards: name -> tensor
-
-
-def _beside(model: Path) -> dict[str, str]:
-    """Return file -> hash, of the files of an exported model but its weights and its card.
-
-    The name of the model that adapters were made for is wherever it was then: `inputs` compare its files.
-    """
-    hashes = {}
-    for file in filter(Path.is_file, model.rglob("*")):
-        if file.suffix != ".safetensors" and file.name != "README.md":
-            content = read_json(file) | {"base_model_name_or_path": None} if file.name == ADAPTERS else None
-            hashes[str(file.relative_to(model))] = sha256_json(content) if content else sha256_file(file)
-    return hashes
-
-
-def _by_name(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return figures within figures by one name each, such as confounds.auc_length_confident."""
-    return pd.json_normalize(dict(figures)).iloc[0].to_dict() if figures else {}

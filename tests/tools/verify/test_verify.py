@@ -31,7 +31,7 @@ def test_an_honest_run_is_certified_and_not_touched(ntp, sftmix):
     done = sftmix("verify", str(ntp.run))
     assert done.code == 0, done.err
     *lines, sentence = done.out.splitlines()
-    kinds = ["files", "inputs", "examples", "losses", "weights", "model", *["figures"] * 5]
+    kinds = ["files", "inputs", "examples", "losses", "weights", "model", "model", *["figures"] * 5]
     assert [line.split()[:2] for line in lines] == [[kind, "same:"] for kind in kinds]
     assert "checkpoints/step-00000006, " in lines[4]
     assert sentence == "steps 5 to 6 of train replayed: examples, losses, weights are the same, bit for bit"
