@@ -24,15 +24,18 @@ def content_of(place: Path) -> Any:
     return ChainMap(*map(load_file, map(regular, place.glob("*.safetensors"))))  # a file or shards: name -> tensor
 
 
-def files_beside(model: Path) -> dict[str, str]:
-    """Return file -> hash, of the files of an exported model but its weights and its card.
+OF_PROCESS = {ADAPTERS: {"base_model_name_or_path"}, "tokenizer_config.json": {"is_local", "local_files_only"}}
+"""File of a model -> its keys that say where the base model was, and how it was read: `inputs` compare its files."""
 
-    The name of the model that adapters were made for is wherever it was then: `inputs` compare its files.
-    """
+
+def files_beside(model: Path) -> dict[str, str]:
+    """Return file -> hash, of the files of an exported model but its weights and its card."""
     hashes = {}
     for file in filter(Path.is_file, model.rglob("*")):
         if file.suffix != ".safetensors" and file.name != "README.md":
-            content = read_json(file) | {"base_model_name_or_path": None} if file.name == ADAPTERS else None
+            content = {}
+            if keys := OF_PROCESS.get(file.name):
+                content = {key: value for key, value in read_json(file).items() if key not in keys}
             hashes[str(file.relative_to(model))] = sha256_json(content) if content else sha256_file(regular(file))
     return hashes
 

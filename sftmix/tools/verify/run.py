@@ -20,7 +20,7 @@ from sftmix.config.wants import Wants
 from sftmix.disk.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.disk.known import hashing_anew
 from sftmix.disk.regular import refuse_link
-from sftmix.measure.summary import summarise
+from sftmix.measure.summary import made_by, summarise
 from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
@@ -35,7 +35,7 @@ from sftmix.ranks.world import start_world
 from sftmix.tools.runs.output import rendered
 from sftmix.tools.runs.read import as_started, read_whole, stages_in
 from sftmix.tools.verify.content import content_of, figures_by_name, files_beside
-from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
+from sftmix.tools.verify.findings import ROUNDING, Finding, by_another_version, compare_logs, findings_of
 from sftmix.tools.verify.window import Window, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
@@ -295,11 +295,16 @@ class Replay(RunContext):
         if model and (held or (at_end and self.exact)):
             findings += findings_of("model" if held else "weights", name, model, content_of(here))
             if self.exact:  # other libraries write other files
-                beside, now = files_beside(place), files_beside(here)
-                findings += findings_of("model", f"{name}, beside the weights", beside, now)
+                beside = findings_of("model", f"{name}, beside the weights", files_beside(place), files_beside(here))
+                findings += beside if self._of_this_version() else map(by_another_version, beside)
         elif model:
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
+
+    def _of_this_version(self) -> bool:
+        """Return True if the version of this process made the stage, which also writes the files beside the weights."""
+        made = read_json(self.window.run / self.window.stage / "figures.json").get("made_by", {})
+        return made_by(made.get("world_size", 1)) == made
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.

@@ -340,3 +340,14 @@ def test_a_damaged_file_is_told_with_its_path(copy_of_ntp, sftmix, name, content
     assert found.code == 4
     place = f"{copy_of_ntp.run / name}{', line 1' * name.endswith('.jsonl')}"
     assert f"{place} is not as a run writes it" in found.out + found.err
+
+
+@pytest.mark.slow
+def test_files_beside_the_weights_that_another_version_wrote_are_not_compared(copy_of_ntp, sftmix):
+    copy_of_ntp.edit("train/model/config.json", replaced("{", '{"of_before": 1,'))
+    older = replaced('"version": "', '"version": "0.')
+    copy_of_ntp.edit("train/figures.json", older)
+    older(copy_of_ntp.run / "summary.json")
+    found = certified(sftmix, str(copy_of_ntp.run))
+    assert (found.code, found.same, found.exact) == (0, True, False)
+    assert any("another version of sftmix made them" in one["note"] for one in found.findings if one["same"] is None)
