@@ -49,7 +49,8 @@ class Taught:
         from sftmix.functional import logits_of
 
         with torch.no_grad():
-            return logits_of(hidden, **self._formula).clamp(min=-1e30)  # finite, as those of `chunked_loss` are
+            logits = logits_of(hidden, **self._formula)
+            return logits if self.bias is None else logits.clamp(min=-1e30)  # finite, as those of `chunked_loss` are
 
     def figures(self, f: Callable[..., Tensor], *columns: Tensor) -> Tensor:
         """Return [T], `f` of the teacher's logits of each response token, as `LossView.figures` of the trained ones."""

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sftmix.components.row_format import RowFormat
-from sftmix.data.report import ALL_BAD, NAMED, Case, DataReport, hear
+from sftmix.data.report import ALL_BAD, NAMED, UNREAD, Case, DataReport, hear
 from sftmix.data.row_files import has_many_lines
 from sftmix.data.sources import expand
 from sftmix.data.store import EXAMPLE, Conversations, content_hash, id_of, stored, write_rows
@@ -118,7 +118,7 @@ class RowReader:
                     if source.name.lower().endswith(".csv") and has_many_lines(value):
                         self.report.add("many_lines", Case(place))
                     for name in self.converter.skipped:
-                        hear("unread", Case(place, detail=f": {name}"))
+                        hear(UNREAD, Case(place, detail=f": {name}"))
                 except BadRow as problem:
                     self.report.add("bad_row", Case(place, detail=f": {problem}"))
 

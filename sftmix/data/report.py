@@ -14,6 +14,8 @@ NAMED = 5
 ALL_BAD = "sftmix preview --bad FILE names all"
 """What a report says if it names only the first bad rows."""
 
+UNREAD = "unread"
+"""The reason of a field that is not read, which a report counts by the field."""
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",

@@ -89,6 +89,15 @@ class StageSpec:
         return self.make(run, values) if self.by_ranks else run.world.from_main(lambda: self.make(run, values))
 
 
+def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Path) -> None:
+    """Raise ConfigError if one of the stages was made, or begun, from other inputs.
+
+    Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
+    """
+    for stage in stages:
+        refuse_others(directory / stage.name, stage.identity(known), stage.words)
+
+
 @dataclass
 class RunContext:
     """One run in progress; `enter` is the runner of its stages.
@@ -136,8 +145,7 @@ class RunContext:
         known = Known(self.config, self.world, self.rows, self.path)
         inputs = stage.identity(known)
         if stage.has_steps:  # hours after the stages before: a model may be another by now
-            for earlier in self._entered:
-                refuse_others(self.path / earlier.name, earlier.identity(known), earlier.words)
+            refuse_other_inputs(known, self._entered, self.path)
         self._entered.append(stage)
         memory, began = PeakMemory(self.world.device), time.time()
         if self.directory.begin(stage.name, inputs, self.config.yaml(), words=stage.words):

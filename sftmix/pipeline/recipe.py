@@ -16,14 +16,14 @@ from sftmix.config.checks import validate
 from sftmix.config.wants import Wants
 from sftmix.measure.summary import summarise
 from sftmix.model.load import model_config
-from sftmix.pipeline.context import RunContext, StageSpec, Values
+from sftmix.pipeline.context import RunContext, StageSpec, Values, refuse_other_inputs
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.loaded import check_sharing
 from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.rows import RunRows, read_rows, table_of
 from sftmix.pipeline.stages import STAGES
-from sftmix.pipeline.start import as_begun, check_directory, entered, refuse_other_inputs
+from sftmix.pipeline.start import as_begun, check_directory, entered
 from sftmix.ranks.world import World, start_world
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision

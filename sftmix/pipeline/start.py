@@ -14,10 +14,9 @@ from sftmix.disk.files import not_as_written, read_json
 from sftmix.disk.places import is_there, place_of, started
 from sftmix.disk.regular import keep_within
 from sftmix.pipeline.context import StageSpec
-from sftmix.pipeline.inputs import Known, config_of_reference
+from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.signature import is_own
 from sftmix.pipeline.stages import STAGES, by_name
-from sftmix.pipeline.validity import refuse_others
 from sftmix.words.errors import ConfigError, DifferenceError
 
 
@@ -37,15 +36,6 @@ def entered(config: RunConfig, until: str, stages: Sequence[StageSpec] = STAGES)
             f"there is no {until} before it: use `run`, or another --reference"
         )
     return [stage.among(stages) for stage in stages if stage.entered(wants)]
-
-
-def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Path) -> None:
-    """Raise ConfigError if one of the stages was made, or begun, from other inputs.
-
-    Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
-    """
-    for stage in stages:
-        refuse_others(directory / stage.name, stage.identity(known), stage.words)
 
 
 def made_from(run: Path) -> dict[str, Any]:

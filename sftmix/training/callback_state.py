@@ -41,9 +41,10 @@ def unmoved(*parts: Component | None) -> Iterator[None]:
 @contextmanager
 def refusing_moves(objective: Component) -> Iterator[None]:
     """Raise ConfigError at the end if the objective has changed its state."""
-    before = [repr(one.state_dict()) for one in stateful(objective)]
+    parts = stateful(objective)
+    before = [repr(one.state_dict()) for one in parts]
     yield
-    if before != [repr(one.state_dict()) for one in stateful(objective)]:
+    if before != [repr(one.state_dict()) for one in parts]:
         raise ConfigError(
             f"objective {objective}: plan() changes its state. The plan of a step is made before the checkpoint of the "
             "step before it, so a resumed run would be another one: change the state in loss()"

@@ -32,11 +32,11 @@ from sftmix.components import (
 )
 from sftmix.disk.files import read_json
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
+from sftmix.pipeline.context import refuse_other_inputs
 from sftmix.pipeline.inputs import Known
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.stages import BASELINE, CONFIDENCE, SPLIT, STAGES, TRAIN
-from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.validity import differences
 from sftmix.ranks.world import World
 from sftmix.text import ChatTemplate

@@ -5,14 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sftmix.data.report import REASONS, Case
+from sftmix.data.report import REASONS, UNREAD, Case
 from sftmix.disk.files import placing
 from sftmix.words.shown import as_cell
 
 FACTS = {"system", "thought", "weighted"}
 """Reasons of a report that take nothing from a row."""
-UNREAD = "unread"
-"""The reason of a field that is not read, which a report counts by the field."""
 
 
 def write_cases(path: Path, cases: Sequence[tuple[str, Case]]) -> int:

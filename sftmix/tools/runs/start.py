@@ -13,10 +13,11 @@ from sftmix.disk.files import MANIFEST
 from sftmix.disk.places import PathLike, is_there
 from sftmix.model.paths import named, refuse_files
 from sftmix.options.training import SHARDED
+from sftmix.pipeline.context import refuse_other_inputs
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import REFERENCE
-from sftmix.pipeline.start import check_directory, entered, refuse_other_inputs
+from sftmix.pipeline.start import check_directory, entered
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.text.templates import template_source
 from sftmix.tools.runs.models import model_at_hand

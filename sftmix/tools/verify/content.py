@@ -24,7 +24,7 @@ def content_of(place: Path) -> Any:
     return ChainMap(*map(load_file, map(regular, place.glob("*.safetensors"))))  # a file or shards: name -> tensor
 
 
-OF_PROCESS = {ADAPTERS: {"base_model_name_or_path"}, "tokenizer_config.json": {"is_local", "local_files_only"}}
+OF_BASE = {ADAPTERS: {"base_model_name_or_path"}, "tokenizer_config.json": {"is_local", "local_files_only"}}
 """File of a model -> its keys that say where the base model was, and how it was read: `inputs` compare its files."""
 
 
@@ -33,10 +33,12 @@ def files_beside(model: Path) -> dict[str, str]:
     hashes = {}
     for file in filter(Path.is_file, model.rglob("*")):
         if file.suffix != ".safetensors" and file.name != "README.md":
-            content = {}
-            if keys := OF_PROCESS.get(file.name):
-                content = {key: value for key, value in read_json(file).items() if key not in keys}
-            hashes[str(file.relative_to(model))] = sha256_json(content) if content else sha256_file(regular(file))
+            left_out = OF_BASE.get(file.name)
+            hashes[str(file.relative_to(model))] = (
+                sha256_json({key: value for key, value in read_json(file).items() if key not in left_out})
+                if left_out
+                else sha256_file(regular(file))
+            )
     return hashes
 
 

@@ -171,9 +171,9 @@ class Replay(RunContext):
         except DataError as error:  # a table of the run has other examples than the rows
             self.findings.append(Finding("split", False, str(error), False))
             return
-        made = window.stage == "train" and not window.start and (window.run / "base" / "figures.json").exists()
         if window.stage == "train" and Wants(self.config).single_run:
             self._split_again(LAST_SPLIT.among(stages))
+        made = window.stage == "train" and not window.start and (window.run / "base" / "figures.json").exists()
         if self.exact and made:
             BASE.enter(self, {})
 

@@ -181,13 +181,19 @@ def test_a_home_is_written_out_for_peft(small, tmp_path, monkeypatch):
     assert "path: ~/base" in (tmp_path / "run/config.yaml").read_text()
 
 
-def test_a_hub_id_means_the_commit_that_was_recorded(small, tmp_path, monkeypatch):
-    """The hub moves on, or only its README: the run keeps its base."""
-    repository, commits = tmp_path / "hub" / "models--some--base", ("a" * 40, "b" * 40)
+def of_two_commits(model: Path, hub: Path) -> tuple[Path, tuple[str, str]]:
+    """Put two commits of some/base, with other weights, into a cache of the hub; return its repository, and both."""
+    repository, commits = hub / "models--some--base", ("a" * 40, "b" * 40)
     for commit in commits:
-        shutil.copytree(small.model, repository / "snapshots" / commit)
+        shutil.copytree(model, repository / "snapshots" / commit)
     other_weights(repository / "snapshots" / commits[1])
     (repository / "refs").mkdir()
+    return repository, commits
+
+
+def test_a_hub_id_means_the_commit_that_was_recorded(small, tmp_path, monkeypatch):
+    """The hub moves on, or only its README: the run keeps its base."""
+    repository, commits = of_two_commits(small.model, tmp_path / "hub")
     (repository / "refs" / "main").write_text(commits[0])
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     words = [*small.options, *SHORT, "--model.path", "some/base", "--model.lora.r", "2", "--objective", "NTP"]
@@ -207,11 +213,7 @@ def test_a_hub_id_means_the_commit_that_was_recorded(small, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_run_that_was_begun_goes_on_with_its_commit_of_the_hub(small, tmp_path, monkeypatch):
-    repository, commits = tmp_path / "hub" / "models--some--base", ("a" * 40, "b" * 40)
-    for commit in commits:
-        shutil.copytree(small.model, repository / "snapshots" / commit)
-    other_weights(repository / "snapshots" / commits[1])
-    (repository / "refs").mkdir()
+    repository, commits = of_two_commits(small.model, tmp_path / "hub")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     words = [*small.options[2:], *SHORT, "--model.path", "some/base", "--out", "run"]
     for command, commit in (("confidence", commits[0]), ("run", commits[1])):
