@@ -189,6 +189,8 @@ class Objective(Component, ABC):
     gives = frozenset({Need.MIXED_HEAD_INPUTS})
     teacher_decay: float | None = None
     """With TEACHER: d of t = d t + (1 - d) w after each update; None: the teacher has the weights before training."""
+    passes: float = 1
+    """Passes over the batch in a step, forward and backward; 2 if the loss calls `view.states`. For `estimate`."""
 
     def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, vocabulary: int, total_steps: int) -> None:
         """Raise ConfigError for what a step could not use, before anything is trained; called by rank 0.

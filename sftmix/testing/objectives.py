@@ -70,6 +70,8 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
         "all ranks join each pass, and wait until training.timeout for one that makes fewer; call view.hidden and "
         "view.states in every micro-batch, also where nothing is mixed"
     )
+    message = f"loss() makes {found[0]} passes of the decoder, and {type(objective).__name__}.passes is"
+    assert found[0] <= objective.passes, f"{message} {objective.passes}: `estimate` counts their time by it"
     gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
     return torch.cat([total.detach()[None], gradient]).numpy()
 

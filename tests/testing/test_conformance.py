@@ -97,9 +97,16 @@ class SkipsItsPass(components.EmbeddingMixup):
         return super().loss(view, batch, plan)
 
 
+class UncountedPass(components.EmbeddingMixup):
+    """A second pass that is not counted."""
+
+    passes = 1
+
+
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
+        (UncountedPass(), r"makes 2 passes of the decoder, and UncountedPass\.passes is 1: `estimate`"),
         (SkipsItsPass(), "makes 1 or 2 passes of the decoder"),
         (Mean(), "depends on how the batch is cut"),
         (Halved(), r"is not the loss's.*finite_differences=False.*--finite_differences false"),

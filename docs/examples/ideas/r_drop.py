@@ -24,6 +24,8 @@ class RDrop(NTP):
     """The mean NLL of two passes, and `weight` times the mean of the KL divergences between them; left out: dropout of
     units. The second pass drops input tokens instead, so that models without dropout have two passes as well."""
 
+    passes = 2
+
     def __init__(self, *, weight: float = 1.0, share: float = 0.1):
         """
         weight: of the divergence.

@@ -77,6 +77,7 @@ class ManifoldMixup(SFTMix):
     """Mixup of the states after a decoder layer (arXiv 1806.05236), with the labels mixed as in SFTMix."""
 
     gives = frozenset()
+    passes = 2
 
     def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, layers: int | list[int] = 0):
         """

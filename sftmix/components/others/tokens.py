@@ -41,6 +41,7 @@ class TokenWeights(Objective):
             )
         self.needs = self.needs | self.inner.needs
         self.gives, self.teacher_decay = self.gives & self.inner.gives, self.inner.teacher_decay
+        self.passes = self.inner.passes
 
     def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
         self.inner.check(sizes, **of_run)

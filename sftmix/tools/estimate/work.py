@@ -15,7 +15,6 @@ from sftmix.components.base import Objective
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
-from sftmix.components.others.places import ManifoldMixup
 from sftmix.components.reference import FromCheckpoints
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
@@ -203,9 +202,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         work = Work(name, _fake(path, config, lora, options, machine, trains=True), options, read)
         work = _trained(work, config, objective, data, order, machine, order.total_steps)
         before = work.trained * len({Need.BATCH_NLL, Need.TEACHER} & objective.needs)  # each reads every batch once
-        # A second pass over the rows of the pairs; `inner`: tokens are weighed beside it.
-        again = isinstance(getattr(objective, "inner", objective), ManifoldMixup) * (n // 2 * 2 / n)
-        stages.append(work._replace(read=read + before, computed=(1 + again) * work.computed))
+        stages.append(work._replace(read=read + before, computed=objective.passes * work.computed))
     untrained = _fake(path, config, lora.without_adapters(), options, machine, trains=False)
     return [*stages, Work("base", untrained, options, base)]
 
