@@ -29,7 +29,7 @@ _TOGETHER = (
     "MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a "
     "single process"
 )
-_PATIENCE = 30.0
+PATIENCE = 30.0
 """Seconds that a rank waits for the error of the first one: as long as torchrun waits before it kills."""
 
 _watched: list[int] = []
@@ -115,7 +115,7 @@ def first_rank_reports(message: str) -> bool:
         return False
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = error_file.parents[1] / "0" / error_file.name
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while first != error_file and time.monotonic() < deadline and not _launcher_is_gone():
         if first.exists():
             return read_json(first)["message"]["message"] == message

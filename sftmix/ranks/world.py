@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from sftmix.ranks.launcher import end_with_launcher, launch_problem
-from sftmix.words.ends import end_of
+from sftmix.ranks.launcher import BY_TORCHRUN, PATIENCE, end_with_launcher, launch_problem
+from sftmix.words.ends import RANK_0, end_of
 from sftmix.words.errors import ConfigError, HangError, RankError, SFTMixError, Stopped
 
 T = TypeVar("T")
@@ -139,11 +139,23 @@ class World:
             if not (broken or isinstance(error, Stopped)):
                 end = end_of(error)
                 self.store.compare_set("error", "", f"{end.code} rank {self.rank}: {end.words}")  # the first one stays
+                if self.is_main:
+                    self.store.set("error of rank 0", end.words)
+                elif end.speaker == RANK_0 and BY_TORCHRUN not in os.environ:
+                    error.everywhere = self._rank_0_has(end.words)  # type: ignore[attr-defined]
             elif self.store.check(["error"]):
                 code, _, words = self.store.get("error").decode().partition(" ")
                 error = RankError(words)
                 error.exit_code = int(code)
         return error
+
+    def _rank_0_has(self, words: str) -> bool:
+        """Wait until rank 0 ends with an error; return True if its words are the same. False: it has none in time."""
+        assert self.store is not None
+        with contextlib.suppress(dist.DistStoreError):
+            self.store.wait(["error of rank 0"], timedelta(seconds=PATIENCE))
+            return self.store.get("error of rank 0").decode() == words
+        return False
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | None]:
@@ -233,10 +245,12 @@ def _device(local_rank: int) -> torch.device:
     gpus = torch.accelerator.device_count()
     bound = gpus == 1 and any(name in os.environ for name in _SHOWN)
     if local_rank >= gpus and not bound:
-        raise ConfigError(
+        problem = ConfigError(
             f"rank {local_rank} of this node has no GPU: the node shows {gpus}, and each rank needs one of its own; "
             f"start {gpus} ranks on it (torchrun --nproc_per_node {gpus})"
         )
+        problem.everywhere = False  # the first rank has one, and waits
+        raise problem
     index = 0 if bound else local_rank
     torch.accelerator.set_device_index(index)
     return torch.device(kind.type, index)

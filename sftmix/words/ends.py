@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sftmix.words.errors import INTERRUPTED, ConfigError
+from sftmix.words.errors import INTERRUPTED
 
 EACH_RANK, FIRST_OF_NODE, RANK_0 = "each rank", "the first rank of each node", "rank 0"
 
@@ -34,6 +34,5 @@ class End(NamedTuple):
 def end_of(error: BaseException, *, started_by: str = "another") -> End:
     """Return the end of a process that this error ends; `started_by` is torchrun or another."""
     code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
-    everywhere = isinstance(error, ConfigError) or getattr(error, "everywhere", False)
-    whose = "of all ranks" if everywhere else "of this rank"
+    whose = "of all ranks" if getattr(error, "everywhere", False) else "of this rank"
     return End(code, f"{type(error).__name__}: {error}", SPEAKERS[whose][started_by])

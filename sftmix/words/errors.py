@@ -18,7 +18,7 @@ class SFTMixError(Exception):
     everywhere = False
     """True if every rank raises this error, so that one rank's message is enough.
 
-    A class sets it, or ranks on one error that they share.
+    A class presumes it, of the errors that ranks raise at the same place; of one error, whoever raises it knows.
     """
 
 
@@ -26,6 +26,7 @@ class ConfigError(SFTMixError):
     """A wrong option, options that exclude each other, or inputs that changed under a run."""
 
     exit_code = 2
+    everywhere = True
 
 
 class ContractError(ConfigError, AssertionError):

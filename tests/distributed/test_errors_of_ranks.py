@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from sftmix.ranks import world as worlds
+from sftmix.words.errors import ConfigError
 from tests.forked import ended
 from tests.tiny import sftmix as command
 from tests.tiny import status
@@ -80,16 +82,17 @@ def test_a_rank_that_torchrun_stops_before_it_sees_a_broken_connection_has_that_
 
 
 BROKEN = ValueError("a broken loss")
+REFUSED = ConfigError("objective.weight: not a number")
 
 
 @dataclass(frozen=True)
 class RaisesIn:
-    """A function of a module raises at its call of this number."""
+    """A function of a module raises at its call of this number, or (None) hangs, as a collective of GPUs does."""
 
     module: str
     function: str
     call: int
-    error: Exception = BROKEN
+    error: Exception | None = BROKEN
 
     def __call__(self) -> None:
         module, calls = import_module(self.module), count(1)
@@ -97,7 +100,9 @@ class RaisesIn:
 
         def raising(*args: Any, **kwargs: Any) -> Any:
             if next(calls) == self.call:
-                raise self.error
+                if self.error is None:
+                    time.sleep(120)
+                raise self.error or BROKEN
             return function(*args, **kwargs)
 
         setattr(module, self.function, raising)
@@ -133,3 +138,34 @@ def test_no_rank_waits_for_one_whose_disk_is_full_in_an_export(tiny, tmp_path):
     it = ended(asked, cwd=tmp_path, faults=[fault, None])
     assert it.codes == [7, 7], it.printed
     assert status(tmp_path / "run")["message"].startswith("NoSpaceError: no space left to write run/train/model: ")
+
+
+@dataclass(frozen=True)
+class Refuses(RaisesIn):
+    """The same, on a rank that waits for rank 0's error for so many seconds."""
+
+    module: str = "sftmix.training.step"
+    function: str = "normalise"
+    call: int = 3
+    error: Exception | None = REFUSED
+    patience: float = 30.0
+
+    def __call__(self) -> None:
+        worlds.PATIENCE = self.patience
+        super().__call__()
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        ([Refuses(error=None), Refuses(patience=1.0)], "[rank 1] error: "),
+        ([Refuses(), Refuses()], "error: "),
+        ([Refuses(error=ConfigError("another")), Refuses()], "[rank 1] error: "),
+    ],
+    ids=["one", "both", "unlike"],
+)
+def test_an_error_that_rank_0_does_not_have_is_said_by_the_rank_that_has_it(tiny, tmp_path, faults, said):
+    """Without torchrun: srun's ranks hear nothing of each other."""
+    it = ended(["run", *tiny.bare, "--splitter", "RandomSplit", "--out", "run"], cwd=tmp_path, faults=faults)
+    assert it.codes[1] == 2, it.printed
+    assert [line for line in it.printed.splitlines() if str(REFUSED) in line] == [said + str(REFUSED)], it.printed

@@ -202,8 +202,11 @@ def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there,
     if shown:
         monkeypatch.setenv(variable, shown)
     if index is None:
-        with pytest.raises(ConfigError, match=rf"rank 2 of this node has no GPU: .* {there},.*per_node {there}\)"):
+        with pytest.raises(
+            ConfigError, match=rf"rank 2 of this node has no GPU: .* {there},.*per_node {there}\)"
+        ) as error:
             worlds._device(local_rank)
+        assert not error.value.everywhere
     else:
         assert worlds._device(local_rank) == torch.device(kind, index)
         assert taken == [index]
