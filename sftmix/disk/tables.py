@@ -157,7 +157,9 @@ def _type_of(name: str) -> pa.DataType:
 
 def _require(path: PathLike, holds: bool, problem: str) -> None:
     if not holds:
-        raise DataError(f"{path}: {problem}; write the file again with the stage that makes it")
+        by_hand = os.fspath(path).endswith(".csv")  # which no stage writes
+        remedy = "correct the file" if by_hand else "write the file again with the stage that makes it"
+        raise DataError(f"{path}: {problem}; {remedy}")
 
 
 # ------------------------------------------------------------------------------------------- tables of examples

@@ -165,6 +165,9 @@ def test_the_table_of_held_out_examples_comes_back(tmp_path):
 
 def test_scores_in_csv_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
     path, text = tmp_path / "scores.csv", "id,score\n007,1\n"
+    path.write_text("id,score\na,1\nb,\n")
+    with pytest.raises(DataError, match=r"scores.csv: column score has empty cells; correct the file$"):
+        tables.read_columns(path, "id", "score")
     for encoding in ("utf-8", "utf-8-sig"):
         path.write_bytes(text.encode(encoding))
         assert tables.read_table(path, ["id", "score"]).to_pylist() == [{"id": "007", "score": 1}]

@@ -51,6 +51,8 @@ class Options(AnswerOptions, Reading):
     """rows - one line for each prompt, with the answers of all models; prompts are rows of any format; alpaca_eval -
     AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; mt_bench - MT-Bench:
     model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl [%(default)s]"""
+    temperature: float | None = None
+    """X: 0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"""
 
 
 def main(args: Options) -> None:

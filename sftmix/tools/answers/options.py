@@ -49,7 +49,7 @@ class Sampling:
     max_new_tokens: int = 512
     """N: most tokens of an answer [%(default)s]"""
     temperature: float | None = None
-    """X: 0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"""
+    """X: 0 takes the likeliest token [0]"""
     top_p: float = 1.0
     """X: draw from the likeliest tokens with this share of the probability [%(default)s]"""
     seed: int = 42
