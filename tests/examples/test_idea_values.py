@@ -56,7 +56,7 @@ def summed(model, term):
 def test_info_sft_weighs_by_the_logit_of_the_own_probability(model, idea, cut):
     def term(row, logits, y):
         q = (-nll(logits, y)).exp().detach()
-        return nll(logits, y) * (q * (1.5 - (q / (1 - q)).log())).clamp(min=0)
+        return nll(logits, y) * q * (1 - (q / (1 - q)).log() / 1.5).clamp(min=0)
 
     loss, _ = ours(model, idea("info_sft.InfoSFT")(c=1.5), UNITS, **cut)
     assert loss == pytest.approx(summed(model, term), rel=1e-6)

@@ -1,6 +1,7 @@
 """Objectives against the formulas of their papers on one example at a time, in float64 to 1e-10, cut into ranks and
 micro-batches (SFTMix itself, by tokens: test_step.py)."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -195,6 +196,11 @@ def test_a_file_that_does_not_fit_is_named(path, tmp_path):
     with pytest.raises(DataError, match="has no NLL of tokens"):
         PriFT(dynamics=str(tmp_path / "plain.parquet")).check(sizes, **at)
     TailSFT(dynamics=str(tmp_path / "plain.parquet")).check(sizes, **at)
+    for steps, trained in (([1, 2], False), ([5, 9], True)):
+        write_dynamics(tmp_path / "later.parquet", replace(REFERENCE, steps=np.array(steps)))
+        told = pytest.raises(ConfigError, match=r"is of step 5 of a training.*checkpoints '\[0, 1\]'")
+        with told if trained else contextlib.nullcontext():
+            PriFT(dynamics=str(tmp_path / "later.parquet")).check(sizes, **at)
     with pytest.raises(ConfigError, match=r"objective\.kl is -1"):
         ASFT(kl=-1.0)
 

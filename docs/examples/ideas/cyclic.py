@@ -1,4 +1,4 @@
-"""A cyclic curriculum (arXiv 2605.30334): easy to hard, several times; `--objective NTP --order cyclic.Cyclic`."""
+"""A cyclic curriculum (arXiv 2605.30334): easy to hard and back; `--objective NTP --order cyclic.Cyclic`."""
 
 import numpy as np
 

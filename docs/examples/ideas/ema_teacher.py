@@ -8,7 +8,7 @@ from sftmix.types import Batch, Plan, Tensor
 
 class EMATeacher(NTP):
     """NTP plus `weight` times KL(teacher || model), whose teacher is a moving average of the trained weights; left out:
-    noise of the inputs, and the ramps of weight and decay."""
+    the squared error of probabilities, for which KL stands, noise of the inputs, and the ramps of weight and decay."""
 
     needs = frozenset({Need.TEACHER})
     gives = frozenset()

@@ -7,11 +7,11 @@ from sftmix.types import Batch, Plan, Tensor
 
 
 class InfoSFT(NTP):
-    """Each token's NLL is multiplied by q (C - logit q), at least 0, where q is the model's own probability of the
-    token; left out: the authors' values of C for their models."""
+    """Each token's NLL is multiplied by q (1 - logit(q) / C), at least 0, where q is the model's own probability of the
+    token; left out: nothing of the loss. The authors' code calls the probability at which it ends P: C = logit P."""
 
-    def __init__(self, *, c: float = 2.0):
-        """c: above 0; a token whose logit of q is c or higher is not trained."""
+    def __init__(self, *, c: float = 2.587):
+        """c: above 0; a token whose logit of q is c or higher is not trained (2.587: P = 0.93, as the authors')."""
         require(c > 0, "objective.c", c, "a number above 0")
         self.c = c
 
@@ -20,4 +20,4 @@ class InfoSFT(NTP):
 
     def factor(self, nll: Tensor, entropy: Tensor) -> Tensor:
         q = (-nll).exp()
-        return (q * (self.c - q.logit(eps=1e-7))).clamp(min=0)
+        return (q * (1 - q.logit(eps=1e-7) / self.c)).clamp(min=0)

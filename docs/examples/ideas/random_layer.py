@@ -5,8 +5,8 @@ from sftmix.components.component import require
 
 
 class RandomLayer(ManifoldMixup):
-    """SFTMix whose states are mixed after a decoder layer that each step draws, from `first` to `last`; left out:
-    nothing but the paper's images."""
+    """SFTMix whose states are mixed after a decoder layer that each step draws, from `first` to `last`; left out: the
+    paper trains on mixtures alone, of partners from anywhere, with one lambda for a batch."""
 
     def __init__(self, *, mu: float = 0.2, first: int = 0, last: int = 2):
         """

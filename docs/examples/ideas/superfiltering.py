@@ -6,4 +6,4 @@ from cherry import Cherry
 
 class Superfiltering(Cherry):
     """Cherry rows under a small model, which is the reference, with `--reference.checkpoints '[0]'` as it is; left out:
-    nothing but the authors' shares."""
+    the authors' shares, and their score, a ratio of perplexities, for which this one of mean NLLs stands."""

@@ -17,7 +17,7 @@ class S2L(Selector):
 
     The trajectory of an example is its mean NLL at each checkpoint of an earlier run. From the smallest cluster on,
     each gives an equal part of what is still to be chosen, or all that it has. Examples without a trajectory are not
-    selected.
+    selected. The authors' code first divides k among the sources of a mixture; this class does not.
     """
 
     def __init__(self, *, k: int, dynamics: str, clusters: int = 100):

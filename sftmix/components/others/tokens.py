@@ -1,8 +1,8 @@
 """Objectives that weigh each response token, by the model's own probabilities or a stored reference's.
 
 A stored reference is confidence/dynamics.parquet of `sftmix confidence --reference.token_nll true`, made of the same
-rows with the same tokenizer, template and length. PriFT takes its first checkpoint (the model before training, if 0 is
-among reference.checkpoints), Rho1 its last.
+rows with the same tokenizer, template and length. PriFT takes its first checkpoint, the model before training, Rho1 its
+last.
 """
 
 import math
@@ -21,7 +21,7 @@ from sftmix.components.view import LossView, SFTLoss
 from sftmix.disk.places import place_of
 from sftmix.disk.tables import existing_file, read_dynamics
 from sftmix.ranks.transfer import send
-from sftmix.types import Batch, Encoded, Plan, Tensor
+from sftmix.types import Batch, Encoded, Plan, Tensor, TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
 
 
@@ -106,9 +106,14 @@ class StoredReference(TokenWeights):
         return [existing_file("objective.dynamics", self.dynamics)]
 
     @cached_property
+    def read(self) -> TrainingDynamics:
+        """What the file holds."""
+        return read_dynamics(place_of(self.dynamics))
+
+    @cached_property
     def stored(self) -> Mapping[str, Any]:
         """The NLL of each example's tokens in the file, [C, n], by id; DataError if it has none."""
-        dynamics = read_dynamics(place_of(self.dynamics))
+        dynamics = self.read
         if dynamics.token_nll is None:
             raise DataError(
                 f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
@@ -140,7 +145,18 @@ class StoredReference(TokenWeights):
 
 
 class PriFT(StoredReference):
-    """PriFT-prob (arXiv 2606.09396): each token's NLL times its probability under the pretrained model."""
+    """PriFT-prob (arXiv 2606.09396): each token's NLL times its probability under the pretrained model.
+
+    That is the first checkpoint of `dynamics`: 0 of `reference.checkpoints`, or the first model of FromCheckpoints.
+    """
+
+    def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
+        super().check(sizes, **of_run)
+        if (first := int(self.read.steps[0])) > 1:  # models of FromCheckpoints count from 1
+            raise ConfigError(
+                f"objective.dynamics: the first checkpoint of {self.dynamics} is of step {first} of a training, and "
+                "PriFT weighs by the model before it; make the file with --reference.checkpoints '[0, 1]'"
+            )
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         return (-self.reference_nll(batch)).exp()  # p_ref of the label
