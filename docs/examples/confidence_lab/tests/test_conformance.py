@@ -5,15 +5,20 @@ from confidence_lab.callback import WatchMixup
 from confidence_lab.confidence import WorstToken
 from confidence_lab.objective import FadingMixup
 from confidence_lab.optimizer import Lion
+from confidence_lab.order import ShortestFirst
 from confidence_lab.pairing import NearestInLength
 from confidence_lab.perturbation import TokenDropout
 from confidence_lab.reference import LateReference
+from confidence_lab.renderer import Lines
 from confidence_lab.row_format import Interview
 from confidence_lab.schedule import Pulse
 from confidence_lab.selector import AtLeastTokens
 from confidence_lab.splitter import Thirds
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sftmix import testing
+from sftmix.types import Example, Message
 
 
 def with_tokens(dynamics):
@@ -21,6 +26,20 @@ def with_tokens(dynamics):
     rng = np.random.default_rng(len(dynamics.ids))
     sizes = [(len(dynamics.steps), n) for n in dynamics.n_tokens.tolist()]
     return replace(dynamics, token_nll=[rng.gamma(2.0, 1.0, size).astype(np.float32) for size in sizes])
+
+
+def of_bytes():
+    """A tokenizer whose tokens are bytes, and an end."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>"]
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+
+
+def test_renderer():
+    turns = [("system", "Be brief."), ("user", "Two colours?"), ("assistant", "Red, blue."), ("user", "And one more?")]
+    told = tuple(Message(who, text, trained=who == "assistant") for who, text in [*turns, ("assistant", "Green.")])
+    testing.check_renderer(Lines(), of_bytes(), [Example("a", told), Example("b", told[1:3])])
 
 
 def test_row_format():
@@ -38,6 +57,10 @@ def test_confidence():
 
 def test_splitter():
     testing.check_splitter(Thirds())
+
+
+def test_order():
+    testing.check_order(ShortestFirst())
 
 
 def test_pairing():
