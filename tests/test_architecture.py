@@ -39,11 +39,11 @@ imports when it runs are counted, too. A new room is given a level here, and a s
 
 ENGINE = ("types", "functional", "batches", "training", "model", "ranks")
 PACKAGES = {
-    "engine": 41_610,
+    "engine": 41_260,
     "text": 12_340,
-    "run": 43_480,
+    "run": 43_730,
     "methods": 7_580,
-    "testing": 3_510,
+    "testing": 3_610,
     "tools": 35_550,
 }
 """Most nodes of the syntax tree in each package: `package_of` says which rooms it has. Lines and notation win nothing
