@@ -16,7 +16,7 @@ from hashlib import sha256
 from types import MethodType
 from typing import Any, TypeVar, get_args
 
-from sftmix.words.errors import ConfigError
+from sftmix.words.errors import ConfigError, refuse
 from sftmix.words.given import path_text
 
 
@@ -82,8 +82,22 @@ class _Kept(ABCMeta):
         for name, value in bound.arguments.items():
             if value is FACTORY:  # of a dataclass: field(default_factory=list)
                 bound.arguments[name] = getattr(self, name)
+        refuse([*_misused(self)], cls.__name__)
         object.__setattr__(self, "_init_args", bound.arguments)  # a component may be a frozen dataclass
         return self
+
+
+def _misused(component: Any) -> Iterator[str]:
+    """Yield what is wrong with the attributes of a component, beside its values."""
+    cls = type(component)
+    for name, value in vars(component).items():
+        if inspect.isfunction(getattr(cls, name, None)) and not callable(value):
+            yield f"{cls.__name__}.{name} is {value!r}, and hides the method {name}(); call it my_{name}"
+    for name in ("needs", "gives"):
+        if not (isinstance(value := getattr(component, name), Set) and all(isinstance(one, Need) for one in value)):
+            yield f"{cls.__name__}.{name} is {value!r}; allowed: a set of members of Need, as frozenset({{Need.TEXTS}})"
+    if hasattr(component, "state_dict") and not hasattr(component, "load_state_dict"):
+        yield f"{cls.__name__} has state_dict(), and no load_state_dict(state), by which a resumed run gives it back"
 
 
 class Component(metaclass=_Kept):

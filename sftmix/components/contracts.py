@@ -5,7 +5,7 @@ allowed. All of it is checked where the answer arrives. What a component is give
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields, replace
 from numbers import Real
 from typing import Any, TypeVar
@@ -56,14 +56,15 @@ def read_only(record: Record) -> Record:
     return replace(record, **{one.name: _fixed(getattr(record, one.name)) for one in fields(record)})
 
 
-def _fixed(value: Any) -> Any:
+def _fixed(value: Any, *, large: bool = False) -> Any:
     if isinstance(value, np.ndarray):
-        value = value.view()  # its owner goes on writing to the array itself
+        # Copied, as torch.from_numpy writes to a read-only view. What is large, of each token or state, is a view.
+        value = value.view() if large or value.dtype == np.float16 else value.copy()
         value.flags.writeable = False
     elif isinstance(value, Mapping):
         value = {name: _fixed(one) for name, one in value.items()}
     elif isinstance(value, (list, tuple)):
-        value = tuple(map(_fixed, value))
+        value = tuple(_fixed(one, large=True) for one in value)
     return value
 
 
@@ -251,10 +252,13 @@ def check_embeddings(perturbation: Component, before: Tensor, changed: Tensor) -
     return changed
 
 
-def check_callback_result(callback: Component, hook: str, result: Any) -> CallbackResult | None:
+def check_callback_result(
+    callback: Component, hook: str, result: Any, taken: Set[str] = frozenset()
+) -> CallbackResult | None:
     """Return the result of a hook if it is None or a CallbackResult with numbers; else raise ContractError.
 
-    None of its metrics may have a name that the loop gives itself: it would take the place of the loop's own.
+    None of its metrics may have a name that the loop gives itself, or one of `taken`, of the callbacks before it: it
+    would take the place of the other. Evaluations may: a second one is of the same weights.
     """
     if result is None:
         return None
@@ -262,9 +266,10 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
     if not isinstance(result.metrics, Mapping) or not all(isinstance(value, Real) for value in result.metrics.values()):
         raise broken(callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
     reserved = OWN_OF_STAGE | MEASURED if hook == "on_stage_end" else OWN_OF_STEP
-    if taken := sorted(reserved & result.metrics.keys()):
-        allowed = f"names that the loop does not use itself; rename it, as my_{taken[0]}"
-        raise broken(callback, f"the metric {taken[0]} from {hook}()", allowed)
+    reserved = reserved | {name for name in taken if not name.startswith("eval_")}
+    if both := sorted(reserved & result.metrics.keys()):
+        allowed = f"names that nothing else gives; rename it, as my_{both[0]}"
+        raise broken(callback, f"the metric {both[0]} from {hook}()", allowed)
     for need, given in ((Need.STOP, result.stop), (Need.EVALUATIONS, "eval_nll" in result.metrics)):
         if given and need not in callback.gives:
             raise broken(callback, f"{need} from {hook}()", f"none, as {need.name} is not in its `gives`")

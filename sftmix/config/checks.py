@@ -5,7 +5,7 @@ import math
 from collections.abc import Container, Iterator
 from dataclasses import fields
 
-from sftmix.components.base import Optimizer, PairSampler
+from sftmix.components.base import Objective, Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import KEPT, Component, Need, all_parts, missing_package, to_builtin
 from sftmix.config.merge import merge
@@ -243,9 +243,20 @@ def _needs(config: RunConfig) -> Iterator[str]:
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
     by = f"reference {config.reference}" if online else "this run"
     yield from _missing("objective", config.objective, available, by)
+    yield from _of_inner(config.objective)
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
     yield from _of_held_out_rows(config)
+
+
+def _of_inner(objective: Objective) -> Iterator[str]:
+    """Yield what an objective does not pass on of another one among its options."""
+    for inner in (part for part in all_parts(objective) if isinstance(part, Objective)):
+        if lacking := inner.needs - objective.needs:
+            needs = ", ".join(sorted(lacking))
+            yield f"objective {objective} holds {inner}, which needs {needs}: add to `needs` of {objective}"
+        if Need.TEACHER in inner.needs and inner.teacher_decay != objective.teacher_decay:
+            yield f"objective {objective} holds {inner}: set its teacher_decay to {inner.teacher_decay}, as {inner} has"
 
 
 def _of_held_out_rows(config: RunConfig) -> Iterator[str]:

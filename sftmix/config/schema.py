@@ -198,7 +198,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         try:
             cls = import_class(name)
         except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
-            reason = f": {error}"
+            reason = f": {error}{_hidden(name.partition('.')[0])}"
     if cls is None:
         near = [*known_components(base), *words]  # with the components of a module that was imported just now
         guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)  # sftmix.components.Medin -> Median
@@ -210,6 +210,15 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
     return cls
+
+
+def _hidden(package: str) -> str:
+    """Return that Python has found a module elsewhere than in the working directory, which has one as well; else ""."""
+    here = PathFinder.find_spec(package, [str(Path.cwd().resolve())])
+    taken = getattr(sys.modules.get(package), "__file__", None)
+    if here is None or taken in (None, here.origin):
+        return ""
+    return f" ({here.origin} is not looked at: Python has a module of that name, {taken}; rename yours)"
 
 
 def name_component(error: Exception) -> None:

@@ -1,7 +1,9 @@
 """What the callbacks of a stage find of the weights that it delivers, and checks of what they return at the end."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -87,11 +89,23 @@ def check_delivered(callback: Callback, result: Any, taken: Set[str], rows: int)
     for name in result.files:
         if not re.fullmatch(r"\w[\w.-]*\.json", name):
             raise broken(callback, f"the file {name!r} from on_delivered()", "letters and digits, and .json at the end")
+    figures, files = (
+        {name: _plain(callback, name, value) for name, value in given.items()}
+        for given in (result.figures, result.files)
+    )
     if (scores := result.scores) is not None:
         shapes = [np.shape(column) for column in (scores.nll_sum, scores.n_tokens, scores.n_correct)]
         if {*shapes} != {(rows,)}:
             raise broken(callback, f"scores of the shapes {shapes}", f"one of each for {rows} held-out rows")
-    return result
+    return replace(result, figures=figures, files=files)
+
+
+def _plain(callback: Callback, name: str, value: Any) -> Any:
+    """Return a value as JSON holds it, with the numbers of arrays and tensors; raise ContractError for another one."""
+    try:
+        return json.loads(json.dumps(value, default=lambda array: array.tolist()))
+    except (TypeError, ValueError, AttributeError):
+        raise broken(callback, f"{name} {value!r} from on_delivered()", "values of JSON") from None
 
 
 def check_sentences(callback: Callback, result: Any) -> Sequence[str] | None:

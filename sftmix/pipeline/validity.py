@@ -6,6 +6,7 @@ and refuses both when the inputs differ: nothing is ever recomputed over other w
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class _Unknown:
 
 
 UNKNOWN: Any = _Unknown()
+_EDITED = re.compile(r"\w*files\.(.+): '[0-9a-f]{64}' -> '[0-9a-f]{64}'")
+"""The line of a class or file whose content differs: selector_files.my_lab.Mine: '1a...' -> '2b...'."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that run's stage is, relative to the stage directory."""
 
@@ -69,7 +72,7 @@ def refuse_others(directory: Path, inputs: Inputs, words: Mapping[str, str] = {}
         return
     different = differences(read_json(directory / "inputs.json"), inputs)
     # "model: '1a' -> '2b'" is said in words, "training.epochs: 3 -> 2" as it is
-    if said := "; ".join(words.get(line.partition(": ")[0], line) for line in different):
+    if said := "; ".join(words.get(line.partition(": ")[0], _EDITED.sub(r"\1 was edited", line)) for line in different):
         raise ConfigError(f"{directory}: was made with other inputs: {said}. Use another --out, or the old settings")
 
 

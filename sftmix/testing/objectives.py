@@ -42,6 +42,7 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
         for batch in batches:
             plan = objective.plan(batch, step=step, total_steps=STEPS, seed=SEED)
             plans.append(contracts.check_plan(objective, plan, batch))
+            assert not len(plan.pairs) or Need.PAIRS in objective.needs, "it mixes pairs: add Need.PAIRS to `needs`"
     config = transformers.GPT2Config(
         vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3, bos_token_id=None, eos_token_id=None
     )
@@ -105,14 +106,25 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
     """
     rows, counts = torch.arange(8), torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
     nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
-    asked = Need.PROMPTS in objective.needs
+    asked, read = Need.PROMPTS in objective.needs, nll if Need.BATCH_NLL in objective.needs else None
     whole, *cuts = (
-        [replace(collate(units, _DATA, split=_SPLIT, prompts=asked), batch_nll=nll) for units in cut]
+        [replace(collate(units, _DATA, split=_SPLIT, prompts=asked), batch_nll=read) for units in cut]
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
     objective.begin(_DATA)
     # whole: one micro-batch; cuts: one for each unit, and two with the second half first
-    values = answer_of(objective, lambda component: [_loss(_first(component), whole, step) for step in range(STEPS)])
+    try:
+        values = answer_of(
+            objective, lambda component: [_loss(_first(component), whole, step) for step in range(STEPS)]
+        )
+    except (AttributeError, TypeError) as error:
+        hint = "if it reads batch.batch_nll or batch.prompt, add Need.BATCH_NLL or Need.PROMPTS to `needs`"
+        raise AssertionError(f"{error}: {hint}") from error
+    weighted = [replace(batch, weight=torch.linspace(0.5, 1.5, len(batch.labels))) for batch in whole]
+    assert not values[0].any() or (_loss(_first(objective), weighted, 0) != values[0]).any(), (
+        "the rows' weights change nothing: multiply those of the tokens by `batch.weight`, as "
+        "sftmix.components.plans.ntp_plan does"
+    )
     if hasattr(objective, "state_dict"):
         _check_state(objective, whole)
     for step, value in enumerate(values):

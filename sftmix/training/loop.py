@@ -324,7 +324,7 @@ class TrainingLoop:
                 directory=stage.directory,
                 is_main=self.world.is_main,
             )
-            result = check_callback_result(callback, hook, getattr(callback, hook)(state))
+            result = check_callback_result(callback, hook, getattr(callback, hook)(state), added.keys())
             if result is None:
                 continue
             if not logged:

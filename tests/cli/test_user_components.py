@@ -103,6 +103,7 @@ def directory(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("mine")
     (made / "my_parts.py").write_text(PARTS)
     (made / "my_draft.py").write_text("import os\nclass Half(:\n")
+    (made / "selectors.py").write_text(PARTS)
     return made
 
 
@@ -117,6 +118,7 @@ def directory(tmp_path_factory) -> Path:
         ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
         ("run --splitter my_parts.NotOne", SUBCLASS),
         ("run --splitter my_draft.Half", "no Splitter 'my_draft.Half': invalid syntax (my_draft.py, line 2)"),
+        ("run --splitter selectors.Tails", "selectors.py is not looked at: Python has a module of that name, "),
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
         ("run --splitter my_parts.Needs", "splitter: Needs needs splitter.untyped"),
         ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: '3' is not allowed; allowed: <class 'numpy"),

@@ -1,10 +1,17 @@
 """The source of a user's classes, and the files they read: a changed one is another component."""
 
 import linecache
+import warnings
 from typing import Any
 
-from sftmix.components import Linear, Median, SFTMix
+import pytest
+import torch
+
+from sftmix.components import Linear, Median, Need, SFTMix
 from sftmix.components.component import Component, code_of, files_of
+from sftmix.components.contracts import read_only
+from sftmix.words.errors import ConfigError
+from tests.components.tables import scores
 
 
 class WithFile(Linear):
@@ -63,3 +70,47 @@ def test_a_class_of_a_notebook_is_known_by_its_source():
 def test_a_class_without_any_source_is_like_itself_alone():
     bare, other = (type("Bare", (Median,), {"__module__": "__main__"})() for _ in range(2))
     assert code_of(bare) == code_of(bare) != code_of(other)
+
+
+class Attributes(Median):
+    """A splitter with an attribute that every component has."""
+
+    def __init__(self, *, name: str, value: Any):
+        setattr(self, name, value)
+
+
+class WithState(Median):
+    def state_dict(self):
+        return {}
+
+
+@pytest.mark.parametrize("name", ["needs", "gives"])
+@pytest.mark.parametrize("value", [Need.CONFIDENCE, [Need.CONFIDENCE], {"confidence"}, "confidence"])
+def test_needs_are_a_set_of_needs(name, value):
+    with pytest.raises(ConfigError, match=rf"^Attributes\.{name} is .*frozenset\({{Need\.TEXTS}}\)"):
+        Attributes(name=name, value=value)
+    assert Attributes(name=name, value={Need.CONFIDENCE})
+
+
+@pytest.mark.parametrize("name", ["files", "spec", "split"])
+def test_an_attribute_hides_no_method(name):
+    with pytest.raises(
+        ConfigError, match=rf"^Attributes\.{name} is \['a'\], and hides the method {name}\(\); call it my_"
+    ):
+        Attributes(name=name, value=["a"])
+
+
+def test_a_state_can_be_given_back():
+    with pytest.raises(ConfigError, match=r"^WithState has state_dict\(\), and no load_state_dict\(state\)"):
+        WithState()
+
+
+def test_what_a_component_is_given_stays_as_it_is():
+    """Also where torch shares the memory, which knows no array that is read-only."""
+    table = scores([3, 5], confidence=[0.5, 0.2])
+    given = read_only(table)
+    with warnings.catch_warnings(action="ignore"):  # of torch, that the array is read-only
+        torch.from_numpy(given.confidence).mul_(-1)
+    assert table.confidence.tolist() == [0.5, 0.2]
+    with pytest.raises(ValueError, match="read-only"):
+        given.confidence[0] = 1

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.components import Callback, Delivered, StageState
@@ -76,6 +77,7 @@ def test_a_callback_measures_rows_in_their_order(tmp_path):
         ([Delivered(files={"a.json": 1}), Delivered(files={"a.json": 1})], "a.json from on_delivered"),
         ([Delivered(files={"figures.json": 1})], "figures.json from on_delivered"),
         ([Delivered(files={"../a.json": 1})], "the file '../a.json' from on_delivered"),
+        ([Delivered({"mine": {1}})], r"mine \{1\} from on_delivered\(\); allowed: values of JSON"),
         (
             [Delivered(scores=RowLosses(np.zeros(2), np.ones(2, int), np.ones(2, int)))],
             r"scores of the shapes \[\(2,\)",
@@ -86,6 +88,13 @@ def test_an_answer_that_does_not_fit_is_refused(tmp_path, answers, told):
     with pytest.raises(ContractError, match=told):
         found_by(tmp_path, *[Finds(found=answer) for answer in answers])
     assert not [*tmp_path.glob("*.json")]
+
+
+def test_numbers_of_arrays_and_tensors_are_values_of_json(tmp_path):
+    given = {"a": np.float32(0.5), "b": torch.tensor(2.0), "c": [np.arange(2)], "d": {"e": torch.ones(1)}}
+    found = found_by(tmp_path, Finds(found=Delivered(given, {"all.json": given})))
+    plain = {"a": 0.5, "b": 2.0, "c": [[0, 1]], "d": {"e": [1.0]}}
+    assert found.figures == read_json(tmp_path / "all.json") == plain
 
 
 def test_a_run_without_the_measurements_says_what_it_lacks(tiny, finished, tmp_path, sftmix):

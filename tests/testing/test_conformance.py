@@ -12,6 +12,7 @@ from sftmix.components import Need, base
 from sftmix.components.contracts import OWN_OF_STEP
 from sftmix.components.listing import catalogue
 from sftmix.components.objectives import NTP, SFTMix
+from sftmix.components.plans import ntp_plan
 from sftmix.components.splitters import Median
 from sftmix.disk.files import read_steps
 from sftmix.types import Split
@@ -103,9 +104,26 @@ class UncountedPass(components.EmbeddingMixup):
     passes = 1
 
 
+class Forgot(NTP):
+    """What it reads, and does not say that it needs."""
+
+    def __init__(self, *, of: str):
+        self.of = of
+
+    def plan(self, batch, **at):
+        if self.of == "batch_nll":
+            return ntp_plan(batch, batch.ntp_weight * batch.batch_nll.nll_sum.sum().float())
+        if self.of == "weight":
+            return super().plan(replace(batch, weight=None), **at)
+        return SFTMix().plan(batch, **at)
+
+
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
+        (Forgot(of="pairs"), r"it mixes pairs: add Need\.PAIRS to `needs`"),
+        (Forgot(of="batch_nll"), r"if it reads batch\.batch_nll or batch\.prompt, add Need\.BATCH_NLL"),
+        (Forgot(of="weight"), r"the rows' weights change nothing: .* by `batch\.weight`"),
         (UncountedPass(), r"makes 2 passes of the decoder, and UncountedPass\.passes is 1: `estimate`"),
         (SkipsItsPass(), "makes 1 or 2 passes of the decoder"),
         (Mean(), "depends on how the batch is cut"),

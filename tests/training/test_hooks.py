@@ -81,6 +81,20 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
         assert (figures["steps"], figures["stopped_by"]) == (4, "EarlyStopping")
 
 
+class Says(Callback):
+    def __init__(self, *, value: float):
+        self.value = value
+
+    def on_step_end(self, state):
+        return CallbackResult({"mine": self.value})
+
+
+def test_no_metric_takes_the_place_of_another_callback_s(tmp_path):
+    with pytest.raises(ContractError, match=r"Says returned the metric mine from on_step_end\(\); .* as my_mine"):
+        train_with(tmp_path, [Says(value=1.0), Says(value=2.0)])
+    train_with(tmp_path / "twice", [Evaluate(every=2), Evaluate(every=1)])
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_early_stopping_stops_wherever_it_stands(tmp_path, first):
     """The NLL stays as it is. Before the callback that evaluates, it hears of an evaluation a step later."""
