@@ -231,11 +231,17 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> Table:
         }
     contrasts = [contrast_of(comparison, variants, arms) for arms in comparison.contrasts if complete]
     # Holm counts all planned contrasts: one that could not be measured makes the others no more significant.
-    for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
+    corrected = holm([each["p"] for each in contrasts])
+    for contrast, p_holm in zip(contrasts, corrected, strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
-        contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"  # NaN: the second
-        if (seeds := len(contrast["seeds"])) < (needed := seeds_needed(len(contrasts))):
+        seeds = len(contrast["seeds"])
+        if p_holm <= ALPHA:
+            contrast["verdict"] = "different"
+        # Holm multiplies the smallest p that it does not reject by the number of those.
+        elif seeds < (needed := seeds_needed(sum(not p <= ALPHA for p in corrected))):  # NaN: not rejected
             contrast["verdict"] = f"not tested: {seeds} of at least {needed} seeds"
+        else:
+            contrast["verdict"] = "no difference shown"
     # "0.1.0 5b71cfb5a1b2"; of a run that diverged "".
     makers = {f"{one.get('version', '')} {one.get('git_revision') or ''}".strip() for one in summaries.values()}
     return {

@@ -29,6 +29,8 @@ SHOWN = (
 """Figures that are shown unless `metrics` names others; missing ones are left out, and table.json has all."""
 ROUNDING = 1e-14
 """Least share of the mean that a standard deviation is of: with less, the values are equal but for rounding."""
+EQUAL = 1e-12
+"""Least standard deviation of a metric, or of its differences, that is more than rounding."""
 CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p (Holm)", "result", "inputs that differ"]
 
 
@@ -48,16 +50,31 @@ def contrast_rows(table: Table) -> list[list[str]]:
         [
             f"{contrast['ours']} − {contrast['theirs']}",
             f"{len(contrast['seeds'])} of {seeds}",
-            _or_dash(contrast["mean"], "{:+.4f}"),
-            _or_dash(contrast["interval"], "[{0[0]:+.4f}, {0[1]:+.4f}]"),
+            _or_dash(contrast["mean"], "{:+.{}f}", decimals),
+            _or_dash(contrast["interval"], "[{0[0]:+.{1}f}, {0[1]:+.{1}f}]", decimals),
             contrast["interval_over"] or "-",
             *(_or_dash(contrast[name], "{:.4g}") for name in ("p", "p_holm")),
             contrast["verdict"],
             ", ".join(contrast["inputs_that_differ"]) or "none",
         ]
         for contrast in table["contrasts"]
+        for decimals in [_decimals(contrast["sd"] or contrast["mean"] or 0)]
     ]
     return [CONTRASTS, *rows]
+
+
+def notes(table: Table) -> dict[str, list[str]]:
+    """Return sentences of what a table cannot carry: of its `runs`, of its `contrasts`, and of its `figures`."""
+    known = _known(table)
+    unknown = [
+        with_suggestion(
+            f"metrics: no run has {group!r}", nearest(group, known), "the names are fit and those of summary.json"
+        )
+        for group in table["options"]["metrics"] or ()
+        if not _of_group(group, known)
+    ]
+    said = partial(rendered, "compare/notes.txt", table=table, unknown=unknown)
+    return {part: said(part=part).splitlines() for part in ("runs", "contrasts", "figures")}
 
 
 def markdown(table: Table, columns: int | None = None) -> str:
@@ -65,7 +82,6 @@ def markdown(table: Table, columns: int | None = None) -> str:
 
     columns  of a terminal, for which wide tables are in parts; None: as in the file
     """
-    known = _known(table)
     options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
     tables = markdown_table if columns is None else partial(narrow_tables, columns=columns)
     listed = "\n".join(f"- {name}: {text}" for name, text in options)
@@ -76,13 +92,7 @@ def markdown(table: Table, columns: int | None = None) -> str:
         figures=tables(figure_rows(table)),
         by_seed=tables(rows_by_seed(table)),
         options=listed if columns else tables([["variant", "options that are not the same in all"], *options]),
-        unknown=[
-            with_suggestion(
-                f"metrics: no run has {group!r}", nearest(group, known), "the names are fit and those of summary.json"
-            )
-            for group in table["options"]["metrics"] or ()
-            if not _of_group(group, known)
-        ],
+        notes=notes(table),
     )
 
 
@@ -113,23 +123,35 @@ def rows_by_seed(table: Table) -> list[list[str]]:
     """Return the metric of each run as a table of text: a row for each seed, a column for each variant."""
     variants, metric = table["variants"], table["metric"]
     found = [{run["seed"]: run["metrics"].get(metric) for run in variant["runs"]} for variant in variants.values()]
-    rows = [[str(seed), *(_or_dash(one.get(seed), "{:.4f}") for one in found)] for seed in table["options"]["seeds"]]
+    spread = [variant["metrics"].get(metric, {}) for variant in variants.values()] + table["contrasts"]
+    decimals = max(_decimals(one.get("sd") or 0) for one in spread)
+    rows = [
+        [str(seed), *(_or_dash(one.get(seed), "{:.{}f}", decimals) for one in found)]
+        for seed in table["options"]["seeds"]
+    ]
     return [["seed", *variants], *rows]
 
 
 def latex(table: Table) -> str:
-    """Return the figures of each variant as a LaTeX table of booktabs, a row for each variant."""
+    """Return the figures of each variant as a LaTeX table of booktabs, a row for each; the notes are comments."""
     import pandas as pd
 
     variants = table["variants"]
     names = [name for name in dict.fromkeys([table["metric"], *SHOWN]) if name in _known(table)]
     cells = [[_figure(variant, name) for name in names] for variant in variants.values()]
     text = pd.DataFrame(cells, list(variants), names).to_latex(escape=True, column_format="l" + "r" * len(names))
-    return str(text).replace("±", r"$\pm$")  # escape=True leaves it
+    said = notes(table)
+    comments = [f"% {note}\n" for note in said["runs"] + said["figures"]]
+    return "".join(comments) + text.replace("±", r"$\pm$")  # escape=True leaves it
 
 
-def _or_dash(value: Any, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _or_dash(value: Any, form: str, *decimals: int) -> str:
+    return "-" if value is None else form.format(value, *decimals)
+
+
+def _decimals(spread: float) -> int:
+    """Return how many decimals show two digits of a spread, at least 4: 0.24 -> 4, -0.000031 -> 6."""
+    return max(4, 1 - math.floor(math.log10(abs(spread)))) if abs(spread) > EQUAL else 4
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sftmix.disk.files import read_json
-from sftmix.tools.compare.written import Table, contrast_rows, figure_rows, rows_by_seed
+from sftmix.tools.compare.written import Table, contrast_rows, figure_rows, notes, rows_by_seed
 from sftmix.tools.report.pictures import GROUPS, figure
 
 
@@ -17,6 +17,7 @@ def table_page(directory: Path, margin: float | None) -> dict[str, Any]:
     return {
         "outcome": table,
         "plots": {"contrasts": contrasts(table, margin)},
+        "notes": notes(table),
         "tables": {
             "Contrasts": contrast_rows(table) if table["contrasts"] else [],
             "Figures": figure_rows(table),

@@ -22,6 +22,7 @@ class Conflict(Signal):
     """
 
     limit = 0.25
+    relative = False
 
     def score(self, rows: SuspectRows) -> Float64:
         prompts, responses = rows.vectors

@@ -24,10 +24,12 @@ NEAREST = 5
 class Signal(Component, ABC):
     """A measure of how likely each row is wrong.
 
-    limit  a row so far above the median of its group stands out, and comes before all that do not; inf: none does
+    limit     a row above it stands out, and comes before all that do not; inf: none does
+    relative  the limit is above the median of the row's group; false for a count of faults, which most rows may have
     """
 
     limit: ClassVar[float] = math.inf
+    relative: ClassVar[bool] = True
 
     @abstractmethod
     def score(self, rows: SuspectRows) -> Float64:
@@ -68,7 +70,8 @@ class Echo(Signal):
     corrected comes back without its instruction.
     """
 
-    limit = 0.0
+    limit = 0.8
+    relative = False
 
     def score(self, rows: SuspectRows) -> Float64:
         shares = []
@@ -78,7 +81,7 @@ class Echo(Signal):
             asked, said = [list(zip(each, each[1:], each[2:], strict=False)) for each in words]
             # "Correct this: He go to the big school ..." and only "He go ...": 1.0 of the response, 0.85 of the prompt.
             shares.append(min(_share(said, {*asked}), _share(asked, {*said})))
-        return np.maximum(shares, 0.8)  # so usual rows, and their median, are all 0.8
+        return np.maximum(shares, 0.8)  # so usual rows are all 0.8
 
 
 def _share(runs: Sequence[tuple[str, ...]], known: Set[tuple[str, ...]]) -> float:
@@ -164,8 +167,8 @@ def ranked(rows: SuspectRows, kinds: Sequence[type[Signal]], groups: Sequence[st
 
     scores = pd.DataFrame({kind.__name__: kind().score(rows) for kind in kinds})
     percentile = scores.apply(percentiles, groups=groups)
-    # A NaN does not stand out.
-    stands_out = scores - scores.groupby(np.array(groups)).transform("median") > [kind.limit for kind in kinds]
+    usual = scores.groupby(np.array(groups)).transform("median") * [kind.relative for kind in kinds]
+    stands_out = scores - usual > [kind.limit for kind in kinds]  # a NaN does not
     first = scores.columns == scores.columns[0]
     # A row at 0.9 by HardTokens that stands out there counts 1.9 in its column, else 0; only the first always counts.
     return percentile, (percentile + stands_out).where(stands_out | first, 0.0)

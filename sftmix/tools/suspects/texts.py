@@ -15,6 +15,7 @@ class OfTexts(Signal):
     """A signal with a number for each pair of prompt and response; 0 says nothing, and what is above stands out."""
 
     limit = 0.0
+    relative = False
     rule: Callable[[str, str], float]
 
     def score(self, rows: SuspectRows) -> Float64:
@@ -179,6 +180,7 @@ class OtherLanguage(Signal):
     """The response is in another language than most are and than its prompt is, which names no language."""
 
     limit = 0.0
+    relative = False
 
     def score(self, rows: SuspectRows) -> Float64:
         asked, said = ([language_of(text) for text in texts] for texts in (rows.prompts, rows.responses))

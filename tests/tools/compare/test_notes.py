@@ -1,4 +1,7 @@
-"""What a table says beside its figures: inputs that differ, and runs that diverged, were cut short or taken over."""
+"""What a table says beside its figures: inputs that differ, and runs that diverged, were cut short or taken over.
+
+And how many decimals its figures have.
+"""
 
 import re
 from dataclasses import replace
@@ -6,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sftmix.components import Quantile, RandomPairs
 from sftmix.disk.files import write_json
 from sftmix.tools.compare.table import build_table
-from sftmix.tools.compare.written import markdown
+from sftmix.tools.compare.written import latex, markdown
 from tests.tools.compare.tables import configured, table_of
 
 
@@ -103,6 +107,31 @@ def test_steps_that_were_skipped_or_not_made_are_said_with_their_seeds(tmp_path)
     assert text.count("skipped") == 3
 
 
+@pytest.mark.parametrize(
+    ("metric", "unit"),
+    [
+        ("eval_nll_as_trained", " eval_nll_as_trained: nats per response token of the held-out rows; lower is better."),
+        ("calibration.nll", " calibration.nll: nats per response token of the held-out rows; lower is better."),
+        ("stages.train.wall_seconds", ""),
+    ],
+)
+def test_the_unit_of_a_metric_is_said_where_its_name_does_not(tmp_path, metric, unit):
+    table = build_table(table_of(tmp_path, "AB", 1, metric=metric), {})
+    assert f"\n\nMean ± standard deviation over seeds.{unit}\n\n" in markdown(table)
+
+
+def test_the_notes_are_comments_of_the_latex(tmp_path):
+    """No note of contrasts, which that table has not; each in a line of its own, before the table."""
+    comparison = table_of(tmp_path, "AB", 2)
+    figures = {cell.name: {"x": 1.0} for cell in comparison.cells}
+    figures["B/seed-2"] = {}
+    lines = latex(build_table(comparison, figures)).splitlines()
+    assert lines[0].startswith("% B: no finite x at seeds 2. Such runs (diverged, or not measured) are in no mean")
+    assert lines[1:3] == ["% Mean ± standard deviation over seeds.", r"\begin{tabular}{lr}"]
+    del figures["B/seed-1"]
+    assert latex(build_table(comparison, figures)).startswith("% INCOMPLETE: 3 of 4 runs are done.\n")
+
+
 def test_a_name_of_metrics_that_no_run_has_is_said(tmp_path):
     comparison = table_of(tmp_path, "AB", 3, metrics=["eval_acuracy", "y", "other"])
     figures = {cell.name: {"x": 1.0, "y": {"z": 2.0}, "eval_accuracy": 0.5} for cell in comparison.cells}
@@ -112,3 +141,20 @@ def test_a_name_of_metrics_that_no_run_has_is_said(tmp_path):
     assert text.count("metrics: no run has") == 2
     without = table_of(tmp_path, "AB", 3)
     assert "no run has" not in markdown(build_table(without, figures))
+
+
+def test_a_difference_that_four_decimals_do_not_show_has_more(tmp_path):
+    """Two digits of the spread of the differences, in the values too; a difference that never varies has four."""
+    small = np.array([3.1, 2.2, 4.0, 2.9, 3.3, 2.0, 2.7]) * 1e-5
+    comparison = table_of(tmp_path, "ABC", 7)
+    shift = {"A": np.zeros(7), "B": -small, "C": np.full(7, 0.25)}
+    figures = {c.name: {"x": 2.0 + c.seed / 8 + shift[c.variant][c.seed - 1]} for c in comparison.cells}
+    text = markdown(build_table(comparison, figures))
+    half = stats.t.ppf(0.975, 6) * small.std(ddof=1) / np.sqrt(7)
+    low, mean, high = (f"{-small.mean() + sign * half:+.7f}" for sign in (-1, 0, 1))
+    assert (mean, f"{small.std(ddof=1):.7f}") == ("-0.0000289", "0.0000068")
+    assert re.search(rf"^\| B − A +\| 7 of 7 \| {mean} +\| \[{low}, {high}\] .* \| different ", text, re.M)
+    assert re.search(r"^\| C − A +\| 7 of 7 \| \+0\.2500 +\| \[\+0\.2500, \+0\.2500\]", text, re.M)
+    assert re.search(r"^\| 1 +\| 2\.1250000 \| 2\.1249690 \| 2\.3750000 \|$", text, re.M)
+    one = table_of(tmp_path / "one", "AB", 1)
+    assert "| 1 of 1 | -0.000030 " in markdown(build_table(one, {"A/seed-1": {"x": 2.0}, "B/seed-1": {"x": 1.99997}}))

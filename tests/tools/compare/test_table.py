@@ -72,8 +72,27 @@ def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
     table = build_table(comparison, figures)
     assert [c["p"] for c in table["contrasts"]] == [pytest.approx(2 / 2**7), pytest.approx(2 / 2**7), None]
     assert [c["p_holm"] for c in table["contrasts"]] == [pytest.approx(6 / 2**7), pytest.approx(6 / 2**7), None]
-    none = "not tested: 0 of at least 7 seeds"  # which Holm's correction over three needs
+    none = "not tested: 0 of at least 6 seeds"  # the others are rejected, so Holm would multiply its p by 1
     assert [c["verdict"] for c in table["contrasts"]] == ["different", "different", none]
+
+
+@pytest.mark.parametrize(
+    ("first", "of_b", "verdict", "p_holm"),
+    [
+        (1, 1, "different", 2 / 64),
+        (1, -1, "no difference shown", 4 / 64),
+        (-1, 1, "not tested: 6 of at least 7 seeds", 4 / 64),
+    ],
+)
+def test_fewer_seeds_are_enough_if_holm_rejects_the_other_contrast(tmp_path, first, of_b, verdict, p_holm):
+    """B lacks two of eight seeds: its p is times 1 after the 2/256 of C, and times 2 if C's signs differ."""
+    differences = {"A": [0] * 8, "B": [of_b, 2, 3, 4, 5, 6], "C": [1, 2, 3, 4, 5 * first, 6 * first, 7, 8]}
+    comparison = table_of(tmp_path, "ABC", 8)
+    figures = {cell.name: {} for cell in comparison.cells}
+    for name, values in differences.items():
+        figures |= {f"{name}/seed-{seed}": {"x": float(value)} for seed, value in enumerate(values, 1)}
+    contrast = build_table(comparison, figures)["contrasts"][0]
+    assert (contrast["verdict"], contrast["p_holm"]) == (verdict, pytest.approx(p_holm))
 
 
 def test_four_arms_make_a_difference_of_differences(tmp_path):

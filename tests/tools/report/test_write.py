@@ -7,8 +7,11 @@ import shutil
 import plotly.offline
 import pytest
 
+from sftmix.tools.compare.table import build_table
+from sftmix.tools.compare.written import write_result
 from sftmix.words.errors import ConfigError
 from tests.tiny import groups, in_this_process, metrics, table
+from tests.tools.compare.tables import table_of
 from tests.tools.report.conftest import NASTY, TURNED, Text
 
 pytestmark = pytest.mark.long
@@ -72,6 +75,24 @@ def test_the_page_has_the_figures_of_the_summary(reported, page):
     assert "29 training examples, 11 held out" in page.text
     assert "medqa0-shot, seed 1acc20.5000" in page.text
     assert "Standard errors are over questions" in page.text
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        (0.0, "Target and NTP baseline are equal to four decimals after"),
+        (4e-5, "Target and NTP baseline are equal to four decimals after"),
+        (6e-5, "The target is ahead by 0.0001 nats per token after"),
+        (-6e-5, "The NTP baseline is ahead by 0.0001 nats per token after"),
+    ],
+)
+def test_arms_that_four_decimals_do_not_tell_apart_are_said_to_be_equal(reported, tmp_path, ahead, said):
+    shutil.copytree(reported, tmp_path / "run")
+    summary = json.loads((reported / "summary.json").read_text())
+    summary["baseline"]["eval_nll_after"] = summary["eval_nll_after"] + ahead
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    write_report(tmp_path / "run", map_size=0)
+    assert said in Text(tmp_path / "run" / "report" / "report.html").text
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +177,7 @@ def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
         name: {"runs": [run], "metrics": {"x": {"seeds": 1, "mean": 1.0, "sd": None}}, "no_value": [], "options": {}}
         for name in ("A", "<b>")
     }
-    contrast = {"ours": "<b>", "theirs": "A", "seeds": [1, 2], "differences": [0.25, 0.75], "mean": 0.5}
+    contrast = {"ours": "<b>", "theirs": "A", "seeds": [1, 2], "differences": [0.25, 0.75], "mean": 0.5, "sd": 0.35}
     contrast |= {"interval": [-1.5, 2.5], "interval_over": "seeds", "p": 0.5, "p_holm": 0.5, "verdict": "not tested"}
     made = {"metric": "x", "complete": True, "variants": variants, "options": {"seeds": [1, 2], "metrics": None}}
     (tmp_path / "table.json").write_text(json.dumps({**made, "contrasts": [contrast | {"inputs_that_differ": []}]}))
@@ -171,3 +192,25 @@ def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
     for words, said in (("--margin", "0"), "above 0"), (("--map", "3"), "--map is 3"):
         assert said in sftmix("report", str(tmp_path), *words).err
     assert "is a table: name a run of it" in sftmix("track", str(tmp_path), "--to", "tensorboard").err
+
+
+def test_the_page_of_a_table_says_what_table_md_says(tmp_path):
+    """Runs that diverged, were cut short or taken over come first; what contrasts and figures are is below them."""
+    comparison = table_of(tmp_path, "AB", 3, metric="eval_nll_after", metrics=["other"])
+    made = {"skipped": 1.0, "steps": 2, "total_steps": 3}
+    figures = {c.name: {"eval_nll_after": float(c.seed), "stages": {"train": made}} for c in comparison.cells}
+    figures["B/seed-2"] = {}
+    (tmp_path / "compare.yaml").write_text("variants: {}\n")
+    write_result(tmp_path, build_table(comparison, figures))
+    write_report(tmp_path, map_size=0)
+    said, page = (tmp_path / "table.md").read_text(), Text(tmp_path / "report" / "report.html").text
+    notes = re.findall(r"^(?:\*\*|- |(?=Mean ))(.*?)(?:\*\*)?$", said, re.M)
+    assert [note for note in notes if note not in page] == []
+    for words in ("diverged", "flatters", "skipped", "was stopped", "not corrected", "nats", "no run has 'other'"):
+        assert any(words in note for note in notes), words
+    assert page.index("flatters") < page.index("inputs that differ") < page.index("not corrected")
+    write_result(tmp_path, build_table(comparison, {"A/seed-1": figures["A/seed-1"]}))
+    write_report(tmp_path, map_size=0)
+    page = Text(tmp_path / "report" / "report.html").text
+    assert page.count("INCOMPLETE: 1 of 6 runs are done.") == 1
+    assert "not corrected" not in page

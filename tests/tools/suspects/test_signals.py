@@ -9,6 +9,7 @@ import pytest
 from sftmix.tools.suspects import signals
 from sftmix.tools.suspects.rows import SuspectRows
 from sftmix.tools.suspects.signals import Echo, EndOfTurn, HardTokens, Mismatch
+from sftmix.tools.suspects.table import BY_RULES, kinds_of
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError, DataError
 
@@ -145,3 +146,27 @@ def test_the_first_signal_orders_and_rows_that_stand_out_by_another_come_before(
     np.testing.assert_allclose(counted["Far"], [0, 0, 1 + 3.5 / 4, 0, 0, 0, 1 + 3.5 / 4, 0], rtol=1e-12)
     alone = signals.ranked(rows, [Far], groups)[1]["Far"]
     np.testing.assert_allclose(alone, far + np.array([0, 0, 1, 0, 0, 0, 1, 0]), rtol=1e-12)
+
+
+FAULTS = {
+    "Conflict": (PROMPTS[1], "Nobody knows what copper is."),
+    "Echo": (PROMPTS[2], PROMPTS[2]),
+    "BrokenEncoding": ("And bread?", "Itâ€™s baked."),
+    "EmptyAnswer": ("And bread?", "N/A"),
+    "Refusal": ("And bread?", "I'm sorry, but I cannot help with that."),
+    "CutShort": ("And bread?", "It is baked in an oven with the"),
+    "OtherLanguage": ("And bread?", "Das ist in einer Stunde im Ofen, und nicht mehr auf dem Tisch."),
+    "AlteredNumbers": ("And bread?", "2 + 2 = 5."),
+}
+
+
+def test_a_fault_stands_out_also_where_most_rows_have_it():
+    """Three of four rows of one group, and the only row of another; the right rows, of both groups, do not."""
+    assert (*FAULTS,) == BY_RULES
+    for kind, wrong in zip(kinds_of(BY_RULES), FAULTS.values(), strict=True):
+        most = 0 if kind.__name__ == "Conflict" else 3  # of one question one row is the suspect
+        pairs = [*zip(PROMPTS, RESPONSES, strict=True), *[wrong] * (most + 1)]
+        rows = SuspectRows(*zip(*pairs, strict=True), embedding="tfidf")
+        groups = [*["usual"] * 6, *["most"] * (1 + most), "only"]
+        counted = signals.ranked(rows, [Length, kind], groups)[1]
+        assert (counted[kind.__name__] > 1).tolist() == [False] * 7 + [True] * (most + 1), kind
