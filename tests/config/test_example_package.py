@@ -11,8 +11,6 @@ import pytest
 from sftmix.components.listing import catalogue
 from tests.tiny import ROOT
 
-pytestmark = pytest.mark.long
-
 
 @pytest.mark.slow
 def test_its_own_tests_pass(tmp_path):
