@@ -151,6 +151,17 @@ def test_what_does_not_fit_is_refused(inputs, told):
         SFTMixLoss(inputs.get("mu", 0.5))(hidden, weight, labels, inputs.get("pairs", PAIRS), inputs.get("lam", LAM))
 
 
+def test_states_and_a_head_of_two_dtypes_need_autocast():
+    """As of a model in bfloat16 with a head in float32."""
+    hidden, weight, labels = padded(torch.float32)
+    low = hidden.detach().bfloat16().requires_grad_()
+    with pytest.raises(ValueError, match=r"of \[torch\.bfloat16, torch\.float32\], .* call the loss inside autocast"):
+        SFTMixLoss(0.5)(low, weight, labels, PAIRS, LAM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, whole = (SFTMixLoss(0.5)(h, weight, labels, PAIRS, LAM).loss for h in (low, hidden))
+    torch.testing.assert_close(mixed, whole)  # autocast rounds the float32 states to the same numbers
+
+
 def test_another_mean_is_refused():
     with pytest.raises(ValueError, match="allowed: own, ntp"):
         SFTMixLoss(0.2, "all")
