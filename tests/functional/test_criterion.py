@@ -143,6 +143,7 @@ def test_a_sharded_weight_has_the_mean_of_the_ranks_gradients():
             r"pairs must lie in \[0, 5\), got 0 to 5: .* several documents, call align",
         ),
         ({"lam": torch.tensor([0.3, 0.9, 0.5])}, "lam has 3 shares for 2 pairs"),
+        ({"lam": torch.tensor([0.3, 0.9], requires_grad=True)}, "lam would get no gradient: .* detach them"),
     ],
 )
 def test_what_does_not_fit_is_refused(inputs, told):
