@@ -60,7 +60,7 @@ def read_rows(path: str, tokenizer: Any, max_length: int) -> list[Row]:
     """Read the rows; a response is cut at the maximum length, and a row without any room for it is left out."""
     tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
     rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_bytes().splitlines():  # of text, U+2028 would end a line, too
         row = json.loads(line)
         turn = {"role": "user", "content": "\n".join(filter(None, [row["instruction"], row.get("input")]))}
         prompt = tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_dict=False)

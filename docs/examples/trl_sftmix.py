@@ -72,8 +72,8 @@ class SFTMixSFTTrainer(SFTMixTrainer, SFTTrainer):
             sums = torch.stack([self.outputs["nll"].sum(), self.outputs["mixup"].sum()])
             # TRL averages over micro-batches, where a sum is wanted
             means = self.accelerator.reduce(sums / counts, "sum") * self.current_gradient_accumulation_steps
-            own = self.args.sftmix_mixup_mean == "own"
-            ratio = (counts[0] / counts[1]).item() if own else 1.0
+            own, mixed = self.args.sftmix_mixup_mean == "own", bool(num_items_in_batch[1])
+            ratio = (counts[0] / counts[1]).item() if own and mixed else float(mixed)
             shown = dict(zip(("ntp", "mixup"), means.tolist(), strict=True), mu_effective=self.args.sftmix_mu * ratio)
             for name, value in shown.items():
                 self._metrics["train"][name].append(value)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
 from sftmix.functional.fused import Pass, default_chunk_size, statistics_dtype, unpaired_rows
+from sftmix.functional.graph import check_constants
 
 __all__ = [
     "ChunkedLoss",
@@ -82,7 +83,7 @@ def sft_loss(
     The gradients are computed together with the loss, chunk by chunk (three matmuls with the head, none for Mixup), so
     backward only scales them. Without grad mode, or with nothing that requires grad, no gradient work is done; a frozen
     weight costs no weight gradient. The weight's gradient is accumulated in float32 or better, and all results repeat
-    bit for bit on one device.
+    bit for bit on one device. lam, row_weight and pair_weight are constants.
 
     hidden, weight, bias  [T, D], [V, D], [V]: one floating dtype, or any under autocast, whose dtype the matmuls use
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
@@ -97,7 +98,8 @@ def sft_loss(
     unpaired         i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
-    Raises ValueError for inputs that do not fit, RuntimeError on a second derivative.
+    Raises ValueError for inputs that do not fit and for constants that require a gradient, RuntimeError on a second
+    derivative.
     """
     if not (0 <= label_smoothing < 1 and (softcap is None or softcap > 0) and (chunk_size is None or chunk_size >= 1)):
         raise ValueError(
@@ -118,6 +120,7 @@ def sft_loss(
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; with these weight, labels and pairs it must be {shape}."
             )
+    check_constants(lam=lam, row_weight=row_weight, pair_weight=pair_weight)
     if unpaired is None:
         # A wrong index would otherwise read another row, or crash a GPU.
         for name, index, limit in (("labels", labels, vocabulary), ("pairs", pairs, rows)):
@@ -164,6 +167,7 @@ def reference_sft_loss(
 
     It mixes hidden states, applies the head to them again, and takes dense soft labels. `chunk_size` has no effect.
     """
+    check_constants(lam=lam, row_weight=row_weight, pair_weight=pair_weight)
     formula: dict[str, Any] = {"weight": weight, "bias": bias, "softcap": softcap, "scale": scale}
     logp_TV = logits_of(hidden, **formula).log_softmax(-1)
     nll_T = -logp_TV.gather(1, labels[:, None]).squeeze(1)
@@ -176,7 +180,7 @@ def reference_sft_loss(
     if rule is not None:  # 0 stays 0, whatever the rule returns
         w_T = torch.where(row_weight == 0, 0.0, row_weight * rule(nll_T.detach(), entropy_T))
 
-    (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(logp_TV.dtype)[:, None]
+    (i, j), lam_M1 = pairs.unbind(1), lam.to(logp_TV.dtype)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]
     soft_MV = logp_TV.new_zeros(len(pairs), len(weight))
     # added, not written: both labels may be one token
@@ -184,7 +188,7 @@ def reference_sft_loss(
     mixed_MV = logits_of(mixed_MD.to(hidden.dtype), **formula).log_softmax(-1)
     mixup_M = -(soft_MV * mixed_MV).sum(-1)
 
-    loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
+    loss = (w_T.detach() * ntp_T).sum() + (pair_weight * mixup_M).sum()
     correct_T = logp_TV.argmax(-1) == labels if stats else None
     return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T, entropy_T if entropy else None)
 

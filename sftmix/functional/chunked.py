@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sftmix.functional.fused import Pass, default_chunk_size
+from sftmix.functional.graph import check_constants
 
 
 class ChunkedLoss(NamedTuple):
@@ -32,7 +33,8 @@ def chunked_loss(
         logits = cap(scale (W h + b)),   cap(z) = softcap tanh(z / softcap)
 
     `f` runs under plain autograd on some rows at a time, and its first derivative by the logits is exact. Its gradients
-    are computed together with the loss, so memory is bounded by the chunk, and backward only scales them.
+    are computed together with the loss, so memory is bounded by the chunk, and backward only scales them. Nothing that
+    `f` encloses gets a gradient.
 
     hidden      [R, D], or several of them: `f` gets the logits of the same rows of each
     weight, bias  [V, D], [V], as in `sft_loss`; under autocast the matmuls have its dtype
@@ -42,13 +44,15 @@ def chunked_loss(
     row_weight  w [R], a constant; None: all 1
     chunk_size  rows of logits alive at once, of all `hidden` together; None chooses from V
 
-    Raises ValueError for columns or losses of another length; RuntimeError on a second derivative.
+    Raises ValueError for columns or losses of another length, and for constants that require a gradient;
+    RuntimeError on a second derivative.
     """
     parts = [hidden] if isinstance(hidden, Tensor) else list(hidden)
     rows, stacked = len(parts[0]), parts[0] if len(parts) == 1 else torch.cat(parts)
-    weights = stacked.new_ones(rows) if row_weight is None else row_weight.detach()
+    weights = stacked.new_ones(rows) if row_weight is None else row_weight
     if {rows} != (sizes := {len(x) for x in (*parts, *columns, weights)}):
         raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
+    check_constants(row_weight=row_weight, **{f"column {k}": column for k, column in enumerate(columns)})
     head = Pass(stacked, weight, bias, scale=scale)  # without the cap, which is under autograd below, as f is
     # a quarter of the fused loss's chunk, as autograd holds some tensors of it
     step = max(1, (chunk_size or default_chunk_size(len(weight), weight.device) // 4) // len(parts))

@@ -112,6 +112,12 @@ class Pass:
             self.hidden, self.weight, self.bias = (
                 x if x is None or cast is None or x.dtype == torch.float64 else x.to(cast) for x in self.inputs
             )
+        kinds = [x.dtype for x in (self.hidden, self.weight, self.bias) if x is not None]
+        if {*kinds} != {kinds[0]}:
+            raise ValueError(
+                f"hidden, weight and bias are of {kinds}, and must be of one floating dtype: cast them, or call the "
+                "loss inside autocast, which casts all but float64"
+            )
         self.kind = statistics_dtype(self.hidden)
         grad = torch.is_grad_enabled()
         self.trained = [grad and x is not None and x.requires_grad for x in self.inputs]

@@ -1,9 +1,22 @@
-"""The node of the graph that hands out gradients which the fused pass has computed together with the loss."""
+"""The node of the graph that hands out gradients which the fused pass has computed together with the loss.
+
+They are those of states and head alone: `check_constants` refuses other inputs that ask for a gradient.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def check_constants(**inputs: Any) -> None:
+    """Raise ValueError for inputs that require a gradient, in grad mode: a loss takes them as constants."""
+    learnt = [name for name, x in inputs.items() if getattr(x, "requires_grad", False)]
+    if learnt and torch.is_grad_enabled():
+        raise ValueError(
+            f"{', '.join(learnt)} would get no gradient: all but hidden, weight and bias are constants of the loss; "
+            "detach them"
+        )
 
 
 def scaled(gradient: Tensor, factor: Tensor, keep: bool, kernels: Any) -> Tensor:

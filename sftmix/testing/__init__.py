@@ -46,20 +46,25 @@ _ROLES = {"system", "user", "assistant", "tool"}
 # what a field may hold in anyone's file: another type, nothing, JSON that was cut, empty or null inside
 _OTHER_VALUES: list[Any] = [3, "", "{", [], {}, [[]], [{}], {"a": [None]}]
 Tables = st.SearchStrategy[Scores]
-_DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), score_tables(confidence=False)
+_SCORED, _UNSCORED = score_tables(max_size=40), score_tables(confidence=False)
 
 
 # --------------------------------------------------------------------------------------------- rows
 
 
 def check_confidence_estimator(
-    estimator: base.ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] = _DYNAMICS
+    estimator: base.ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] | None = None
 ) -> None:
-    """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
+    """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples.
+
+    dynamics  the dynamics to try; by default of three checkpoints, or of as many as the estimator needs
+    """
 
     def ask(component, record):
         return contracts.check_confidence(component, component.estimate(record), record)
 
+    if dynamics is None:
+        dynamics = training_dynamics(checkpoints=max(3, estimator.least_checkpoints))
     check_rows(estimator, dynamics, ask)
 
 
@@ -144,7 +149,7 @@ def check_reference(reference: base.Reference) -> None:
         ids = answer_of(reference, ask, stored)["ids"]
         assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
 
-    on_examples(_DYNAMICS, holds)
+    on_examples(training_dynamics(), holds)
 
 
 def _service(name: str, stored: TrainingDynamics) -> Callable[..., TrainingDynamics]:

@@ -30,24 +30,25 @@ def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61) 
 
 
 @st.composite
-def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
-    """Draw dynamics of 2 to 24 examples at 3 checkpoints from 0, some alike, some not scored (n_tokens 0)."""
+def training_dynamics(draw: st.DrawFn, *, checkpoints: int = 3) -> TrainingDynamics:
+    """Draw dynamics of 2 to 24 examples at so many checkpoints from 0, some alike, some not scored (n_tokens 0)."""
     size = draw(st.integers(2, 24))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     n_tokens = rng.integers(0, 41, size) * (rng.random(size) > draw(st.sampled_from([0.0, 0.2])))
     n_tokens[0] += 1  # one example at least is scored
-    mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, 3)), draw(st.sampled_from([0, 6])))  # rounded: ties
+    # Rounded: ties.
+    mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, checkpoints)), draw(st.sampled_from([0, 6])))
     nll = (mean_nll + 0.5) * n_tokens[:, None]
     whole, alone = (
         [(mean[:, None] + 0.5).repeat(n, 1) for mean, n in zip(of, n_tokens, strict=True)] for of in mean_nll
     )
-    entropy, margin = ([rng.gamma(2.0, 1.0, (3, n)).astype(np.float32) for n in n_tokens] for _ in range(2))
+    entropy, margin = ([rng.gamma(2.0, 1.0, (checkpoints, n)).astype(np.float32) for n in n_tokens] for _ in range(2))
     return TrainingDynamics(
         ids=[f"id-{number}" for number in rng.permutation(size)],
-        steps=np.array([0, 10, 20]),
+        steps=np.arange(checkpoints),
         nll_sum=nll[0],
         n_tokens=n_tokens,
-        n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(size, 3)),
+        n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(size, checkpoints)),
         alone_nll_sum=nll[1],
         token_nll=whole,
         alone_token_nll=alone,

@@ -1,6 +1,7 @@
 """docs/examples/one_file.py computes what the framework computes, if both draw the same orders, pairs and lambdas."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -114,6 +115,17 @@ def test_a_model_without_a_template_gets_the_prompt_of_the_framework(page, plain
         for template in (page.TEMPLATE, ALPACA)
     )
     assert ours == theirs
+
+
+def test_a_row_may_hold_the_line_ends_of_text(page, plain, rows, tmp_path):
+    """U+2028 and its like end no line of JSON."""
+    first = json.loads(plain.train.read_text(encoding="utf-8").splitlines()[0])
+    file = tmp_path / "rows.jsonl"
+    told = first | {"instruction": "one\u2028two\x85three"}
+    file.write_text(f"{json.dumps(told, ensure_ascii=False)}\n{json.dumps(first)}\n", encoding="utf-8")
+    found = page.read_rows(str(file), AutoTokenizer.from_pretrained(plain.model), 128)
+    assert [row.n for row in found] == [rows[0].n] * 2
+    assert found[1] == rows[0] != found[0]
 
 
 def test_the_file_is_one_page():

@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(case, frozen, weig
         weight, bias = leaves[1], leaves[2] if len(leaves) > 2 else None
         if chunked:
             more = {**options, "bias": bias, "chunk_size": case.options["chunk_size"]}
-            row_weight = factors.clone().requires_grad_() if weighted else None
+            row_weight = factors if weighted else None
             rows = chunked_loss(given["rows"], focal, case.labels, row_weight=row_weight, weight=weight, **more)
             pairs = chunked_loss(given["pairs"], divergence, case.lam, weight=weight, **more)
             each, loss = (rows.each, pairs.each), rows.loss + pairs.loss
@@ -97,6 +97,26 @@ def test_what_does_not_fit_is_refused(f, columns, words):
     case = make_case(1)
     with pytest.raises(ValueError, match=words):
         chunked_loss(case.hidden, f, *columns, weight=case.weight)
+
+
+@pytest.mark.parametrize("name", ["row_weight", "column 0"])
+def test_a_constant_that_asks_for_a_gradient_is_refused(name):
+    """It would get none; a further `hidden` gets its own, and without grad mode nothing is asked for."""
+    case = make_case(1)
+    learnt = case.row_weight.clone().requires_grad_()
+    columns, words = ((), {"row_weight": learnt}) if name == "row_weight" else ((learnt,), {})
+
+    def loss():
+        return chunked_loss(case.hidden, lambda z, *x: z.logsumexp(1), *columns, weight=case.weight, **words)
+
+    with pytest.raises(ValueError, match=f"{name} would get no gradient: .*; detach them"):
+        loss()
+    with torch.no_grad():
+        assert loss().loss.isfinite()
+    again = case.hidden.clone().requires_grad_()
+    found = chunked_loss((case.hidden, again), lambda a, b: a.logsumexp(1) * b.logsumexp(1), weight=case.weight)
+    found.loss.backward()
+    assert again.grad.any()
 
 
 def entropy(logits):

@@ -143,12 +143,24 @@ def test_a_sharded_weight_has_the_mean_of_the_ranks_gradients():
             r"pairs must lie in \[0, 5\), got 0 to 5: .* several documents, call align",
         ),
         ({"lam": torch.tensor([0.3, 0.9, 0.5])}, "lam has 3 shares for 2 pairs"),
+        ({"lam": torch.tensor([0.3, 0.9], requires_grad=True)}, "lam would get no gradient: .* detach them"),
     ],
 )
 def test_what_does_not_fit_is_refused(inputs, told):
     hidden, weight, labels = padded()
     with pytest.raises(ValueError, match=told):
         SFTMixLoss(inputs.get("mu", 0.5))(hidden, weight, labels, inputs.get("pairs", PAIRS), inputs.get("lam", LAM))
+
+
+def test_states_and_a_head_of_two_dtypes_need_autocast():
+    """As of a model in bfloat16 with a head in float32."""
+    hidden, weight, labels = padded(torch.float32)
+    low = hidden.detach().bfloat16().requires_grad_()
+    with pytest.raises(ValueError, match=r"of \[torch\.bfloat16, torch\.float32\], .* call the loss inside autocast"):
+        SFTMixLoss(0.5)(low, weight, labels, PAIRS, LAM)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, whole = (SFTMixLoss(0.5)(h, weight, labels, PAIRS, LAM).loss for h in (low, hidden))
+    torch.testing.assert_close(mixed, whole)  # autocast rounds the float32 states to the same numbers
 
 
 def test_another_mean_is_refused():

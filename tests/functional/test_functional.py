@@ -231,8 +231,8 @@ WRONG = [
     ({"softcap": 0.0}, ValueError, "softcap above 0"),
     ({"label_smoothing": 1.0}, ValueError, "label_smoothing 1.0"),
     ({"chunk_size": 0}, ValueError, "chunk_size 0"),
-    ({"bias": torch.zeros(7, dtype=torch.float64)}, RuntimeError, "dtype"),
-    ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, RuntimeError, "dtype"),
+    ({"bias": torch.zeros(7, dtype=torch.float64)}, ValueError, "of one floating dtype: cast them"),
+    ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, ValueError, r"int64, torch\.float32\], and must be of one"),
 ]
 
 

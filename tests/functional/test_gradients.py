@@ -101,6 +101,28 @@ def test_nothing_large_is_ever_allocated(graph):
         assert largest.elements < head
 
 
+@pytest.mark.parametrize("loss", [sft_loss, reference_sft_loss])
+@pytest.mark.parametrize("name", ["lam", "row_weight", "pair_weight"])
+def test_a_constant_that_asks_for_a_gradient_is_refused(loss, name):
+    """It would get none, without a word: a weight of softmax(nll), say, would be trained as if it were detached."""
+    case = make_case(3)
+    learnt = replace(case, **{name: getattr(case, name).clone().requires_grad_()})
+    with pytest.raises(ValueError, match=f"{name} would get no gradient: .*; detach them"):
+        learnt.run(loss)
+    with torch.no_grad():
+        found = loss(
+            case.hidden,
+            case.weight,
+            case.labels,
+            case.pairs,
+            learnt.lam,
+            row_weight=learnt.row_weight,
+            pair_weight=learnt.pair_weight,
+            bias=case.bias,
+        )
+    close(found.loss, case.run(loss).result.loss.detach())
+
+
 def test_no_second_weight_gradient_in_backward():
     case = make_case(12)
     h, w = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()

@@ -176,6 +176,23 @@ def test_a_need_is_met_and_one_that_is_not_declared_is_caught():
         testing.check_confidence_estimator(Certain())
 
 
+class Fall(components.Perplexity):
+    """How far the mean NLL falls from the first to the fifth checkpoint."""
+
+    least_checkpoints = 5
+
+    def estimate(self, dynamics):
+        return dynamics.mean_nll[:, 0] - dynamics.mean_nll[:, 4]
+
+
+def test_an_estimator_sees_as_many_checkpoints_as_it_needs():
+    testing.check_confidence_estimator(Fall())
+    few = Fall()
+    few.least_checkpoints = 4
+    with pytest.raises(IndexError, match="index 4 is out of bounds for axis 1 with size 4"):
+        testing.check_confidence_estimator(few)
+
+
 class Accurate(components.Perplexity):
     """The share of the tokens that were right."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from sftmix.components.component import require
@@ -254,4 +255,31 @@ def _check_arguments(args: Any, more: dict[str, Any]) -> None:
 def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the collator's batch with the number of each row, which held-out rows do not have."""
     rows = [int(feature.pop(ROW)) for feature in features if ROW in feature]
-    return {**collator(features), **({ROW: torch.tensor(rows)} if rows else {})}
+    tokens = [torch.as_tensor(feature.get("input_ids", [])) for feature in features]  # a collator may change features
+    batch = collator(features)
+    if rows and batch.get("labels") is not None:  # else get_batch_samples says it
+        _check_lines(batch, tokens)
+    return {**batch, **({ROW: torch.tensor(rows)} if rows else {})}
+
+
+def _check_lines(batch: Any, rows: list[Tensor]) -> None:
+    """Raise ValueError if the lines of a batch are not those of the rows, one by one, in their order.
+
+    A collator may pad, cut and mask rows, or add to them: a line is said to be another row's only if it begins or ends
+    as that row does, and not as its own.
+    """
+    made = len(batch["labels"])
+    if made != len(rows) or any(
+        not _alike(line, rows[k]) and any(_alike(line, row) for row in rows)
+        for k, line in enumerate(batch.get("input_ids", []))
+    ):
+        raise ValueError(
+            f"the collator made {made} lines of {len(rows)} rows, or another order of them, and SFTMix mixes rows by "
+            "their places: give a collator that makes one line of each row, in the order of the rows"
+        )
+
+
+def _alike(line: Tensor, row: Tensor) -> bool:
+    """Return True if both begin or end alike, as far as the shorter one goes, and neither is empty."""
+    n = min(len(line), len(row))
+    return n > 0 and bool((line[:n] == row[:n]).all() or (line[-n:] == row[-n:]).all())

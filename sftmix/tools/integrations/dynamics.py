@@ -23,6 +23,13 @@ from sftmix.training.scoring import Scorer
 from sftmix.types import Encoded, TrainingDynamics
 from sftmix.words.errors import DataError
 
+# Columns of a row that may keep some of its tokens from others, and whether they do.
+APART = {
+    "attention_mask": lambda mask: mask != sorted(mask, reverse=True),  # 0 0 1 1, and the 1 1 2 2 of a bin
+    "position_ids": lambda places: places != [*range(len(places))],
+    "seq_lengths": lambda lengths: len(lengths) > 1,  # TRL's, of a bin
+}
+
 
 def check_adapter(model: Any) -> None:
     """Raise ValueError for a head with an adapter that `Head` does not read."""
@@ -64,7 +71,16 @@ class TrainerRows:
                 f"the rows have {', '.join(sorted(seen))}, and tokens alone are scored, without what these show; if "
                 "that is meant, give DynamicsCallback rows without these columns"
             )
-        self.lengths = np.array([len(tokens) for tokens in dataset.with_format(None)["input_ids"]], dtype=np.int64)
+        plain = dataset.with_format(None)
+        for name in APART.keys() & dataset.column_names:
+            for row, values in zip(self.ids, plain[name], strict=True):
+                if APART[name](values):
+                    raise ValueError(
+                        f"by its {name}, row {row} has padding before tokens, or several documents, and the tokens of "
+                        "a row are scored as one document, from the first token on; give DynamicsCallback rows of one "
+                        "document each, and leave padding to the Trainer's collator (on the right it does no harm)"
+                    )
+        self.lengths = np.array([len(tokens) for tokens in plain["input_ids"]], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,6 +103,7 @@ class DynamicsCallback(TrainerCallback):
     def __init__(self, dataset: Dataset, path: PathLike, *, checkpoints: int | list[float] = 5) -> None:
         """
         dataset: the Trainer's `train_dataset`, tokenised; its column `id` joins the scores with rows elsewhere.
+            ValueError if a row has padding on the left, or several documents (`APART`).
         path: the dynamics file, which holds more after each scoring; a Trainer that resumes goes on with it, and one
             that begins removes it.
         checkpoints: as of TrainedReference, but not `online`: a Trainer keeps no losses of its own steps' rows.

@@ -19,7 +19,7 @@ from sftmix.data import encode_dataset, prepare
 from sftmix.disk.tables import write_split
 from sftmix.options import DataOptions
 from sftmix.tools.integrations import DynamicsCallback, groups_of
-from sftmix.tools.integrations.dynamics import row_ids
+from sftmix.tools.integrations.dynamics import TrainerRows, row_ids
 from sftmix.types import UNPAIRED, Split
 from tests.forked import on_ranks
 from tests.text.small_tokenizers import make_encoder
@@ -98,6 +98,27 @@ def test_the_template_of_the_page_writes_what_the_script_trains(small, tmp_path,
     )
     theirs = [(list(row["input_ids"]), [y != -100 for y in row["labels"]]) for row in trainer.train_dataset]
     assert theirs == [(list(one.input_ids), list(one.target)) for one in ours]
+
+
+@pytest.mark.parametrize(
+    ("name", "as_tokens_alone", "apart"),
+    [
+        ("attention_mask", [[1, 1, 1, 1], [1, 1, 0, 0]], [0, 0, 1, 1]),  # nothing, and padding on the right
+        ("attention_mask", [[True] * 4, [True, True, True, False]], [False, True, True, True]),
+        ("attention_mask", [[1, 1, 1, 1], [1, 0, 0, 0]], [1, 1, 2, 2]),  # a bin, as axolotl's
+        ("position_ids", [[0, 1, 2, 3], [0, 1, 2, 3]], [0, 1, 0, 1]),
+        ("seq_lengths", [[4], [4]], [2, 2]),
+    ],
+)
+@pytest.mark.parametrize("kind", [None, "torch"])
+def test_rows_that_are_not_their_tokens_alone_are_refused(name, as_tokens_alone, apart, kind):
+    """They would be scored with the padding before them, or as a document with the one before it."""
+    rows = {"id": [*"ab"], "input_ids": [[5, 6, 7, 8]] * 2, "labels": [[-100, -100, 7, 8]] * 2}
+    given = Dataset.from_dict({**rows, name: as_tokens_alone}).with_format(kind)
+    assert TrainerRows(given).lengths.tolist() == [4, 4]
+    given = Dataset.from_dict({**rows, name: [as_tokens_alone[0], apart]}).with_format(kind)
+    with pytest.raises(ValueError, match=f"by its {name}, row b has padding before tokens, or several documents"):
+        DynamicsCallback(given, "dynamics.parquet")
 
 
 def refuse_sharded(world, path):

@@ -142,6 +142,21 @@ def test_pairs_and_lambdas_do_not_depend_on_the_size_of_a_micro_batch(plain, tmp
     assert min(line["mixup"] for line in right) >= 0 < max(line["mixup"] for line in right)
 
 
+@pytest.mark.parametrize("mean", ["own", "ntp"])
+def test_a_step_without_a_pair_has_no_weight_of_mixup(plain, tmp_path, monkeypatch, mean):
+    """As the lines of a run of sftmix have it; there is one pair among 29 rows."""
+    monkeypatch.setattr(Plain, "_groups", np.array([0, 1] + [-1] * 27))
+    trainer, found = trained(Mixed, plain, tmp_path, max_steps=4, sftmix_mixup_mean=mean)
+    order, sizes = list(trainer._get_train_sampler()), [len(e.target[1:].nonzero()[0]) for e in rows_of(plain)]
+    right = []
+    for at in range(0, 29, 8):
+        of_step = order[at : at + 8]
+        tokens, mixed = sum(sizes[row] for row in of_step), min(sizes[:2])
+        right.append((0.2 * tokens / mixed if mean == "own" else 0.2) if 0 in of_step else 0.0)
+    assert right.count(0.0) == 3
+    assert [line["mu_effective"] for line in found] == pytest.approx(right)
+
+
 def one_rank(world, model, rows, directory, right):
     options = {"gradient_accumulation_steps": 1, "max_steps": 8, "save_strategy": "steps", "save_steps": 6}
     words = Mixed, Tiny(model, rows, rows), directory / str(world.rank)
