@@ -196,7 +196,10 @@ def check_schedule(schedule: base.Schedule) -> None:
     """Check that every step of runs of several lengths gives a finite number from 0, from the step alone."""
     places = [(step, total) for total in (1, 2, 10, 1000) for step in range(total)]
     values = answer_of(schedule, lambda component: [component.value(*place) for place in places])
-    assert all(0 <= value < math.inf for value in values), f"allowed: finite numbers from 0, not {values}"
+    wrong = [
+        f"value{place} is {value}" for place, value in zip(places, values, strict=True) if not 0 <= value < math.inf
+    ]
+    assert not wrong, f"{wrong[0]}; allowed: finite numbers from 0"
     backwards = [copy.deepcopy(schedule).value(*place) for place in reversed(places)]
     assert values == backwards[::-1], "a step's value depends on what was asked before"
 

@@ -18,7 +18,7 @@ def check_renderer(
     Turns are those of `batch`, which training calls; `turns` gives the same. Added tokens that it writes are single
     ids; the turns of a conversation do not depend on others. Something is trained, unless the row's weights are 0.
 
-    examples  conversations, with answers of more than a letter that spell no special token
+    examples  conversations with a `trained` answer; answers have more than a letter, and spell no special token
     """
     used = copy.copy(renderer)
     used.begin(tokenizer, thinks=thinks)

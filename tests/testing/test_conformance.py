@@ -240,6 +240,11 @@ class Counts(base.Schedule):
         return 1 / self.calls
 
 
+class FallsBelow(base.Schedule):
+    def value(self, step, total_steps):
+        return 0.5 - step / 2
+
+
 class StopsQuietly(base.Callback):
     gives = frozenset()
 
@@ -325,6 +330,7 @@ def slow(*case):
         ("Perturbation", Detached(), "no gradient"),
         ("Perturbation", Widens(), "Widens returned float32"),
         ("Schedule", Counts(), "keep no state"),
+        ("Schedule", FallsBelow(), r"^value\(2, 10\) is -0\.5; allowed: finite numbers from 0$"),
         ("Callback", StopsQuietly(), "STOP is not in its"),
         ("Callback", Tells(), "a mapping of names to numbers"),
         ("Reference", NamesModel(), "context.train_and_score: got an unexpected keyword argument 'model'"),
