@@ -9,7 +9,7 @@ from torch import nn
 from sftmix.ranks.world import World
 from sftmix.training.checkpoint import tensors_of, trained_of
 from sftmix.training.optimizer_state import comes_back, kept_values, sharing
-from sftmix.training.parallel import unwrap
+from sftmix.training.parallel import reshard, unwrap
 from sftmix.words.errors import ConfigError
 
 
@@ -27,6 +27,7 @@ def rehearse(wrapped: nn.Module, optimizer: torch.optim.Optimizer, before: dict[
     Returns the trained parameters of which the optimizer keeps nothing. Raises ConfigError on every rank for the first
     thing that would not come back on any.
     """
+    reshard(wrapped)  # after a forward of a callback: the optimizer does not know what is gathered
     trained, now = trained_of(unwrap(wrapped)), kept(wrapped, optimizer)
     lost = [f"state[{owner!r}]" for owner in optimizer.state.keys() - {*trained.values()}]
     lost += [name for name in before | now if not comes_back(trained, name, now.get(name), before.get(name))]

@@ -128,6 +128,18 @@ def test_ranks_agree_on_the_best_weights_where_one_of_them_tells_the_nll(tmp_pat
     on_ranks(check_best, str(tmp_path))
 
 
+def evaluate_first(world: World, directory: str) -> None:
+    """FSDP, whose root stays gathered after a forward alone."""
+    stage = {"scorer": Scorer(world=world), "eval_data": DATA, "callbacks": [Evaluate(every=1)], "data": DATA}
+    train(toy_stage(Path(directory), BATCHES, options={"parallel": "fsdp"}, **stage), world)
+    assert [line["step"] for line in metrics_of(Path(directory)) if "eval_nll" in line] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_an_evaluation_after_the_first_step_leaves_the_shards_where_the_optimizer_knows_them(tmp_path):
+    on_ranks(evaluate_first, str(tmp_path))
+
+
 def test_weights_that_were_not_kept_are_not_replaced_by_worse_ones(tmp_path, capsys):
     """keep_best may be set when a run goes on; its best evaluation was before."""
     nearest_to_4 = OfAnotherProgram(rank=0, of=World())
