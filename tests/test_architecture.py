@@ -39,12 +39,12 @@ imports when it runs are counted, too. A new room is given a level here, and a s
 
 ENGINE = ("types", "functional", "batches", "training", "model", "ranks")
 PACKAGES = {
-    "engine": 41_260,
+    "engine": 41_160,
     "text": 12_340,
     "run": 43_730,
     "methods": 7_580,
     "testing": 3_610,
-    "tools": 35_550,
+    "tools": 35_650,
 }
 """Most nodes of the syntax tree in each package: `package_of` says which rooms it has. Lines and notation win nothing
 there, and Python 3.11 to 3.13 count alike (3.12.1 finds one node more, an empty string in an f-string)."""
