@@ -139,12 +139,18 @@ def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str,
     return value
 
 
+_OF_VALUES = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+
+
 @contextmanager
 def naming_damage(place: object) -> Iterator[None]:
     """Name a run, or a file of it, where what it holds has another form than a run writes."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except Exception as error:
+        # By its name: the error of a template that finds a list in the place of a mapping.
+        if not isinstance(error, _OF_VALUES) and type(error).__name__ != "UndefinedError":
+            raise
         raise not_as_written(place, error) from error
 
 

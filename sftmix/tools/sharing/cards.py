@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.disk.files import write_text
+from sftmix.disk.files import naming_damage, write_text
 from sftmix.disk.places import HUB_ID, is_there, place_of
 from sftmix.disk.regular import keep_within, regular
 from sftmix.disk.tables import read_dynamics, write_dynamics, write_table
@@ -150,16 +150,17 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
     shown.pop("out", None)  # a place on this machine
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
-    return environment.get_template(template).render(
-        values,
-        data=data,
-        header=Markup(data.to_yaml()),  # not escaped: huggingface_hub writes YAML
-        config=config,
-        summary={"version": sftmix.__version__, **read_json_if_there(run / "summary.json")},
-        base=shown["model"]["path"],
-        files=as_list(shown["data"]["train"]),
-        recipe=Markup(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)),
-    )
+    with naming_damage(run / "summary.json"):
+        return environment.get_template(template).render(
+            values,
+            data=data,
+            header=Markup(data.to_yaml()),  # not escaped: huggingface_hub writes YAML
+            config=config,
+            summary={"version": sftmix.__version__, **read_json_if_there(run / "summary.json")},
+            base=shown["model"]["path"],
+            files=as_list(shown["data"]["train"]),
+            recipe=Markup(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)),
+        )
 
 
 def _escaped(value: Any) -> Markup:

@@ -3,6 +3,7 @@
 import re
 import textwrap
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 
@@ -11,6 +12,7 @@ from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json, write_json
 from sftmix.tools.sharing.cards import model_card, without_directories, write_scores
 from sftmix.tools.sharing.command import write_run_cards
+from sftmix.words.errors import DifferenceError
 from tests.tiny import ROOT, table
 from tests.tools.evaluate.bench import write_result
 
@@ -122,6 +124,14 @@ def test_names_from_data_are_escaped(copied):
     assert "\\[x\\]\\(javascript:y\\)\\|&lt;script&gt;.jsonl |" in prose
     assert "<script>" not in prose
     assert all(line.startswith("    ") for line in recipe.splitlines() if "<script>" in line)
+
+
+@pytest.mark.parametrize("data", [{"train": [1]}, {"counts": True}, {"rows": 10**400, "train": "x"}, 3])
+def test_a_summary_of_another_form_is_named(copied, data):
+    summary = copied / "summary.json"
+    write_json(summary, read_json(summary) | {"data": data})
+    with pytest.raises(DifferenceError, match=rf"{re.escape(str(summary))} is not as a run writes it"):
+        model_card(copied, "train")
 
 
 def test_the_citation_file_names_this_version():

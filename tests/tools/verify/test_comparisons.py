@@ -5,7 +5,7 @@ import re
 import pytest
 
 from sftmix.components.contracts import OF_EXAMPLES, OF_LOSSES
-from sftmix.tools.verify.findings import Finding, compare_logs
+from sftmix.tools.verify.findings import Finding, compare_logs, findings_of
 
 LINE = {"time": 1.0, **dict.fromkeys(OF_EXAMPLES, 5), **dict.fromkeys(OF_LOSSES, 0.5), "rows": "ab"}
 
@@ -27,6 +27,15 @@ def test_an_entry_or_a_line_that_was_deleted_from_the_log_differs(lost):
     assert sorted(found) == sorted(
         f"metrics.jsonl, {name}, step 2: expected None, found {LINE[name]}" for name in names
     )
+
+
+@pytest.mark.parametrize("then", [10**400, [10**400, 1], None, True, [[1], {"a": 2}], {"a": [1]}])
+@pytest.mark.parametrize("relative", [{}, {"one": 1e-6}])
+def test_a_value_of_another_kind_differs(then, relative):
+    (found,) = findings_of("figures", "train", {"one": then}, {"one": "text"}, relative)
+    assert (found.same, found.exact) == (False, False)
+    (found,) = findings_of("figures", "train", {"one": then}, {"one": then}, relative)
+    assert (found.same, found.exact) == (True, True)
 
 
 @pytest.mark.parametrize("side", [0, 1])
