@@ -31,7 +31,8 @@ HASHES = {
     "version": "this version of the stage makes other files of the same inputs",
     "model": "the model's files are others (model.path)",
     "data": "the training rows are others (data.train)",
-    "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
+    "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, tokenizer, "
+    "template)",
     "rounding": "the exported weights are rounded in another way (checkpoint.rounding)",
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }

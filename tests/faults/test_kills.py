@@ -160,18 +160,16 @@ def interrupted(small, whole, tmp_path_factory) -> dict[int, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "what",
-    [
-        "random numbers",
-        *(pytest.param(what, marks=pytest.mark.long) for what in (None, "schedule", "order", "optimizer")),
-    ],
-)
+@pytest.mark.parametrize("what", ["random numbers", None, "schedule", "order", "optimizer"])
 def test_a_resume_that_forgets_is_seen(small, whole, interrupted, tmp_path, what):
     for last, killed in interrupted.items():
         place = tmp_path / str(last)
         shutil.copytree(killed, place / "run")
-        assert ended(words_of(small), cwd=place, faults=[what and Forgets(what)]).code == 0
+        it = ended(words_of(small), cwd=place, faults=[what and Forgets(what)])
+        if what == "order":  # the log has the hash of each step's rows
+            assert (it.code, "orders them in another way" in it.printed) == (2, True)
+            continue
+        assert it.code == 0
         if what is None:
             assert_same(place / "run", whole)
             continue

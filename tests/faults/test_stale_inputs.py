@@ -39,7 +39,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: one_letter(p / "model" / "config.json", r'"rms_norm_eps": 1'),
         "the model's files are others (model.path)",
     ),
-    "tokenizer": (lambda p: without_regex(p / "model" / "tokenizer.json"), "the model's files are others (model.path)"),
+    "tokenizer": (
+        lambda p: without_regex(p / "model" / "tokenizer.json"),
+        "the training rows are others, as the model sees them (data.train, selector, tokenizer, template)",
+    ),
     "template": (
         lambda p: one_letter(p / "chat.jinja", "Hell"),
         "the training rows are others, as the model sees them",

@@ -10,7 +10,7 @@ from tests.faults.runs import EVERY, digest, from_split, steps, words_of
 from tests.forked import SIGKILLED, ended
 from tests.tiny import Tiny, metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 SAMPLES = '''
 import json
@@ -53,6 +53,7 @@ def samples(place: Path) -> dict[int, list[str]]:
     return dict(json.loads(line) for line in (place / "samples.jsonl").read_text().splitlines())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "after"),
     [((2, FSDP), (1, ALONE)), ((1, ALONE), (2, FSDP)), ((2, DDP), (2, FSDP)), ((2, FSDP), (2, DDP))],

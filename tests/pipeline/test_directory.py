@@ -51,7 +51,7 @@ def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
     with pytest.raises(ConfigError) as refused:
         directory.begin("split", other, words=SPLIT.words)
     assert str(refused.value).partition("other inputs: ")[2] == (
-        "the training rows are others, as the model sees them (data.train, selector, template); data.roles: "
+        "the training rows are others, as the model sees them (data.train, selector, tokenizer, template); data.roles: "
         "[1, 2] -> [1, 3]; gone: 1 -> nothing; splitter: Median -> RandomSplit; new: nothing -> 2. "
         "Use another --out, or the old settings"
     )

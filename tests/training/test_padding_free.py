@@ -14,7 +14,7 @@ from sftmix.model.packing import attention_of, packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.ranks.world import World
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import training_module, unwrap
+from sftmix.training.parallel import gradient_sync, training_module, unwrap
 from sftmix.training.scoring import Scorer, scoring_plan, split_by_slot
 from sftmix.training.step import micro_batches, normalise
 from sftmix.words.errors import ConfigError
@@ -131,7 +131,8 @@ def gradients_of_a_rank(module, rank, **layout) -> dict[str, torch.Tensor]:
     """Of every second unit, as they are after the backward: averaged over ranks by DDP and FSDP."""
     batch = collate(UNITS[rank::2], DATA, **layout)
     plan = normalise(NTP().plan(batch, step=0, total_steps=1, seed=0), ntp_count=9, mixup_count=9, world_size=1)
-    module(batch, plan).loss.backward()
+    with gradient_sync(module, enabled=True):
+        module(batch, plan).loss.backward()
     parameters = unwrap(module).named_parameters()
     return {name: getattr(p.grad, "full_tensor", lambda g=p.grad: g)() for name, p in parameters}
 
@@ -157,7 +158,6 @@ def varlen_on_ranks(world: World) -> None:
         assert (unwrap(module).padding_free, attention_of(model)) == (False, "sdpa")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_have_the_gradients_of_padded_examples_and_pad_together():
     on_ranks(varlen_on_ranks)
