@@ -155,9 +155,10 @@ def test_nodes_with_two_commits_of_a_hub_model_train_no_blend(plain, tmp_path, o
 # ----------------------------------------------------------------------------------------- a node that goes and comes
 
 SAMPLES = '''
-import json, os, signal, time
+import json, os, time
 from pathlib import Path
 from sftmix.components import Callback
+from sftmix.training.signals import StopSignal
 
 class Samples(Callback):
     """Writes down the examples of each step, of all ranks; waits for what is done to the nodes."""
@@ -172,7 +173,7 @@ class Samples(Callback):
                 file.write(json.dumps([state.step, ranks, sorted(sum(parts, []))]) + "\\n")
         if "NODE" not in os.environ:
             return
-        stop, deadline = signal.getsignal(signal.SIGTERM).__self__, time.monotonic() + 240
+        stop, deadline = StopSignal("at_step"), time.monotonic() + 240
         while state.step == WAITS.get(os.environ["NODE"] + os.environ["WORLD_SIZE"]) and not stop.received:
             Path(f"waits-{state.step}").touch()
             assert time.monotonic() < deadline

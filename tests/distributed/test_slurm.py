@@ -16,9 +16,10 @@ from tests.tiny import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 WAITS = """
-import signal, time
+import time
 from pathlib import Path
 from sftmix.components import Callback
+from sftmix.training.signals import StopSignal
 
 class Waits(Callback):
     \"\"\"Waits at some steps of the training until this rank is told to stop, two minutes at most.\"\"\"
@@ -26,7 +27,7 @@ class Waits(Callback):
     def on_step_end(self, state):
         if state.stage == "train" and state.step in (2, 5, 10):
             Path(f"waits-{state.step}").touch()
-            stop, deadline = signal.getsignal(signal.SIGTERM).__self__, time.monotonic() + 120
+            stop, deadline = StopSignal("at_step"), time.monotonic() + 120
             while not stop.received and time.monotonic() < deadline:
                 time.sleep(0.05)
 """
