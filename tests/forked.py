@@ -13,10 +13,12 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PRELOADED = (
     "sftmix.cli.parsing",
@@ -162,7 +164,9 @@ def _begin(environment: dict[str, str], target: Callable[..., None], words: Sequ
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
-    target(*words)
+    # multiprocessing ends a process without what Python does at its end: temporary directories would stay.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as tempfile.tempdir:
+        target(*words)
 
 
 def _command(words: list[str], cwd: str, log: str, fault: Fault | None) -> None:

@@ -168,6 +168,7 @@ def ended(words: Sequence[str], output: Path) -> int:
             os.dup2(results.fileno(), 1)
             os.dup2(notes.fileno(), 2)
             with contextlib.redirect_stdout(results), contextlib.redirect_stderr(notes):
+                tempfile.tempdir = str(output.parent)  # which the caller removes: nothing is tidied at this end
                 try:
                     from sftmix.cli import main
 
