@@ -14,6 +14,8 @@ import numpy as np
 from sftmix.components import LossView, Need, Objective
 from sftmix.components.component import require
 from sftmix.components.others.tokens import StoredReference
+from sftmix.disk.places import place_of
+from sftmix.disk.tables import read_dynamics
 from sftmix.types import Batch, Plan, Tensor
 
 
@@ -52,7 +54,7 @@ class TailSFT(StoredReference):
     @cached_property
     def stored(self) -> Mapping[str, Any]:
         """The mean NLL of each example in the place of its tokens', [C, n]: the file may hold no single ones."""
-        dynamics = self.read
+        dynamics = read_dynamics(place_of(self.dynamics))
         rows = zip(dynamics.ids, dynamics.mean_nll, dynamics.n_tokens.tolist(), strict=True)
         return {name: np.repeat(mean[:, None], size, axis=1) for name, mean, size in rows}
 

@@ -38,17 +38,7 @@ class Case:
         hidden = self.hidden.clone().requires_grad_()
         weight = self.weight.clone().requires_grad_(not frozen)
         bias = None if self.bias is None else self.bias.clone().requires_grad_(not frozen)
-        result = loss(
-            hidden,
-            weight,
-            self.labels,
-            self.pairs,
-            self.lam,
-            row_weight=self.row_weight,
-            pair_weight=self.pair_weight,
-            bias=bias,
-            **self.options | {"stats": True} | options,
-        )
+        result = call(self, hidden, weight, loss=loss, bias=bias, **self.options | {"stats": True} | options)
         result.loss.backward()
         return Outcome(result, hidden.grad, weight.grad, None if bias is None else bias.grad)
 
@@ -104,9 +94,9 @@ def make_case(seed, *, rows=9, pairs=6, width=4, vocabulary=7, bias=True, **opti
     )
 
 
-def call(case, hidden, weight, **options):
-    """The shipped loss of other states and head."""
-    return sft_loss(
+def call(case, hidden, weight, *, loss=sft_loss, **options):
+    """A loss, the shipped one, of other states and head."""
+    return loss(
         hidden,
         weight,
         case.labels,

@@ -110,16 +110,7 @@ def test_a_constant_that_asks_for_a_gradient_is_refused(loss, name):
     with pytest.raises(ValueError, match=f"{name} would get no gradient: .*; detach them"):
         learnt.run(loss)
     with torch.no_grad():
-        found = loss(
-            case.hidden,
-            case.weight,
-            case.labels,
-            case.pairs,
-            learnt.lam,
-            row_weight=learnt.row_weight,
-            pair_weight=learnt.pair_weight,
-            bias=case.bias,
-        )
+        found = call(learnt, case.hidden, case.weight, loss=loss)
     close(found.loss, case.run(loss).result.loss.detach())
 
 

@@ -21,7 +21,7 @@ from sftmix.components.view import LossView, SFTLoss
 from sftmix.disk.places import place_of
 from sftmix.disk.tables import existing_file, read_dynamics
 from sftmix.ranks.transfer import send
-from sftmix.types import Batch, Encoded, Plan, Tensor, TrainingDynamics
+from sftmix.types import Batch, Encoded, Plan, Tensor
 from sftmix.words.errors import ConfigError, DataError
 
 
@@ -94,6 +94,9 @@ class EAFT(TokenWeights):
 class StoredReference(TokenWeights):
     """Token weights from the dynamics of an earlier run."""
 
+    untrained = False
+    """True if the first checkpoint must be of a model before training."""
+
     def __init__(self, *, dynamics: str, mixup: Objective | None = None):
         """
         dynamics: a dynamics.parquet with the NLL of each token.
@@ -106,17 +109,20 @@ class StoredReference(TokenWeights):
         return [existing_file("objective.dynamics", self.dynamics)]
 
     @cached_property
-    def read(self) -> TrainingDynamics:
-        """What the file holds."""
-        return read_dynamics(place_of(self.dynamics))
-
-    @cached_property
     def stored(self) -> Mapping[str, Any]:
-        """The NLL of each example's tokens in the file, [C, n], by id; DataError if it has none."""
-        dynamics = self.read
+        """The NLL of each example's tokens in the file, [C, n], by id; DataError if it has none.
+
+        Nothing else of the file stays in memory, such as the states of the rows.
+        """
+        dynamics = read_dynamics(place_of(self.dynamics))
         if dynamics.token_nll is None:
             raise DataError(
                 f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
+            )
+        if self.untrained and (first := int(dynamics.steps[0])) > 1:  # models of FromCheckpoints count from 1
+            raise ConfigError(
+                f"objective.dynamics: the first checkpoint of {self.dynamics} is of step {first} of a training, and "
+                f"{self} weighs by the model before it; make the file with --reference.checkpoints '[0, 1]'"
             )
         return dict(zip(dynamics.ids, dynamics.token_nll, strict=True))
 
@@ -150,13 +156,7 @@ class PriFT(StoredReference):
     That is the first checkpoint of `dynamics`: 0 of `reference.checkpoints`, or the first model of FromCheckpoints.
     """
 
-    def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
-        super().check(sizes, **of_run)
-        if (first := int(self.read.steps[0])) > 1:  # models of FromCheckpoints count from 1
-            raise ConfigError(
-                f"objective.dynamics: the first checkpoint of {self.dynamics} is of step {first} of a training, and "
-                "PriFT weighs by the model before it; make the file with --reference.checkpoints '[0, 1]'"
-            )
+    untrained = True
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         return (-self.reference_nll(batch)).exp()  # p_ref of the label

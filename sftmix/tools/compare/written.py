@@ -150,8 +150,13 @@ def _or_dash(value: Any, form: str, *decimals: int) -> str:
 
 
 def _decimals(spread: float) -> int:
-    """Return how many decimals show two digits of a spread, at least 4: 0.24 -> 4, -0.000031 -> 6."""
-    return max(4, 1 - math.floor(math.log10(abs(spread)))) if abs(spread) > EQUAL else 4
+    """Return how many decimals show two digits of a spread, at least 4; 4 for one that is but rounding."""
+    return max(4, _two_digits(spread)) if abs(spread) > EQUAL else 4
+
+
+def _two_digits(spread: float) -> int:
+    """Return after how many decimals a spread has two digits: 0.24 -> 2, -0.000031 -> 6."""
+    return 1 - math.floor(math.log10(abs(spread)))
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:
@@ -163,5 +168,5 @@ def _figure(variant: Mapping[str, Any], name: str) -> str:
     some = f" ({figures['seeds']} of {runs} seeds)" if figures["seeds"] < runs else ""
     if sd is None or sd <= ROUNDING * abs(mean):
         return f"{short(mean, digits=5)}{'' if sd is None else ' ± 0'}{some}"
-    decimals = max(1 - math.floor(math.log10(sd)), 0)
+    decimals = max(_two_digits(sd), 0)
     return f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}{some}"  # 0.50 ± 0.24
