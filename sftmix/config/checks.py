@@ -192,12 +192,12 @@ def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "
     if Need.WHOLE_WEIGHTS in optimizer.needs:
         yield (
             f"optimizer {optimizer} and {parallel} exclude each other: it cannot update weights that "
-            "ranks share. Use parallel ddp, or --optimizer AdamW"
+            f"ranks share. Use --{of}training.parallel ddp, or --optimizer AdamW"
         )
     if lora.r and lora.quantize:
         yield (
             f"{of}model.lora.quantize {lora.quantize} and {parallel} exclude each other: quantised weights are not "
-            "sharded. Use --training.parallel ddp, or set quantize to null"
+            f"sharded. Use --{of}training.parallel ddp, or set quantize to null"
         )
 
 

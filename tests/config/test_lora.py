@@ -60,7 +60,9 @@ def test_quantised_shards_are_refused(monkeypatch):
     for training in (None, ReferenceTraining(parallel="fsdp")):
         own = TrainedReference(model=ReferenceModel(lora=quantised), training=training)
         with pytest.raises(
-            ConfigError, match=r"reference\.model\.lora\.quantize 4bit and reference\.training\.parallel fsdp"
+            ConfigError,
+            match=r"(?s)reference\.model\.lora\.quantize 4bit and reference\.training\.parallel fsdp.*"
+            r"Use --reference\.training\.parallel ddp",
         ):
             validate(with_lora(LoraOptions(), reference=own, training=fsdp))
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from sftmix.batches.collate import collate
 from sftmix.components import (
+    NTP,
     ASFT,
     DFT,
     EAFT,
@@ -26,6 +27,7 @@ from sftmix.components import (
     Rho1,
     SFTMix,
 )
+from sftmix.components.plans import with_prompts
 from sftmix.disk.tables import write_dynamics
 from sftmix.testing import check_objective
 from sftmix.types import BatchNLL, TrainingDynamics
@@ -130,6 +132,25 @@ def test_the_count_is_of_the_weights_of_the_trained_tokens(path, options):
     plan = Rho1(dynamics=path, mixup=inner).plan(batch, **at)
     assert plan.ntp_count == pytest.approx(expected, rel=1e-6)
     assert float(plan.row_weight.double().sum()) == pytest.approx(expected, rel=1e-6), "so that `ntp` is a mean"
+
+
+class Prompted(NTP):
+    """Tokens of prompts weigh a quarter, and each of them counts."""
+
+    needs = frozenset({Need.PROMPTS})
+
+    def plan(self, batch, **at):
+        return with_prompts(super().plan(batch, **at), batch, 0.25)
+
+
+def test_tokens_of_prompts_count_beside_the_trained_tokens(path):
+    """The count of an inner objective that weighs prompts was replaced by that of the responses alone."""
+    batch = collate(UNITS, DATA, prompts=True)
+    prompts = float(batch.ntp_weight[batch.prompt.slot].sum())
+    weights = zip(batch.ntp_weight.tolist(), batch.n_tokens.tolist(), strict=True)
+    kept = sum(weight * math.ceil(0.6 * size - 1e-9) for weight, size in weights)
+    plan = Rho1(dynamics=path, mixup=Prompted()).plan(batch, step=1, total_steps=2, seed=0)
+    assert prompts > 0 and plan.ntp_count == pytest.approx(kept + prompts, rel=1e-6)
 
 
 def test_the_examples_that_have_fallen_most_are_left_out(model, path):

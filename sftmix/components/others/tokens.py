@@ -219,7 +219,8 @@ class Rho1(StoredReference):
         # 1e-9, as 0.07 * 100 is 7.000000000000001 and would be rounded up to 8
         share_B = (self.share * size_B.double() - 1e-9).ceil() / size_B.clamp(min=1)
         weight_T = plan.row_weight.double() * share_B[batch.slot]  # `factors` divides by the share again
-        return replace(plan, row_weight=weight_T, ntp_count=float(weight_T.sum()))
+        of_prompts = plan.ntp_count - float(plan.row_weight.double().sum())  # what `mixup` counts of them
+        return replace(plan, row_weight=weight_T, ntp_count=of_prompts + float(weight_T.sum()))
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch
