@@ -58,7 +58,7 @@ from sftmix.training.choices import decide  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 from sftmix.training.machine import DECIDED, WORKSPACE, adding_in_order  # noqa: E402
 from sftmix.training.memory import PeakMemory  # noqa: E402
-from sftmix.training.parallel import few_plans, training_module, unwrap  # noqa: E402
+from sftmix.training.parallel import training_module, unwrap, without_cudnn_if_padded  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}
@@ -104,7 +104,7 @@ def take_turns(contestants: dict[str, Callable[[], float]], args: Namespace, car
 def step_of(loop: TrainingLoop) -> Callable[[], float]:
     def run() -> float:
         ordered = adding_in_order(loop.stage.options.deterministic)
-        with ordered, few_plans(loop.module, loop.stage.data.lengths):
+        with ordered, without_cudnn_if_padded(loop.module, loop.stage.data.lengths):
             metrics = loop.advance()
         if loop.world.device.type == "cuda":
             torch.cuda.synchronize()

@@ -50,10 +50,10 @@ def collate(
     group = np.full(len(slots), -1) if split is None else split.group[rows].astype(np.int64)
     prompt, places = None, targets
     if prompts:
-        asked = list(map(_asked, encoded, targets))
-        labels_Q, slot_Q, rows_Q = _tokens(encoded, asked, first=len(labels))
+        of_prompts = list(map(_prompt_places, encoded, targets))
+        labels_Q, slot_Q, rows_Q = _tokens(encoded, of_prompts, first=len(labels))
         prompt = PromptTokens(labels_Q, slot_Q)
-        places = list(map(np.concatenate, zip(targets, asked, strict=True)))
+        places = list(map(np.concatenate, zip(targets, of_prompts, strict=True)))
         token_rows = list(map(torch.cat, zip(token_rows, rows_Q, strict=True)))
     layout = _layout([len(e.input_ids) for e in encoded], n_segments, padding_free=padding_free)
     return Batch(
@@ -85,7 +85,7 @@ def _tokens(
     return torch.from_numpy(labels.astype(np.int64)), slot, rows
 
 
-def _asked(example: Encoded, targets: Int64) -> Int64:
+def _prompt_places(example: Encoded, targets: Int64) -> Int64:
     """Return the places in an example that hold no response token, nor the first token of a document."""
     first = [0] if example.starts is None else example.starts
     return np.setdiff1d(np.arange(len(example.input_ids)), np.concatenate([targets, first]).astype(np.int64))

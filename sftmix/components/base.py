@@ -56,16 +56,19 @@ class ReferenceContext(Protocol):
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
-        """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: one for
-        each checkpoint, by name; it gets the tokenizer, which it may refuse, and returns the function of a row.
-        `model`: the one whose tokenizer, template and length the rows have, as for FromCheckpoints."""
+        """Score every example by functions of a row, which so many threads of the first rank call.
+
+        scorers  name of a checkpoint -> function: the tokenizer, which it may refuse -> the function of a row
+        model    whose tokenizer, template and length the rows have, as for FromCheckpoints
+        """
 
 
 class Reference(Component, ABC):
     """A source of training dynamics.
 
-    Its dynamics come from a training run of its own (TRAINING), from models that only score (SCORING), from a file (no
-    needs), or from the target's own losses of one epoch, which split the data for the next (TARGET_LOSSES).
+    Its dynamics come from a training run of its own (TRAINING), from models that only score (SCORING), from a file or
+    a server (no needs), or from the target's own losses of one epoch, which split the data for the next
+    (TARGET_LOSSES).
     """
 
     option = "reference"
@@ -83,8 +86,8 @@ class Reference(Component, ABC):
     """True if each response is also scored without its instruction."""
     keep: Sequence[str] | None = None
     """What else is kept of each response, in the words of KEPT, beside what components need."""
-    layout: Set[str] = frozenset()
-    """Options that do not decide the dynamics: a stage that has begun may change them."""
+    changeable: Set[str] = frozenset()
+    """Options that may change after the stage has begun: they do not decide the dynamics."""
     window: int | None = 1
     """Past epochs that count as checkpoints, if the losses are the target's own; None: all."""
 
@@ -98,7 +101,7 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example. It may need CORRECT and the members of OF_DYNAMICS.
+    """Training dynamics -> one number per example. It may need CORRECT, BEFORE_TRAINING and members of OF_DYNAMICS.
 
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """
@@ -225,10 +228,7 @@ class Optimizer(Component, ABC):
     """The update rule of a step, in every training stage; with WHOLE_WEIGHTS it is refused under fsdp and hsdp."""
 
     state_bytes: float = 8
-    """Bytes of state per trained number; 8: two float32 moments.
-
-    `estimate` counts the memory with it. A stage starts only if the disk has room for checkpoints with it.
-    """
+    """Bytes of state per trained number, by which memory and room on the disk are counted; 8: two float32 moments."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:

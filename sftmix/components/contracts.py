@@ -190,15 +190,15 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
     tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]  # [T], [M]
     last, largest = len(batch.labels) - 1, np.finfo(np.float32).max  # pairs are rows of labels; inf is refused
-    asked = plan.prompt_weight if batch.prompt is None else batch.prompt.labels
-    if batch.prompt is None and asked is not None:
+    of_prompts = plan.prompt_weight if batch.prompt is None else batch.prompt.labels
+    if batch.prompt is None and of_prompts is not None:
         raise broken(objective, "prompt_weight without Need.PROMPTS", "None, or add Need.PROMPTS to `needs`")
     for name, kinds, shape, least, most in (
         ("pairs", "iu", (*pairs, 2), 0, last),
         ("row_weight", "f", tokens, -largest, largest),
         ("pair_weight", "f", pairs, -largest, largest),
         ("lam", "f", pairs, 0, 1),
-        ("prompt_weight", "f", np.shape(asked), -largest, largest),
+        ("prompt_weight", "f", np.shape(of_prompts), -largest, largest),
     ):
         if name == "prompt_weight" and plan.prompt_weight is None:
             continue
@@ -214,16 +214,16 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
 
 def _check_weights(objective: Component, plan: Plan, batch: Batch) -> None:
     """Raise ContractError unless what weighs is counted, as the step leaves out a term whose count is 0, and once."""
-    asked = batch.labels[:0] if plan.prompt_weight is None else plan.prompt_weight
-    if not plan.ntp_count and (plan.row_weight.any() or asked.any()):
+    prompt_weight = batch.labels[:0] if plan.prompt_weight is None else plan.prompt_weight
+    if not plan.ntp_count and (plan.row_weight.any() or prompt_weight.any()):
         raise broken(objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
     if not plan.mixup_count and plan.mixup_mean == "own" and plan.pair_weight.any():
         raise broken(objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
     if not plan.mu and plan.pair_weight.any():
         raise broken(objective, "mu 0 for pairs with a weight", "the mu in their weights, by which the log divides")
     repeats = plan.row_weight[batch.ntp_weight[batch.slot] == 0].any()  # slot: of each token its example, [T]
-    if batch.prompt is not None and len(asked):
-        repeats = repeats or asked[batch.ntp_weight[batch.prompt.slot] == 0].any()
+    if batch.prompt is not None and len(prompt_weight):
+        repeats = repeats or prompt_weight[batch.ntp_weight[batch.prompt.slot] == 0].any()
     if repeats:
         answer = "row_weight above 0 for tokens of an example that is repeated"
         raise broken(objective, answer, "0, as batch.ntp_weight; it is there to be mixed, and NTP counts it once")

@@ -126,12 +126,12 @@ class LossView:
         """
         from sftmix.functional import sft_loss
 
-        asked = plan.prompt_weight is not None
-        rows = self._with_prompts(batch, plan) if asked else {"hidden": self.hidden, "labels": batch.labels}
+        prompts = plan.prompt_weight is not None
+        rows = self._with_prompts(batch, plan) if prompts else {"hidden": self.hidden, "labels": batch.labels}
         of_plan = {name: getattr(plan, name) for name in ("pairs", "lam", "row_weight", "pair_weight", "unpaired")}
-        asked_for = {"rule": rule, "label_smoothing": label_smoothing, "stats": stats, "entropy": entropy}
-        out = sft_loss(**{**self._formula, **of_plan, **asked_for, **rows})
-        if not asked:
+        options = {"rule": rule, "label_smoothing": label_smoothing, "stats": stats, "entropy": entropy}
+        out = sft_loss(**{**self._formula, **of_plan, **options, **rows})
+        if not prompts:
             return out
         of_rows = {name: column[: self._rows] for name in _OF_ROWS if (column := getattr(out, name)) is not None}
         return out._replace(**of_rows, prompt=out.nll[self._rows :])

@@ -21,10 +21,6 @@ RECIPE = "recipe:"
 BASE = "base"
 OF_COMPARE = "variants"
 """The option that every table has and no single run."""
-TABLE = "compare.yaml"
-"""The file that the directory of a table has and no run."""
-STARTED = "started.json"
-"""The file of a run directory that says from where the run was started."""
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 

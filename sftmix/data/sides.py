@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from sftmix.components.row_format import RowFormat
+from sftmix.data.decisions import excluded_names
 from sftmix.data.reading import RowReader
 from sftmix.data.report import Case, DataReport
 from sftmix.data.store import Conversations, Prepared
-from sftmix.disk.decisions import excluded_names
 from sftmix.options.data import DataOptions
 from sftmix.ranks.rng import stable_hash
 from sftmix.text.examples import question_and_response

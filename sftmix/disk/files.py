@@ -21,6 +21,10 @@ from sftmix.disk.texts import read_text
 from sftmix.words.errors import DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
+TABLE = "compare.yaml"
+"""The file that the directory of a table has and no run."""
+STARTED = "started.json"
+"""The file of a run directory that says from where the run was started."""
 
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """How a file system answers what it does not have, as locks or the sync of a directory."""

@@ -47,7 +47,7 @@ class StageSpec:
     """A stage: when it is made, from what, how, and how it is read back.
 
     name       its directory in the run directory
-    entered    what a command wants -> True if the stage is made or read back
+    wanted     what a command wants -> True if the stage is made or read back
     inputs     what is known -> what the stage is made from, as values of JSON; it is read back only if all are equal
     make       makes its files
     read       returns their value, for later stages, on every rank; called whether the stage was made now or earlier
@@ -59,7 +59,7 @@ class StageSpec:
     """
 
     name: str
-    entered: Callable[[Wants], bool]
+    wanted: Callable[[Wants], bool]
     inputs: Callable[[Known], Inputs]
     make: Callable[[RunContext, Values], Made]
     read: Callable[[RunContext, Values], Any] = lambda run, values: None
@@ -82,9 +82,9 @@ class StageSpec:
 
     def enter(self, run: RunContext, values: Values) -> Any:
         """Make the stage, or read it back, and return its value."""
-        return run.enter(self, values)
+        return run.make_or_read(self, values)
 
-    def made(self, run: RunContext, values: Values) -> Made:
+    def make_on_ranks(self, run: RunContext, values: Values) -> Made:
         """Make the files, and return on every rank what was made."""
         return self.make(run, values) if self.by_ranks else run.world.from_main(lambda: self.make(run, values))
 
@@ -100,7 +100,7 @@ def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Pa
 
 @dataclass
 class RunContext:
-    """One run in progress; `enter` is the runner of its stages.
+    """One run in progress; `make_or_read` is the runner of its stages.
 
     config     the configuration, with the format of the rows settled
     world      the ranks of the run, which call each method together
@@ -114,7 +114,7 @@ class RunContext:
     directory: RunDirectory
     stop: StopSignal
     rows: RunRows
-    _entered: list[StageSpec] = field(default_factory=list, init=False)
+    _reached: list[StageSpec] = field(default_factory=list, init=False)
 
     @property
     def path(self) -> Path:
@@ -133,7 +133,7 @@ class RunContext:
         if self.world.is_main:
             print(text, flush=True)
 
-    def enter(self, stage: StageSpec, values: Values) -> Any:
+    def make_or_read(self, stage: StageSpec, values: Values) -> Any:
         """Make a stage unless it is done, and return what its files hold; all ranks call it.
 
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
@@ -145,14 +145,14 @@ class RunContext:
         known = Known(self.config, self.world, self.rows, self.path)
         inputs = stage.identity(known)
         if stage.has_steps:  # hours after the stages before: a model may be another by now
-            refuse_other_inputs(known, self._entered, self.path)
-        self._entered.append(stage)
+            refuse_other_inputs(known, self._reached, self.path)
+        self._reached.append(stage)
         memory, began = PeakMemory(self.world.device), time.time()
         if self.directory.begin(stage.name, inputs, self.config.yaml(), words=stage.words):
             if not self.directory.pool:  # the runs of a table read most stages from each other
                 self.say(f"{stage.name}: done before, read back")
             return stage.read(self, values)
-        made = stage.made(self, values)
+        made = stage.make_on_ranks(self, values)
         value = stage.read(self, values)  # before the stage is done: what cannot be read must not count as done
         seconds = time.time() - began
         figures = {"wall_seconds": seconds, **made.figures, "peak_memory_bytes": self.world.max(memory.bytes())}

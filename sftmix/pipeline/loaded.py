@@ -26,7 +26,7 @@ from sftmix.model.probes import before_adapters
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options.model import LoraOptions, ModelOptions
 from sftmix.options.training import SHARDED, TrainingOptions
-from sftmix.pipeline.machines import check_same
+from sftmix.pipeline.nodes import check_same
 from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder

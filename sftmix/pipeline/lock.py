@@ -10,8 +10,7 @@ from typing import Any, Self
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from sftmix.config.read import STARTED
-from sftmix.disk.files import NOT_SUPPORTED, read_json, remove_leftovers, write_json
+from sftmix.disk.files import NOT_SUPPORTED, STARTED, read_json, remove_leftovers, write_json
 from sftmix.disk.places import PathLike, path_problem
 from sftmix.disk.regular import refuse_link
 from sftmix.words.ends import end_of

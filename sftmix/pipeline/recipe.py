@@ -1,7 +1,7 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
 Each stage is a record (`sftmix.pipeline.stages`) that says what its files are made from, and how they are made and read
-back; a person can open them as well. `RunContext.enter` makes a stage, unless it is done.
+back; a person can open them as well. `RunContext.make_or_read` makes a stage, unless it is done.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from sftmix.pipeline.context import RunContext, StageSpec, Values, refuse_other_
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.loaded import check_sharing
-from sftmix.pipeline.machines import check_same_directory
+from sftmix.pipeline.nodes import check_same_directory
 from sftmix.pipeline.rows import RunRows, read_rows, table_of
 from sftmix.pipeline.stages import STAGES
-from sftmix.pipeline.start import as_begun, check_directory, entered
+from sftmix.pipeline.start import as_begun, check_directory, wanted_stages
 from sftmix.ranks.world import World, start_world
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
@@ -65,7 +65,7 @@ def run(
             check_compiler(ranks.device)
         directory.tell(stage="data")
         config, rows = read_rows(config, ranks, run=directory.path)
-        chosen = entered(config, until, stages)
+        chosen = wanted_stages(config, until, stages)
         ranks.on_main(lambda: refuse_other_inputs(Known(config, rows=rows), chosen, directory.path))
         if ranks.is_main:
             precision = resolve_precision(config.training.precision, ranks.device)

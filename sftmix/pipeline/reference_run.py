@@ -128,12 +128,12 @@ class ReferenceRun:
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
-            asked, token_nll = self._reference.spec(), self._reference.token_nll
-            for option in self._reference.layout:
-                asked["init_args"].pop(option, None)
+            spec, token_nll = self._reference.spec(), self._reference.token_nll
+            for option in self._reference.changeable:
+                spec["init_args"].pop(option, None)
 
             def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowLosses]:
-                of = sha256_json([asked, name, data.fingerprint])
+                of = sha256_json([spec, name, data.fingerprint])
 
                 def scores_of(rows: TokenisedRows) -> RowLosses:
                     ending = "-alone" if isinstance(rows, ResponsesAlone) else ""

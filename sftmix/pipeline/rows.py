@@ -21,7 +21,7 @@ from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border
 from sftmix.options.data import LENGTHS
 from sftmix.options.reference import ReferenceModel
-from sftmix.pipeline.machines import check_same
+from sftmix.pipeline.nodes import check_same
 from sftmix.ranks.world import World
 from sftmix.text.encoder import Encoder, encoder_for
 from sftmix.text.templates import same_tokenizer

@@ -16,10 +16,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from sftmix.config.read import STARTED
 from sftmix.config.schema import trusts_all
 from sftmix.config.values import from_yaml
-from sftmix.disk.files import read_json, write_json, write_text
+from sftmix.disk.files import STARTED, read_json, write_json, write_text
 from sftmix.disk.places import is_there
 from sftmix.disk.texts import read_text
 from sftmix.words.errors import ConfigError, DifferenceError

@@ -8,9 +8,8 @@ from typing import Any
 
 from sftmix.components.component import require
 from sftmix.config import RunConfig
-from sftmix.config.read import STARTED
 from sftmix.config.wants import Wants
-from sftmix.disk.files import not_as_written, read_json
+from sftmix.disk.files import STARTED, not_as_written, read_json
 from sftmix.disk.places import is_there, place_of, started
 from sftmix.disk.regular import keep_within
 from sftmix.pipeline.context import StageSpec
@@ -20,7 +19,7 @@ from sftmix.pipeline.stages import STAGES, by_name
 from sftmix.words.errors import ConfigError, DifferenceError
 
 
-def entered(config: RunConfig, until: str, stages: Sequence[StageSpec] = STAGES) -> list[StageSpec]:
+def wanted_stages(config: RunConfig, until: str, stages: Sequence[StageSpec] = STAGES) -> list[StageSpec]:
     """Return the stages that a command makes or reads back, in order.
 
     NTP without pairs needs no split, and a split by label no reference. A single run makes its last split only if the
@@ -35,7 +34,7 @@ def entered(config: RunConfig, until: str, stages: Sequence[StageSpec] = STAGES)
             f"--reference {config.reference} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    return [stage.among(stages) for stage in stages if stage.entered(wants)]
+    return [stage.among(stages) for stage in stages if stage.wanted(wants)]
 
 
 def made_from(run: Path) -> dict[str, Any]:

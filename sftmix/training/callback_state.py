@@ -17,7 +17,7 @@ from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError
 
 
-def deciding(callbacks: Sequence[Callback]) -> list[Callback]:
+def stopping(callbacks: Sequence[Callback]) -> list[Callback]:
     """Return the callbacks that may stop a training."""
     return [one for one in callbacks if Need.STOP in one.gives]
 
@@ -58,7 +58,7 @@ class AsBuilt:
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
-        self._of_each = [(one, _copied(_public(one))) for one in deciding(callbacks)]
+        self._of_each = [(one, _copied(_public(one))) for one in stopping(callbacks)]
 
     def put(self) -> None:
         """Give them these attributes, and no other ones."""
@@ -86,7 +86,7 @@ class CallbackState:
     def __init__(self, callbacks: Sequence[Callback], world: World, parts: Sequence[Component | None] = ()) -> None:
         self.world = world
         self.built = [
-            (one, {key: repr(_content(value)) for key, value in vars(one).items()}) for one in deciding(callbacks)
+            (one, {key: repr(_content(value)) for key, value in vars(one).items()}) for one in stopping(callbacks)
         ]
         self.parts = stateful(*parts)
 

@@ -17,7 +17,7 @@ from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import free_memory, room
 from sftmix.training.numbers import Count, layers_of
 from sftmix.training.parallel import check_compiler, pads, prepare_layers, resolve_parallel, unwrap
-from sftmix.training.plan import by_cost, imitated, parallels_of, plans, said, shares_rows
+from sftmix.training.plan import by_cost, imitated, parallels_of, said, shares_rows, step_plans
 from sftmix.training.step import Stage, StepSetup
 
 Say = Callable[[str], object]
@@ -122,11 +122,11 @@ def planned(
     if had := decided_before(recorded, machine):
         options = replace(work.options, **had)
         among: dict[str, Footprint] = {name: one for name, one in memories.items() if name == options.parallel}
-        kept = plans(among, work._replace(options=options), free, padded=padded, gpu=gpu)
+        kept = step_plans(among, work._replace(options=options), free, padded=padded, gpu=gpu)
         if any(plan.need <= plan.free for plan in kept):  # also with less room than it was made for
             return options, f"as recorded: {kept[0]}"
         line = "not as recorded, for which there is too little memory now: "
-    found = plans(memories, work, free, padded=padded, gpu=gpu)
+    found = step_plans(memories, work, free, padded=padded, gpu=gpu)
     return by_cost(found)[0].decided(work.options), line + said(found)
 
 

@@ -83,8 +83,8 @@ def kept_by_forward(work: Workload, length: int, within: AbstractContextManager[
     # Two response tokens: what the head takes is arithmetic.
     labelled = np.arange(length) >= length - 2
     row = replace(row, input_ids=row.input_ids[:length], target=labelled, starts=None, weight=None)
-    asked, units = own and Need.PROMPTS in objective.needs, [(Slot(0),) * unit_of(work)]
-    batch = collate(units, [row], padding_free=target.padding_free, prompts=asked)  # type: ignore[arg-type]
+    prompts, units = own and Need.PROMPTS in objective.needs, [(Slot(0),) * unit_of(work)]
+    batch = collate(units, [row], padding_free=target.padding_free, prompts=prompts)  # type: ignore[arg-type]
     plan = objective.plan(batch, step=0, total_steps=1, seed=0) if own else ntp_plan(batch, batch.ntp_weight)
     plan = replace(plan, unpaired=unpaired_rows(plan.pairs, len(batch.labels)))
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device

@@ -28,7 +28,7 @@ from sftmix.training.machine import Machine, adding_in_order, flash_kernels, goi
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.pace import Pace
-from sftmix.training.parallel import few_plans, resolve_precision, training_module
+from sftmix.training.parallel import resolve_precision, training_module, without_cudnn_if_padded
 from sftmix.training.rehearsal import kept, rehearse
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
@@ -43,7 +43,7 @@ MAX_IN_A_ROW = 3
 MAX_SKIPPED = 9
 """Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
 MAX_SHARE = 0.01
-KEPT = ("metrics.jsonl", "scores/*.parquet", "online/*.parquet")
+RELIED_ON = ("metrics.jsonl", "scores/*.parquet", "online/*.parquet")
 """Files of the stage that a resume relies on; what was written after the checkpoint is made again."""
 SAVED = {"machines": list, "stopped_by": str, "skipped_in_a_row": int}
 """What a checkpoint holds of the loop as it is, beside its totals and evaluations, with its types."""
@@ -70,7 +70,7 @@ class TrainingLoop:
     def __init__(self, stage: Stage, world: World, machines: Sequence[Machine] = ()) -> None:
         """Read the newest valid checkpoint but for its tensors, or go on after these machines, and wrap the module."""
         self.stage, self.world, self.total = stage, world, stage.order.total_steps
-        self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
+        self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=RELIED_ON)
         self.machines = [*machines]
         """The machines that made the steps so far, this one last."""
         self.totals = Totals()
@@ -115,7 +115,7 @@ class TrainingLoop:
                 stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
             ) as bar,
             StopSignal("at_step") as signal,
-            few_plans(self.module, stage.data.lengths),
+            without_cudnn_if_padded(self.module, stage.data.lengths),
             self.store.finishing(),
             Collector() as garbage,
         ):

@@ -84,7 +84,7 @@ def pads(wrapped: nn.Module, lengths: Int64) -> bool:
     return not unwrap(wrapped).padding_free and len({*lengths.tolist()}) > 1
 
 
-def few_plans(wrapped: nn.Module, lengths: Int64) -> contextlib.AbstractContextManager[None]:
+def without_cudnn_if_padded(wrapped: nn.Module, lengths: Int64) -> contextlib.AbstractContextManager[None]:
     """Leave out cuDNN's attention while rows are padded."""
     return cudnn_attention(not pads(wrapped, lengths))
 

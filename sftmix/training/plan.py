@@ -70,7 +70,7 @@ class StepPlan(NamedTuple):
         return replace(options, **{name: x for name, x in given.items() if getattr(options, name, None) == "auto"})
 
 
-def plans(
+def step_plans(
     memories: Mapping[str, Footprint], work: Workload, free: Mapping[str, float], *, padded: bool, gpu: Gpu | None
 ) -> list[StepPlan]:
     """Return the plans of a step that the options allow, in the order in which those of an unknown device are tried.

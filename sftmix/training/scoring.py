@@ -17,7 +17,7 @@ from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.ranks.world import World
 from sftmix.training.module import ModelView, TrainingModule
-from sftmix.training.parallel import autocast, few_plans, unwrap
+from sftmix.training.parallel import autocast, unwrap, without_cudnn_if_padded
 from sftmix.types import Batch, BatchNLL, Plan, RowLosses
 from sftmix.words.errors import BROKEN, NonFiniteError
 from sftmix.words.progress import progress_bar
@@ -77,7 +77,7 @@ class Scorer:
         rounds = range(0, len(batches), world.size)
         with (
             eval_mode(module, world, self.precision) as target,
-            few_plans(module, lengths),
+            without_cudnn_if_padded(module, lengths),
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
             for start in rounds:

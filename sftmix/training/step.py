@@ -146,7 +146,7 @@ class StepResult:
     """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
 
     loss           the minimised loss: both terms, weighted and divided
-    ntp            mean NLL of the tokens that carried NTP loss, whatever their weights; 0 if there are none
+    ntp            mean NLL of the response tokens that carried NTP loss, whatever their weights; 0 without any
     ntp_loss, mixup    each term by itself, over its count and without mu; 0 if there is none
     ntp_tokens, mixup_tokens  tokens that carried NTP loss, and token pairs that were mixed
     grad_norm      before clipping; if it or the loss is not finite, the step is skipped
@@ -302,17 +302,17 @@ def forward_backward(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Give the weights their gradients; return the sums of `step_sums` and the NLL [T] of each micro-batch."""
     stage, module, world = setup.stage, setup.module, setup.world
-    second = setup.teacher
-    taught = second.taught(batches, world, setup.precision) if second else [None] * len(batches)
+    teacher = setup.teacher
+    taught = teacher.taught(batches, world, setup.precision) if teacher else [None] * len(batches)
     how: dict[str, Any] = {"perturb": perturbing(stage, step), "loss": stage.objective.loss}
     sums = torch.zeros(6, dtype=torch.float64, device=world.device)
     nll = []
-    for number, (batch, plan, teacher) in enumerate(zip(batches, plans, taught, strict=True), start=1):
+    for number, (batch, plan, of_batch) in enumerate(zip(batches, plans, taught, strict=True), start=1):
         scaled = normalise(plan, ntp_count=counts.ntp, mixup_count=counts.mixup, world_size=world.size)
         reduced = number == len(batches) or stage.options.reduce_each_micro_batch is True
         with gradient_sync(module, enabled=reduced):
             with autocast(module, setup.precision, world.device):
-                out = module(batch, scaled, **how, teacher=teacher)
+                out = module(batch, scaled, **how, teacher=of_batch)
             check_loss(stage.objective, out, plan)
             out.loss.backward()
         if reduced:
@@ -342,12 +342,12 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
     pair_count = ntp_count if plan.mixup_mean == "ntp" else mixup_count
     row_factor = world_size / ntp_count if ntp_count else 0.0
     pair_factor = world_size / pair_count if pair_count else 0.0
-    asked = plan.prompt_weight
+    of_prompts = plan.prompt_weight
     return replace(
         plan,
         row_weight=plan.row_weight.double() * row_factor,
         pair_weight=plan.pair_weight * pair_factor,
-        prompt_weight=None if asked is None else asked.double() * row_factor,
+        prompt_weight=None if of_prompts is None else of_prompts.double() * row_factor,
     )
 
 
@@ -380,13 +380,13 @@ def refuse_unreached(module: nn.Module, objective: Objective) -> None:
 def read_sums(sums: torch.Tensor, norm: torch.Tensor, counts: Counts, world: World) -> dict[str, Any]:
     """Wait for the device; return those fields of a StepResult that it has computed, over all ranks."""
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-    loss, nll_sum, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
+    loss, nll_sum, weighted, mixed, tokens, aligned = world.sum(sums_of_rank)
     return {
         "loss": loss / world.size,  # each rank's loss was multiplied by it
-        "ntp": nll_sum / ntp_tokens if ntp_tokens else 0.0,
-        "ntp_loss": ntp / counts.ntp if counts.ntp else 0.0,
-        "mixup": mixup / counts.mixup if counts.mixup else 0.0,
-        "ntp_tokens": int(ntp_tokens),
-        "mixup_tokens": int(mixup_tokens),
+        "ntp": nll_sum / tokens if tokens else 0.0,
+        "ntp_loss": weighted / counts.ntp if counts.ntp else 0.0,
+        "mixup": mixed / counts.mixup if counts.mixup else 0.0,
+        "ntp_tokens": int(tokens),
+        "mixup_tokens": int(aligned),
         "grad_norm": grad_norm,
     }

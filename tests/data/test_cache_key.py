@@ -16,7 +16,6 @@ DECIDE_NOTHING = {
     "sftmix.components.component": "what an option is; its class is in the key by its source",
     "sftmix.disk": "no code",
     "sftmix.disk.cache": "stores what it is given",
-    "sftmix.disk.decisions": "which rows are left out, once they are read; the chosen ones are in the key",
     "sftmix.disk.files": "stores what it is given",
     "sftmix.disk.hashes": "the keys themselves",
     "sftmix.disk.known": "whether a file was changed while it was read",

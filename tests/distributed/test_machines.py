@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sftmix.model.load import fingerprint
-from sftmix.pipeline.machines import check_same, check_same_directory
+from sftmix.pipeline.nodes import check_same, check_same_directory
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError, DataError
 from tests.distributed.agents import Agent, start_agent, wait_until

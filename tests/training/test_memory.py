@@ -16,7 +16,7 @@ from sftmix.training import memory
 from sftmix.training.footprint import Footprint, StepLayout, workload_of
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
-from sftmix.training.plan import USABLE, by_cost, plans
+from sftmix.training.plan import USABLE, by_cost, step_plans
 from sftmix.training.step import StepSetup
 from sftmix.words.errors import ConfigError
 from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
@@ -38,7 +38,7 @@ def layout_of(several: bool, recompute: bool) -> StepLayout:
 
 def tokens_of(setup: StepSetup, free: float) -> int:
     """The token slots of a micro-batch that `free` bytes decide on a CPU."""
-    found = plans({"none": footprint(setup)}, workload_of(setup), {"none": free}, padded=True, gpu=None)
+    found = step_plans({"none": footprint(setup)}, workload_of(setup), {"none": free}, padded=True, gpu=None)
     tokens = by_cost(found)[0].decided(setup.stage.options).micro_batch_tokens
     assert isinstance(tokens, int)
     return tokens

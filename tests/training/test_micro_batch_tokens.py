@@ -20,7 +20,7 @@ from sftmix.training.footprint import Footprint, StepLayout, workload_of
 from sftmix.training.loop import TrainingLoop, train
 from sftmix.training.machine import decided_before
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import few_plans, wrap
+from sftmix.training.parallel import without_cudnn_if_padded, wrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
 from sftmix.words.errors import Stopped
@@ -235,7 +235,7 @@ def test_cudnn_plans_for_no_padded_shapes(tmp_path, allowed, rows, padding_free,
 
     Scorer(world=World()).columns(module, data, measure)
     assert seen == [allowed and shapes_repeat]
-    with pytest.raises(RuntimeError), few_plans(module, np.array([1, 2])):
+    with pytest.raises(RuntimeError), without_cudnn_if_padded(module, np.array([1, 2])):
         raise RuntimeError
 
 

@@ -23,7 +23,7 @@ from sftmix.training import choices
 from sftmix.training.footprint import Workload
 from sftmix.training.gpus import GPUS
 from sftmix.training.parallel import training_module
-from sftmix.training.plan import USABLE, StepPlan, by_cost, imitated, parallels_of, plans, said
+from sftmix.training.plan import USABLE, StepPlan, by_cost, imitated, parallels_of, said, step_plans
 from tests.forked import on_ranks
 from tests.tools.estimate.configs import fake_ranks, small_llama
 from tests.toy import FakeRank, FixedOrder, toy_model, toy_rows
@@ -68,7 +68,7 @@ def planned(
     memories = imitated(model, work, parallels_of(given, world, by_node=True))
     held = sum(one.nbytes for one in model.parameters())
     free = {name: 1e9 * GPUS[gpu].gigabytes - held / one.shards for name, one in memories.items()}
-    return plans(memories, work, free, padded=False, gpu=GPUS[gpu] if known else None)
+    return step_plans(memories, work, free, padded=False, gpu=GPUS[gpu] if known else None)
 
 
 def layout(plan: StepPlan) -> tuple[str, bool, bool, bool]:

@@ -50,7 +50,7 @@ class FromEndpoint(Reference):
 
     needs = frozenset()
     gives = frozenset({Need.CORRECT})
-    layout = frozenset({"concurrency", "retries", "key_variable"})
+    changeable = frozenset({"concurrency", "retries", "key_variable"})
 
     def __init__(
         self,

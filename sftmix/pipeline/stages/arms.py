@@ -93,7 +93,7 @@ def _check_order(run: RunContext, values: Values) -> None:
 
 TRAIN = StageSpec(
     name="train",
-    entered=lambda wants: wants.training,
+    wanted=lambda wants: wants.training,
     inputs=partial(inputs, "train"),
     make=partial(make, "train"),
     result="train/model",
@@ -105,7 +105,7 @@ BASELINE = replace(
     TRAIN,
     name="baseline",
     read=_check_order,
-    entered=lambda wants: wants.training and wants.config.with_baseline,
+    wanted=lambda wants: wants.training and wants.config.with_baseline,
     inputs=partial(inputs, "baseline"),
     make=partial(make, "baseline"),
     result="",

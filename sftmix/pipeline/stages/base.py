@@ -26,7 +26,7 @@ def make(run: RunContext, values: Values) -> Made:
 
 BASE = StageSpec(
     name="base",
-    entered=lambda wants: wants.training,
+    wanted=lambda wants: wants.training,
     inputs=inputs,
     make=make,
     by_ranks=True,

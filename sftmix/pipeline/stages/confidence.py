@@ -53,7 +53,7 @@ def _dynamics(run: RunContext, values: Values) -> TrainingDynamics:
 
 CONFIDENCE = StageSpec(
     name="confidence",
-    entered=lambda wants: wants.confidence,
+    wanted=lambda wants: wants.confidence,
     inputs=inputs,
     make=make,
     read=read,

@@ -22,7 +22,7 @@ from sftmix.words.errors import DataError
 
 FILE = "confidence/dynamics.parquet"
 """Beside what is made of it; reference/ has the checkpoints."""
-KEPT = ("metrics.jsonl", "online", "scores*")
+FILES_KEPT = ("metrics.jsonl", "online", "scores*")
 """Beside the dynamics, what the stage keeps of the way to them, as patterns."""
 OTHER_KEPT = (
     "the reference did not keep the same of each response as is asked for now (reference.keep, and what the components "
@@ -40,7 +40,7 @@ def inputs(known: Known) -> Inputs:
     deciding, lora = deciding_callbacks(own.callbacks), own.model.lora
     trains = Need.TRAINING in reference.needs
     spec = reference.spec()
-    for name in (*reference.layout, *(["training"] if trains else [])):  # no result, or an entry of its own, below
+    for name in (*reference.changeable, *(["training"] if trains else [])):  # no result, or an entry of its own, below
         spec["init_args"].pop(name, None)
     kept = sorted({*(spec["init_args"].pop("keep", None) or ()), *known.wants.kept})
     found = {
@@ -82,7 +82,7 @@ def make(run: RunContext, values: Values) -> Made:
     run.world.on_main(lambda: write_dynamics(run.path / FILE, dynamics))
     figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
     line = f"reference {reference}: {describe_dynamics(dynamics)}"
-    kept = [file.name for name in KEPT for file in sorted((run.path / "reference").glob(name))]
+    kept = [file.name for name in FILES_KEPT for file in sorted((run.path / "reference").glob(name))]
     return Made([f"../{FILE}", *kept], figures, line)
 
 
@@ -96,7 +96,7 @@ def read(run: RunContext, values: Values) -> TrainingDynamics:
 
 REFERENCE = StageSpec(
     name="reference",
-    entered=lambda wants: wants.dynamics,
+    wanted=lambda wants: wants.dynamics,
     inputs=inputs,
     make=make,
     read=read,

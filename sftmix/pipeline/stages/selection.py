@@ -27,7 +27,7 @@ def make(run: RunContext, values: Values) -> Made:
 
 SELECTION = StageSpec(
     name="selection",
-    entered=lambda wants: wants.selection,
+    wanted=lambda wants: wants.selection,
     inputs=inputs,
     make=make,
 )
@@ -61,7 +61,7 @@ def read_choice(run: RunContext, values: Values) -> Rows:
 
 CHOICE = StageSpec(
     name="choice",
-    entered=lambda wants: wants.choice,
+    wanted=lambda wants: wants.choice,
     inputs=inputs_of_choice,
     make=choose,
     read=read_choice,

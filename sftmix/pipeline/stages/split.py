@@ -49,7 +49,7 @@ def read(run: RunContext, values: Values) -> Split:
 
 SPLIT = StageSpec(
     name="split",
-    entered=lambda wants: wants.split,
+    wanted=lambda wants: wants.split,
     inputs=inputs,
     make=make,
     read=read,
@@ -86,4 +86,4 @@ class LastSplit(StageSpec):
         split.enter(run, own)
 
 
-LAST_SPLIT = LastSplit(**vars(SPLIT) | {"entered": lambda wants: wants.single_run and wants.training})
+LAST_SPLIT = LastSplit(**vars(SPLIT) | {"wanted": lambda wants: wants.single_run and wants.training})

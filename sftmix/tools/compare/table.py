@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from sftmix.cli.say import say
-from sftmix.config.read import STARTED, TABLE, from_dict, read_yaml
-from sftmix.disk.files import read_json, write_json, write_text
+from sftmix.config.read import from_dict, read_yaml
+from sftmix.disk.files import STARTED, TABLE, read_json, write_json, write_text
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.start import is_ours
 from sftmix.pipeline.validity import origin

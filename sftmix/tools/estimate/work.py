@@ -33,7 +33,7 @@ from sftmix.training.footprint import Footprint, Workload
 from sftmix.training.gpus import GPUS, Gpu, gpu_named
 from sftmix.training.memory import free_memory
 from sftmix.training.parallel import shards_of
-from sftmix.training.plan import StepPlan, by_cost, imitated, parallels_of, plans, shares_rows
+from sftmix.training.plan import StepPlan, by_cost, imitated, parallels_of, shares_rows, step_plans
 from sftmix.types import Float64, Int64, Rows
 from sftmix.words.errors import ConfigError
 
@@ -115,7 +115,7 @@ class Work(NamedTuple):
     read, trained  amounts of data that are scored, and trained on
     computed       of the latter with padding, and what ranks wait for the slowest one
     memory         what a step takes; None: nothing is trained
-    plans          of a step, as `training.plan.plans` gives them
+    plans          of a step, as `training.plan.step_plans` gives them
     slots          token slots of the largest micro-batch, which needs the most memory
     micro_batches  micro-batches of each rank in a step, on average
     """
@@ -244,7 +244,7 @@ def _planned(
         name: (machine.memory or math.inf) - model.stored_bytes / one.shards - one.teacher
         for name, one in memories.items()
     }
-    found = plans(memories, given, free, padded=padded, gpu=machine.figures(model.precision))
+    found = step_plans(memories, given, free, padded=padded, gpu=machine.figures(model.precision))
     best = by_cost(found)[0]
     model.shards = memories[best.parallel].shards
     return work._replace(options=best.decided(options), memory=memories[best.parallel], plans=found), one_row

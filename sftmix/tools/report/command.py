@@ -3,8 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from sftmix.config.read import TABLE
-from sftmix.disk.files import naming_damage
+from sftmix.disk.files import TABLE, naming_damage
 from sftmix.disk.places import is_there, unwritable
 from sftmix.tools.runs.read import Reading, refuse_no_run
 from sftmix.words.errors import ConfigError

@@ -10,9 +10,8 @@ import plotly.offline
 import pyarrow.parquet as pq
 
 import sftmix
-from sftmix.config.read import TABLE
 from sftmix.data.dataset import text_of
-from sftmix.disk.files import placing, read_steps, write_text
+from sftmix.disk.files import TABLE, placing, read_steps, write_text
 from sftmix.disk.places import is_there
 from sftmix.disk.regular import regular
 from sftmix.tools.evaluate.table import results_of

@@ -12,9 +12,9 @@ from typing import Any
 from sftmix.components.component import Component
 from sftmix.config import RunConfig
 from sftmix.config.merge import ARGS, CLASS, build, merge
-from sftmix.config.read import STARTED, TABLE, read_yaml
+from sftmix.config.read import read_yaml
 from sftmix.config.schema import ForeignClassError, component_bases, trusting
-from sftmix.disk.files import read_json
+from sftmix.disk.files import STARTED, TABLE, read_json
 from sftmix.disk.places import Origin, is_there, started
 from sftmix.disk.regular import keep_within
 from sftmix.pipeline.signature import is_own, names_given

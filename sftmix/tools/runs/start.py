@@ -17,7 +17,7 @@ from sftmix.pipeline.context import refuse_other_inputs
 from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import REFERENCE
-from sftmix.pipeline.start import check_directory, entered
+from sftmix.pipeline.start import check_directory, wanted_stages
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.text.templates import template_source
 from sftmix.tools.runs.models import model_at_hand
@@ -69,7 +69,7 @@ def check_run(config: RunConfig, until: str) -> None:
 
     Also raise ConfigError for a confidence that its reference cannot serve, also where nothing is mixed.
     """
-    directory, stages, own = Path(config.out or ""), entered(config, until), config_of_reference(config)
+    directory, stages, own = Path(config.out or ""), wanted_stages(config, until), config_of_reference(config)
     wants = Wants(config, until)
     check_names_given(config)
     if wants.dynamics and own.model.path != config.model.path:  # a look at the hub for each

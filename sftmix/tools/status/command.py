@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.say import say
-from sftmix.config.read import TABLE, read_yaml
-from sftmix.disk.files import MANIFEST, naming_damage, read_steps
+from sftmix.config.read import read_yaml
+from sftmix.disk.files import MANIFEST, TABLE, naming_damage, read_steps
 from sftmix.disk.places import is_there
 from sftmix.disk.regular import keep_within
 from sftmix.tools.runs.output import markdown_table

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.cli.say import say
-from sftmix.disk.decisions import DROP, left_out_with
+from sftmix.data.decisions import DROP, left_out_with
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
 from sftmix.text.examples import question_and_response

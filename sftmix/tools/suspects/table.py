@@ -12,7 +12,7 @@ import numpy as np
 
 from sftmix.cli.say import say
 from sftmix.config.schema import find_component
-from sftmix.disk.decisions import DROP, in_words, read_decisions
+from sftmix.data.decisions import DROP, in_words, read_decisions
 from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
 from sftmix.disk.regular import refuse_link, regular
 from sftmix.disk.texts import decoded

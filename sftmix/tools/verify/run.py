@@ -25,11 +25,11 @@ from sftmix.options.training import CheckpointOptions
 from sftmix.pipeline.context import RunContext, StageSpec, Values
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known
-from sftmix.pipeline.machines import check_same_directory
+from sftmix.pipeline.nodes import check_same_directory
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import BASE, LAST_SPLIT, STAGES
-from sftmix.pipeline.start import entered
+from sftmix.pipeline.start import wanted_stages
 from sftmix.pipeline.validity import differences, is_finished
 from sftmix.ranks.world import start_world
 from sftmix.tools.runs.output import rendered
@@ -83,7 +83,7 @@ def verify(window: Window, stages: Sequence[StageSpec] = STAGES) -> dict[str, An
                 config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
                 config, rows = read_rows(config, world, run=window.run)
                 until = "reference" if window.stage == "reference" else "train"
-                again = entered(config, until, [stage for stage in stages if stage not in (LAST_SPLIT, BASE)])
+                again = wanted_stages(config, until, [stage for stage in stages if stage not in (LAST_SPLIT, BASE)])
                 findings += check_inputs(window, Known(config, world, rows, window.run), again)
                 replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
                 if all(finding.same for finding in findings):
@@ -185,7 +185,7 @@ class Replay(RunContext):
             why = "of a single run: they are compared on its machine, once it is finished"
             self.findings.append(Finding("split", None, f"confidence and split {why}"))
 
-    def enter(self, stage: StageSpec, values: Values) -> Any:
+    def make_or_read(self, stage: StageSpec, values: Values) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
 
         Later stages read the files of the run, so that no difference is carried on. Stages with steps are only read
@@ -194,14 +194,14 @@ class Replay(RunContext):
         window, world = self.window, self.world
         if stage.name != window.stage:
             if not stage.has_steps:
-                made = stage.made(self, values)
+                made = stage.make_on_ranks(self, values)
                 files = [f"{stage.name}/{file}" for file in made.files]
                 world.on_main(lambda: self._compare_made(stage.name, files, made.figures, stage.name))
             return stage.read(self, values)
         self.recorded = [*map(of_before, window.machines)]
         if self.recorded:  # as many threads as the run had: they decide how sums are rounded
             torch.set_num_threads(self.recorded[0]["threads"])
-        made = stage.made(self, values)
+        made = stage.make_on_ranks(self, values)
         online = [f"online/{file.name}" for file in sorted((window.run / stage.name / "online").glob("*.parquet"))]
         files = [f"{stage.name}/{name}" for name in [*made.files, *online] if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
