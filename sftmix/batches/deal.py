@@ -29,8 +29,8 @@ BALANCE_STEPS = 7
 EVEN = 1.01
 """If the slowest rank has at most this share of the mean tokens, no other deal is tried."""
 
-OFF = (0.0, *[0.2] * 15)
-"""How far the weights by which units are put in order are off, for each deal that is tried (sigma of the logarithm)."""
+NOISE = (0.0, *[0.2] * 15)
+"""Sigma of the noise on the logarithm of the units' weights, for each order that is tried; the first has none."""
 
 MOST_LENGTH_GROUPS = 16
 """Most length groups of a micro-batch on CPU: more would save less padding than their passes cost."""
@@ -161,14 +161,14 @@ def _deal(units: Sequence[Unit], limits: _Limits) -> Deal:
 def _spread_tokens(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal | None:
     """Deal pairs, then singles, the heaviest first, each to the micro-batch of fewest tokens that has room for it.
 
-    Ranks that have no padding get the evenest of several such deals, for whose order the weights are a little off: the
-    right order seldom is the best. Return None if no deal is within the limits.
+    Without padding several orders are tried, each by weights with noise: the strict order is seldom the best. Return
+    None if no deal is within the limits.
     """
     best: Deal | None = None
     least, weights = math.inf, [limits.weight(unit) for unit in units]
     noise = np.random.default_rng(0)  # the same numbers on each rank, which deals for all
-    for off in OFF if limits.padding_free and limits.ranks > 1 else OFF[:1]:
-        factors = noise.lognormal(sigma=off, size=len(units)).tolist()
+    for sigma in NOISE if limits.padding_free and limits.ranks > 1 else NOISE[:1]:
+        factors = noise.lognormal(sigma=sigma, size=len(units)).tolist()
         # Pairs first: singles dealt before would leave one free place here and there, where no pair fits.
         keys = [(-len(unit), -weight * factor) for unit, weight, factor in zip(units, weights, factors, strict=True)]
         ordered = sorted(range(len(units)), key=keys.__getitem__)

@@ -45,7 +45,7 @@ class Printer(io.TextIOWrapper):
 
 
 def outlast_readers() -> list[Output]:
-    """Put such outputs in the places of stdout and stderr, and return them."""
+    """Replace stdout and stderr by a Printer on an Output each; return the Outputs."""
     outputs = []
     for descriptor, name in enumerate(("stdout", "stderr"), 1):
         closed = getattr(sys, name) is None  # by who started this: what is opened next has its descriptor
@@ -111,7 +111,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _report(error: SFTMixError | Stopped) -> int:
     """Print the message of an error, if it is for this rank to print (`SPEAKERS`), and return the exit code."""
-    # RANK=x is what the error is about
+    # RANK may be no number, which the error then says
     rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")

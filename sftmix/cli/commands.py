@@ -48,9 +48,9 @@ COMMANDS = {
 
 
 def call(name: str, argv: Sequence[str]) -> None:
-    """Run a command with the words after its name; one that reads no options of a run gets them as its own."""
+    """Run a command with the words after its name. Those for its class `Options`, if it has one, are read here."""
     command = import_module(COMMANDS[name].module)
-    if not hasattr(command, "Options"):  # it reads options of a run
+    if not hasattr(command, "Options"):  # the words are options of a run
         return copy_context().run(command.main, name, argv)  # what names mean there ends with it
 
     args = import_module("sftmix.tools.runs.arguments").read_words(name, command, argv)

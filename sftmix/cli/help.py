@@ -32,7 +32,7 @@ OF_READING = """\
   --data.skip_bad                 drop bad rows and count them
   --data.exclude FILE             rows to leave out: ids, or suspects.csv
 """
-OF_REFERENCE = """\
+OF_TRAINING = """\
   --out DIR                       run directory; the same command continues it
   --training.learning_rate X      peak, after a warm-up [2e-06]
   --training.epochs X             passes over the rows [3.0]
@@ -91,7 +91,7 @@ def help_text(name: str, about: str, topic: str, owner: type = NoOptions) -> str
         if not chosen:
             raise unknown_option(topic)
         return formatted(topic, chosen, usage=usage, description=about, epilog=_COMPONENTS)
-    used = [OF_ROWS, OF_READING] if name == "preview" else [OF_ROWS, OF_REFERENCE]
+    used = [OF_ROWS, OF_READING] if name == "preview" else [OF_ROWS, OF_TRAINING]
     if name in ("confidence", "split", "run", "train"):
         used.append(OF_SPLIT)
     if name in ("run", "train"):

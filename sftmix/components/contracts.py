@@ -109,7 +109,7 @@ def check_given(component: Component, dynamics: TrainingDynamics, by: str) -> No
 
 
 def _check_tokens(reference: Component, name: str, column: Any, dynamics: TrainingDynamics) -> None:
-    """Raise ContractError unless each example has the NLL of each of its tokens at each checkpoint."""
+    """Raise ContractError unless each example has a number for each of its tokens at each checkpoint."""
     if len(column) != len(dynamics.ids):
         raise broken(reference, f"{name} of {len(column)} examples", f"one array for each of {len(dynamics.ids)}")
     for example, tokens, nll in zip(dynamics.ids, dynamics.n_tokens.tolist(), column, strict=True):

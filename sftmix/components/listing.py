@@ -1,4 +1,4 @@
-"""The shipped components by base class, found in their modules, as `cli.py components` prints them."""
+"""The shipped components by base class, found in their modules, as `sftmix components` prints them."""
 
 import importlib
 import inspect

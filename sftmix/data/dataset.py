@@ -276,7 +276,7 @@ def _refuse_nothing(option: str, found: DataReport) -> None:
 
 
 class Texts(Sequence[tuple[str, str]]):
-    """What is asked and what is answered in each example of a data set (`text_of`), read when it is asked for."""
+    """Instruction and response of each example of a data set, read when they are asked for."""
 
     def __init__(self, data: EncodedDataset) -> None:
         self._data = data
@@ -285,10 +285,10 @@ class Texts(Sequence[tuple[str, str]]):
         return len(self._data)
 
     def __getitem__(self, row: Any) -> Any:
-        return text_of(self._data.example(range(len(self))[row]))
+        return instruction_and_response(self._data.example(range(len(self))[row]))
 
 
-def text_of(example: Example) -> tuple[str, str]:
+def instruction_and_response(example: Example) -> tuple[str, str]:
     """Return instruction and response: all turns before the last (with their roles if there are several), the last."""
     *before, last = example.messages
     if len(before) == 1 and before[0].role == "user":

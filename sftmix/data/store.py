@@ -158,7 +158,7 @@ class Conversations:
         return self._table[column].take(self.records).to_pylist()
 
     def read(self) -> Iterator[Example]:
-        """Read the rows with empty responses, and turns behind the last trained one."""
+        """Read the rows as they are, with empty responses and turns behind the last trained one."""
         return map(example_of, rows_of(self._table, self.records))
 
     def examples(self, *, whole: bool) -> Iterator[Example]:

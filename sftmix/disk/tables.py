@@ -229,9 +229,9 @@ def _states(dynamics: TrainingDynamics) -> list[Any] | None:
     return None if states is None else [line for state in states for line in (*[state[:0]] * others, state)]
 
 
-def _lines(token_nll: Sequence[Float32] | None) -> list[Any] | None:
-    """Return the NLL of the tokens of each example at each checkpoint, in half the bytes."""
-    return None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float16)]
+def _lines(tokens: Sequence[Float32] | None) -> list[Any] | None:
+    """Return the numbers of the tokens of each example at each checkpoint, in half the bytes."""
+    return None if tokens is None else [line for one in tokens for line in np.asarray(one, np.float16)]
 
 
 def read_dynamics(path: PathLike) -> TrainingDynamics:

@@ -42,7 +42,7 @@ IGNORED = -100
 
 
 class SFTLoss(NamedTuple):
-    """The loss, a scalar with a graph, and statistics, detached, float32 (float64 for float64 inputs).
+    """The result of a loss: a scalar with a graph, and statistics, detached, float32 (float64 for float64 inputs).
 
     nll      [T], -log p of the label in nats, never smoothed
     mixup    [M], cross entropy of the mixed prediction with the mixed label, nats, in the order of `pairs`

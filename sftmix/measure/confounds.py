@@ -30,7 +30,7 @@ def describe_split(root: Path, scores: Scores, split: Split) -> dict[str, Any]:
     figures = {}
     for group, name in enumerate(split.names):
         rows = split.rows(group)
-        confidence = scores.confidence[rows[measured[rows]]]  # without NaN and infinity
+        confidence = scores.confidence[rows[measured[rows]]]  # without NaN and LEAST
         labels = Counter(str(scores.label[k]) for k in rows if scores.label and scores.label[k] is not None)
         figures[name] = {
             "examples": len(rows),
@@ -62,8 +62,8 @@ def tied_at_the_cut(scores: Scores, split: Split) -> float:
 def confounds(scores: Scores, split: Split) -> dict[str, Any]:
     """Return how far length is behind a split; None for what is undefined.
 
-    spearman_confidence_length  Spearman's correlation of confidence with response length, over the examples with a
-                                finite confidence; equal values share the mean of their ranks
+    spearman_confidence_length  Spearman's correlation of confidence with response length, over the examples whose
+                                confidence is measured; equal values share the mean of their ranks
     auc_length_confident        P(x > y) + P(x = y) / 2 for the lengths x of the first group, y of the last
                                 (Mann-Whitney U / (n_x n_y))
     """
@@ -82,7 +82,7 @@ def confounds(scores: Scores, split: Split) -> dict[str, Any]:
 
 
 def labelled(scores: Scores) -> dict[str, Float64]:
-    """Return the finite confidences of the most frequent labels, most frequent first."""
+    """Return the measured confidences of the most frequent labels, most frequent first."""
     import pandas as pd
 
     table = pd.DataFrame({"label": scores.label, "confidence": scores.confidence})[is_measured(scores.confidence)]

@@ -103,8 +103,8 @@ def made_by(world_size: int) -> dict[str, object]:
 
     The revision is of this package's source tree, `+` if it was changed; None outside a checkout.
     """
-    here = Path(sftmix.__file__).resolve().parent.parent
-    revision = None  # above the package
+    here = Path(sftmix.__file__).resolve().parent.parent  # above the package
+    revision = None
     if (here / ".git").exists():
         command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
         with suppress(OSError):

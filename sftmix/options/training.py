@@ -1,7 +1,7 @@
 """Training and its checkpoints.
 
-An option may be in other lists as well: LAYOUT and OF_SHARDS here, INSTEAD_OF in `sftmix.options.reference`, and its
-range in `sftmix.config.checks`.
+An option may be in other lists as well: LAYOUT and OF_SHARDS here, INSTEAD_OF in `sftmix.options.reference`, its
+range in `sftmix.config.checks`, and, if it may be auto, DECIDED or WRAPPED in `sftmix.training.machine`.
 """
 
 from dataclasses import dataclass

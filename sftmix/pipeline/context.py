@@ -17,7 +17,7 @@ from sftmix.config.wants import Wants
 from sftmix.disk.hashes import sha256_file
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import HASHES, Known
-from sftmix.pipeline.validity import Inputs, refuse_others
+from sftmix.pipeline.validity import Inputs, refuse_stage
 from sftmix.words.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from sftmix.ranks.world import World
     from sftmix.text.encoder import Encoder
     from sftmix.training.callback_state import AsBuilt
-    from sftmix.training.loop import Stage, StageResult
+    from sftmix.training.loop import StageResult
     from sftmix.training.signals import StopSignal
+    from sftmix.training.step import Stage
 
 Values = dict[str, Any]
 """Name of a stage -> its value, of all stages before."""
@@ -95,7 +96,7 @@ def refuse_other_inputs(known: Known, stages: Sequence[StageSpec], directory: Pa
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
     for stage in stages:
-        refuse_others(directory / stage.name, stage.identity(known), stage.words)
+        refuse_stage(directory / stage.name, stage.identity(known), stage.words)
 
 
 @dataclass
@@ -181,7 +182,7 @@ class RunContext:
         from sftmix.model.load import refuse_quantized
         from sftmix.pipeline.loaded import load_for_run, make_scorer
         from sftmix.pipeline.rows import check_rows_fit
-        from sftmix.training.loop import Stage
+        from sftmix.training.step import Stage
 
         self._as_built.put()
         refuse_quantized(config.model.path)

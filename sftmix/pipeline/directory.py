@@ -30,7 +30,7 @@ from sftmix.pipeline.validity import (
     differences,
     is_finished,
     origin,
-    refuse_others,
+    refuse_stage,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class RunDirectory(Hold):
         directory = self.path / stage
 
         def enter() -> bool:
-            refuse_others(directory, inputs, words)  # before anything is written
+            refuse_stage(directory, inputs, words)  # before anything is written
             if is_finished(directory):
                 return True
             self.starts_work()

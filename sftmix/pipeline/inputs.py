@@ -99,6 +99,12 @@ def files_read(known: Known, *components: Component | None) -> Any:
     return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
+def part_inputs(known: Known, option: str) -> Inputs:
+    """Return what decides about the component of an option: itself, and the files that it reads."""
+    part = getattr(known.config, option)
+    return {option: part.spec(), f"{option}_files": files_read(known, part)}
+
+
 def _from_here(name: str) -> str:
     """Return a path below the directory of the command from there on, so that a project may be moved as a whole."""
     path, here = Path(name), Path.cwd()  # /project/own.py -> own.py; own.py and org/name stay

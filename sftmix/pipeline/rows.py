@@ -96,7 +96,7 @@ def read_rows(config: RunConfig, world: World, *, run: Path | None = None) -> tu
 def _chose_later(run: Path, config: RunConfig) -> bool:
     """Return True if the selector is one that chose after the scoring, in this run.
 
-    What only reads a run knows no needs of a selector that it does not import.
+    A command that only reads a run may have a stand-in for the selector, without its needs.
     """
     file = run / "choice" / "inputs.json"
     chose = read_json(file, selector=dict)["selector"] if file.exists() else {}

@@ -53,11 +53,11 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
     return True
 
 
-def refuse_others(directory: Path, inputs: Inputs, words: Mapping[str, str] = {}) -> None:
+def refuse_stage(directory: Path, inputs: Inputs, words: Mapping[str, str] = {}) -> None:
     """Raise ConfigError for a stage that was made, or begun, from other inputs.
 
-    If it holds no work yet, other inputs may replace a first attempt's. The reference's dynamics are in the
-    directory of the confidence.
+    If it holds no work yet, other inputs may replace a first attempt's: `dynamics.parquet` in the directory of the
+    confidence is the reference's work.
 
     words  name of an input whose value is a hash -> what the message says if it differs
     Raises DifferenceError for a finished stage that does not say what it was made from.
@@ -86,7 +86,7 @@ def differences(old: Any, new: Any) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """Show a value, and of a component its class: of another one the options say nothing about the old one's."""
+    """Show a value; of a component, whose options another class may not have, the class."""
     # splitter: Median -> Quantile
     return value["class_path"] if isinstance(value, Mapping) and "class_path" in value else repr(value)
 

@@ -100,7 +100,7 @@ class Converter:
     label_field  None, or the field that labels are from
     last         only the last of the assistant's turns is trained (data.trained_turns)
     unread       fields that are not read, and in how many rows they are
-    skipped      those of the last row
+    skipped      fields of the last row that are not read
     """
 
     columns: Columns

@@ -172,7 +172,7 @@ class Layout:
         return tag + thought + self.closing
 
 
-def found(trial: Trial) -> Layout:
+def layout_from(trial: Trial) -> Layout:
     """Read a layout from a trial. Raises ConfigError if there is neither an end of a turn nor an eos token."""
     template, prompt, key = trial.template, trial.prompt, trial.key
     opening = _opening_of(trial)
@@ -291,7 +291,7 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
         )
-    layout = found(trial)
+    layout = layout_from(trial)
     _refuse_alike(trial, layout.answer_lead)
     notices = [switch] if switch else []
     if trial.prompt == trial.asked and layout.answer_lead.strip() and not layout.opening:

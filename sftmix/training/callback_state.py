@@ -117,7 +117,7 @@ class CallbackState:
 
 
 def _content(value: Any, levels: int = 4) -> Any:
-    """Return what is another after a change of a value in place; the text of an object, or of a long array, is not.
+    """Return a form of a value that differs after a change in place; the `repr` of an object or a long array may not.
 
     levels  of objects and collections that are looked into
     """

@@ -83,7 +83,7 @@ class CheckpointStore:
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
 
     @property
-    def behind(self) -> bool:
+    def in_background(self) -> bool:
         """True if the training goes on while a save is written: not on a CPU, whose memory would hold it twice."""
         return self.world.device.type != "cpu"
 
@@ -107,7 +107,7 @@ class CheckpointStore:
         state: Mapping[str, object],
         arrays: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Write the checkpoint of `step` from all ranks, once the save before is whole; `behind` them, or at once.
+        """Write the checkpoint of `step` from all ranks, after the save before it: in a thread, or at once.
 
         optimizer  None: the weights alone, to export and not to resume from
         state      the state of the loop except tensors, as JSON
@@ -122,7 +122,9 @@ class CheckpointStore:
 
         staging, beside = self.world.from_main(lambda: self._begin(step, needed))  # hashes of the log now: it grows
         with self._explained(step, needed):
-            part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)  # on the host, not written
+            part = part_of(
+                tensors, staging, copied=self.in_background, alone=self.world.size == 1
+            )  # on the host, not written
 
         def write() -> dict[str, Any]:
             files = part.write()
@@ -144,7 +146,7 @@ class CheckpointStore:
                 self._prune(step)  # after it, so that one valid checkpoint is always there
 
         self._under_way = self._thread.submit(write), commit
-        if not self.behind:
+        if not self.in_background:
             self.finish()
 
     def _begin(self, step: int, needed: int) -> tuple[Path, dict[str, Any]]:

@@ -135,7 +135,7 @@ def _asked(options: TrainingOptions, world: World) -> TrainingOptions:
     return replace(options, micro_batch_tokens=options.limits(world.device.type)[1])
 
 
-def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object]) -> bool:
+def _compiles(setup: StepSetup, asked: bool | str, say: Say) -> bool:
     """Return True to compile the layers: as asked, or (auto) on CUDA for enough work, if they become one graph."""
     if asked != "auto":  # or the machine that was recorded last has decided
         return bool(asked)
@@ -191,7 +191,7 @@ def compile_problem(setup: StepSetup) -> str | None:
     return next(chain.from_iterable(setup.world.gather(problems)), None)
 
 
-def compiled(options: TrainingOptions, say: Callable[[str], object]) -> dict[str, float]:
+def compiled(options: TrainingOptions, say: Say) -> dict[str, float]:
     """Return, and say, the seconds for which torch has compiled in this process; nothing without compiled layers."""
     if not options.compile:
         return {}

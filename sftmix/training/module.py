@@ -126,7 +126,7 @@ class ModelView(LossView):
                 return change(output)
 
             changing = self._after(layer or 0).register_forward_hook(changed)
-        # The decoder gets the ids, not embeddings, to which some families do more (see `hidden_states`). The rows are
+        # The decoder gets the ids, not embeddings, to which some families do more (see `token_states`). The rows are
         # padded, also if those of the other passes are not.
         with changing, known_rows(packed=False), cudnn_attention(False):
             inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False}

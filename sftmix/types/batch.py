@@ -94,7 +94,7 @@ class Segment:
     input_ids, attention_mask  i64[b, l]; an idle segment is one token that nobody reads
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token, or a prompt's
     order        i64[t], the token row (0..T-1 of the batch, from T on its prompts' tokens) of each of these positions
-    starts       i32[documents + 1], the flat positions where documents begin, and the end; a line's padding is one
+    starts       i32[documents + 1], the flat positions where documents begin, and the end; padding counts as a document
     position_ids  None, or i64[b, l], counted from the start of each document if a line holds several: the model then
                  gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
     lengths      None, or the number of tokens of each slot in the single line

@@ -51,7 +51,7 @@ class TrainingDynamics:
     token_nll  None, or for every example an f32[C, n_tokens] array; rounded to float16 (5e-4 of the value) if read from
                a file, so its sum may differ from nll_sum
     alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
-    alone_token_nll  None, or its parts, as token_nll
+    alone_token_nll  None, or its parts by token, as token_nll
     token_entropy  None, or the entropy of the prediction of each token, nats, as token_nll
     token_margin   None, or by how much the likeliest logit there is above the second, as token_nll
     states     None, or f16[N, D], the mean input of the LM head over the response tokens, at the last checkpoint

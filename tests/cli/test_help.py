@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from sftmix.cli.commands import COMMANDS
-from sftmix.cli.help import OF_READING, OF_REFERENCE, OF_ROWS, OF_SPLIT, OF_TARGET, option_docs
+from sftmix.cli.help import OF_READING, OF_ROWS, OF_SPLIT, OF_TARGET, OF_TRAINING, option_docs
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, option_hints
 from sftmix.tools.estimate.command import EstimateOptions
@@ -45,7 +45,7 @@ def test_the_help_of_run_fits_a_screen(sftmix):
     text = sftmix("run", "--help").out
     assert len(text.splitlines()) <= 45
     assert 20 <= len(options(text)) <= 25
-    assert options(text) == options(OF_ROWS + OF_REFERENCE + OF_SPLIT + OF_TARGET)
+    assert options(text) == options(OF_ROWS + OF_TRAINING + OF_SPLIT + OF_TARGET)
     for line in text[text.index("\noptions:\n") :].splitlines():
         assert len(line) <= 80, line
         assert not line.startswith("   "), f"an option on two lines: {line}"
@@ -53,7 +53,7 @@ def test_the_help_of_run_fits_a_screen(sftmix):
 
 def test_the_short_help_names_defaults_as_they_are():
     """It is written by hand; in the long one the defaults are the classes' own."""
-    text = OF_ROWS + OF_READING + OF_REFERENCE + OF_SPLIT + OF_TARGET
+    text = OF_ROWS + OF_READING + OF_TRAINING + OF_SPLIT + OF_TARGET
     told = dict(re.findall(r"^  --([\w.]+) .* \[([^]]+)]$", text, re.M))
     assert len(told) == 11
     for key, default in told.items():

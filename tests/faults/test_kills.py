@@ -293,7 +293,7 @@ class KilledBehind:
     def __call__(self) -> None:
         from sftmix.training import checkpoint, part
 
-        checkpoint.CheckpointStore.behind = True
+        checkpoint.CheckpointStore.in_background = True
         write = part.save_file
 
         def writes(tensors, file: Path, metadata) -> None:

@@ -28,7 +28,7 @@ WRITE = part.save_file
 
 @pytest.fixture(autouse=True)
 def _behind(monkeypatch) -> None:
-    monkeypatch.setattr(CheckpointStore, "behind", True)
+    monkeypatch.setattr(CheckpointStore, "in_background", True)
 
 
 class Slow:
@@ -85,7 +85,7 @@ def test_what_is_written_is_the_state_of_its_step(tmp_path, monkeypatch):
 def test_tensors_are_in_memory_at_most_once_more(tmp_path, monkeypatch, behind):
     """A copy for the thread; on a CPU, where the training waits, none."""
     seen = list[set[int]]()
-    monkeypatch.setattr(CheckpointStore, "behind", behind)
+    monkeypatch.setattr(CheckpointStore, "in_background", behind)
     monkeypatch.setattr(part, "save_file", lambda tensors, *more: seen.append({x.data_ptr() for x in tensors.values()}))
     it, held = trained_model(), list[torch.Tensor]()
     held += it.wrapped.parameters()
@@ -154,7 +154,7 @@ def test_an_error_of_the_thread_ends_the_run_as_if_it_were_its_own(tmp_path, mon
 
 
 def one_rank_cannot_write(world: World, path: str) -> None:
-    CheckpointStore.behind = True  # type: ignore[assignment,method-assign]
+    CheckpointStore.in_background = True  # type: ignore[assignment,method-assign]
     it = Trained(toy_model(dtype=torch.float32), steps=1, world=world, parallel="fsdp")
     if world.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # writes fail with EFBIG
@@ -168,7 +168,7 @@ def one_rank_cannot_write(world: World, path: str) -> None:
 
 def a_signal_to_one_rank(world: World, path: str) -> None:
     """While the save of its step is under way on both."""
-    CheckpointStore.behind = True  # type: ignore[assignment,method-assign]
+    CheckpointStore.in_background = True  # type: ignore[assignment,method-assign]
     waits = threading.Event()
     part.save_file = lambda *what: (waits.wait(0.3), WRITE(*what))
     with pytest.raises(Stopped):

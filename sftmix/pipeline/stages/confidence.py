@@ -8,7 +8,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import confidence_of
 from sftmix.disk.tables import write_table
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
-from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
+from sftmix.pipeline.inputs import Known, hash_of, part_inputs, row_inputs
 from sftmix.pipeline.validity import Inputs
 from sftmix.types import NOT_COUNTED, Scores, TrainingDynamics
 
@@ -16,13 +16,12 @@ FILE = "confidence/confidence.parquet"
 
 
 def inputs(known: Known) -> Inputs:
-    estimator, by_dynamics = known.config.confidence, known.wants.by_dynamics
+    by_dynamics = known.wants.by_dynamics
     return {
         # Dynamics are of these rows already; a confidence with scores of its own reads none.
         **({} if by_dynamics else row_inputs(known)),
         "dynamics": hash_of(known, "confidence/dynamics.parquet", by_dynamics),
-        "confidence": estimator.spec(),
-        "confidence_files": files_read(known, estimator),
+        **part_inputs(known, "confidence"),
     }
 
 
@@ -44,11 +43,12 @@ def read(run: RunContext, values: Values) -> Scores:
 
 def _dynamics(run: RunContext, values: Values) -> TrainingDynamics:
     """Return the reference's dynamics; without a reference, for a confidence with scores of its own, empty ones."""
+    if dynamics := values.get("reference"):
+        return dynamics
     train = run.rows.data.train
     nothing = np.full((len(train), 1), np.nan)  # [N, 1]: one checkpoint, at step 0, that knows no loss
     uncounted = np.full(nothing.shape, NOT_COUNTED)
-    empty = TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, uncounted)
-    return values.get("reference") or empty
+    return TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, uncounted)
 
 
 CONFIDENCE = StageSpec(

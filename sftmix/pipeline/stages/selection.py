@@ -5,7 +5,7 @@ import numpy as np
 from sftmix.components.contracts import check_selection, read_only
 from sftmix.disk.tables import read_columns, write_table
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
-from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
+from sftmix.pipeline.inputs import Known, hash_of, part_inputs, row_inputs
 from sftmix.pipeline.validity import Inputs
 from sftmix.types import Rows
 
@@ -13,9 +13,8 @@ from sftmix.types import Rows
 def inputs(known: Known) -> Inputs:
     return {
         "data": known.rows.whole.fingerprint,  # all rows: the selected ones are the result
-        "selector": known.config.selector.spec(),
+        **part_inputs(known, "selector"),
         "seed": known.config.seed,
-        "selector_files": files_read(known, known.config.selector),
     }
 
 
@@ -36,13 +35,11 @@ CHOSEN = "choice/selected.parquet"
 
 
 def inputs_of_choice(known: Known) -> Inputs:
-    selector = known.config.selector
     return {
         **row_inputs(known),
         "confidence": hash_of(known, "confidence/confidence.parquet"),
-        "selector": selector.spec(),
+        **part_inputs(known, "selector"),
         "seed": known.config.seed,
-        "selector_files": files_read(known, selector),
     }
 
 

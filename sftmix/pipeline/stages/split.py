@@ -8,7 +8,7 @@ import numpy as np
 from sftmix.components.contracts import check_split, read_only
 from sftmix.disk.tables import read_split, write_dynamics, write_split
 from sftmix.pipeline.context import Made, RunContext, StageSpec, Values
-from sftmix.pipeline.inputs import Known, files_read, hash_of, row_inputs
+from sftmix.pipeline.inputs import Known, hash_of, part_inputs, row_inputs
 from sftmix.pipeline.stages.confidence import CONFIDENCE
 from sftmix.pipeline.stages.selection import CHOSEN
 from sftmix.pipeline.validity import Inputs
@@ -18,14 +18,12 @@ FILE = "split/split.parquet"
 
 
 def inputs(known: Known) -> Inputs:
-    splitter = known.config.splitter
     return {
         **row_inputs(known),
         "confidence": hash_of(known, "confidence/confidence.parquet", known.wants.by_confidence),
         **({"choice": hash_of(known, CHOSEN)} if known.wants.choice else {}),
-        "splitter": splitter.spec(),
+        **part_inputs(known, "splitter"),
         "seed": known.config.seed,
-        "splitter_files": files_read(known, splitter),
     }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sftmix.components.confidence import perplexity
-from sftmix.data.dataset import text_of
+from sftmix.data.dataset import instruction_and_response
 from sftmix.disk.tables import read_columns
 from sftmix.measure.model import SAMPLE
 from sftmix.tools.report.run import RunView
@@ -31,7 +31,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
     blocks = []
     for side in [train] if held_out is None else [train, held_out]:
         examples = list(side.examples())
-        instructions, responses = zip(*map(text_of, examples), strict=True)
+        instructions, responses = zip(*map(instruction_and_response, examples), strict=True)
         block = {
             "id": side.ids,
             "source": [example.source for example in examples],

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from sftmix.components.confidence import is_measured
-from sftmix.data.dataset import text_of
+from sftmix.data.dataset import instruction_and_response
 from sftmix.measure.confounds import labelled
 from sftmix.tools.report.axes import has_long_tail, log_axis, without_outliers
 from sftmix.tools.report.run import RunView
@@ -105,7 +105,7 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
     """Draw a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
     texts = []
     for row, example in zip(rows, view.rows.data.train.examples(rows), strict=True):
-        instruction, response = text_of(example)
+        instruction, response = instruction_and_response(example)
         parts = example.id, instruction, f"answer: {response}"
         # A hover is a few lines: 240 characters of each part, in lines of 70.
         lines = [textwrap.fill(textwrap.shorten(part, 240, placeholder=" ..."), 70) for part in parts]

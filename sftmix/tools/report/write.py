@@ -10,7 +10,7 @@ import plotly.offline
 import pyarrow.parquet as pq
 
 import sftmix
-from sftmix.data.dataset import text_of
+from sftmix.data.dataset import instruction_and_response
 from sftmix.disk.files import TABLE, placing, read_steps, write_text
 from sftmix.disk.places import is_there
 from sftmix.disk.regular import regular
@@ -121,6 +121,6 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         "view": view,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
-        "topics": topics([text_of(example)[0] for example in outer]),
+        "topics": topics([instruction_and_response(example)[0] for example in outer]),
         "benchmarks": results_of(view.path),
     }
