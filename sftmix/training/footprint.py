@@ -116,17 +116,14 @@ def without_values(model: PreTrainedModel, *, halved: bool) -> tuple[TrainingMod
 
     halved  True: in bfloat16
     """
-
-    def shape_of(one: nn.Parameter) -> nn.Parameter:
-        like = torch.empty_like(one, device="meta", dtype=torch.bfloat16 if halved else None)
-        return nn.Parameter(like, requires_grad=one.requires_grad)
-
-    instead = {id(one): shape_of(one) for one in model.parameters()}
-    module, fake = TrainingModule(copy.deepcopy(model, instead)), FakeTensorMode(allow_non_fake_inputs=True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    kind = torch.bfloat16 if halved else None
     with fake:
-        module.to_empty(device="cpu")  # meta -> fake tensors, with a device and without memory
-        module.model.tie_weights()  # each parameter was made fake by itself
-    return module, fake
+        instead = {id(one): torch.empty_like(one, device="cpu") for one in model.buffers()}
+        for one in model.parameters():  # a tied one is met once, and stays one
+            like = torch.empty_like(one, device="cpu", dtype=kind)
+            instead[id(one)] = nn.Parameter(like, requires_grad=one.requires_grad)
+    return TrainingModule(copy.deepcopy(model, instead)), fake
 
 
 @contextmanager

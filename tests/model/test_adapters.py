@@ -5,6 +5,7 @@ import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.components import AdamW
@@ -16,6 +17,7 @@ from sftmix.model.load import load_model
 from sftmix.model.mapped import mapped_model, standing_in
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
+from sftmix.training.footprint import without_values
 from sftmix.training.update import build_optimizer
 from sftmix.words.errors import ConfigError
 from tests.fast import some_fast
@@ -122,6 +124,29 @@ def test_recomputed_activations_change_no_gradient(where, dropout):
         gradients.append({name: p.grad for name, p in trainable(model).items()})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][k], gradients[1][k]) for k in gradients[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "llama tied", "gpt2"])
+@pytest.mark.parametrize(
+    "where", ["body", "body head", "body embeddings", "body head embeddings", "HEAD", "EMBEDDINGS"]
+)
+def test_a_copy_on_fake_tensors_has_the_parameters_of_the_model(family, where):
+    """Tied ones under all their names: an adapter on the LM head shows its weight, which cannot be set there."""
+    in_full = {"HEAD": "lm_head", "EMBEDDINGS": EMBEDDINGS.get(family, "embed_tokens")}
+    if where in in_full and family != "llama" and Version(transformers.__version__) < UNTIES:
+        pytest.skip("refused with this transformers")
+    options = {"where": "body", "modules_to_save": [in_full[where]]} if where in in_full else {"where": where}
+    model = adapted(family, **options)
+    module, _ = without_values(model, halved=False)
+    assert described(module.model) == described(model)
+    assert {type(one) for one in [*module.parameters(), *module.buffers()]} == {FakeTensor}
+
+
+def described(model):
+    """Every name of a parameter -> the first of its names, its shape, its dtype, and whether it is trained."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    first = {id(one): name for name, one in reversed(named)}
+    return {name: (first[id(one)], one.shape, one.dtype, one.requires_grad) for name, one in named}
 
 
 # ------------------------------------------------------------------------------------------- what is trained
