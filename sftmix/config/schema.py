@@ -99,13 +99,15 @@ class ForeignClassError(ConfigError):
     """A class that is not of this package, named where names are not trusted: in the run of someone else."""
 
 
+_OURS = ("sftmix.text.", "sftmix.tools.trackers.")
+"""Where this package has components that no list shows; to import these modules runs nothing."""
 _trusted: list[Collection[str] | None] = []
-"""Import paths beside those of shipped components; no entry, or a None: every class may be imported."""
+"""Import paths beside those of this package's components; no entry, or a None: every class may be imported."""
 
 
 @contextmanager
 def trusting(paths: Collection[str] | None = ()) -> Iterator[None]:
-    """Import shipped components alone, and classes at these import paths; ForeignClassError for any other.
+    """Import this package's components alone, and classes at these import paths; ForeignClassError for any other.
 
     None: import any class, also where what is called trusts fewer.
     """
@@ -128,7 +130,8 @@ def import_class(path: str) -> type:
     module may import others beside it when it runs.
     """
     trusted = _trusted[-1] if _trusted and not trusts_all() else None  # --trust holds for all that is called
-    if trusted is not None and path not in {*trusted, *(one.path for _, kind in catalogue() for one in kind)}:
+    shipped = (one.path for _, kind in catalogue() for one in kind)
+    if trusted is not None and not path.startswith(_OURS) and path not in {*trusted, *shipped}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
             "know it, name the class on the command line, or add --trust"

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from sftmix.components import SFTMix
+from sftmix.components.component import import_path
 from sftmix.config.read import from_dict
+from sftmix.config.schema import component_bases, find_component, imported_classes, trusting
 from sftmix.disk.files import file_entry, hashed, read_json, write_json
+from sftmix.text import ChatTemplate
 from sftmix.tools.runs.read import read_finished
+from sftmix.tools.runs.results import names_own_classes
+from sftmix.tools.trackers import TensorBoard
+from sftmix.training.dynamics import ScoreAtCheckpoints
 from sftmix.words.errors import ConfigError
 from tests.configs import read_config
 
@@ -165,6 +172,22 @@ def test_what_only_reads_a_run_imports_none_of_its_classes(name, copied, someone
             read_config(copied / "config.yaml")
     assert not {"of_someone", "this"} & sys.modules.keys()
     assert from_dict({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
+
+
+def test_a_run_may_name_every_component_of_this_package(copied):
+    """Those that no list shows as well: trackers, and what renders and reads rows if nothing is chosen."""
+    given = read_config(copied / "config.yaml").as_dict()
+    for base in component_bases().values():
+        for cls in imported_classes(base):
+            ours = cls.__module__.startswith("sftmix.") and "<locals>" not in cls.__qualname__
+            if ours and not isabstract(cls) and cls is not ScoreAtCheckpoints:
+                with trusting():
+                    assert find_component(base, import_path(cls)) is cls
+    named = {"renderer": import_path(ChatTemplate), "callbacks": [*given["callbacks"], import_path(TensorBoard)]}
+    write_json(copied / "config.yaml", {**given, **named})
+    assert not names_own_classes(named)
+    config = read_config(copied / "config.yaml")
+    assert (type(config.renderer), type(config.callbacks[-1])) == (ChatTemplate, TensorBoard)
 
 
 def test_commands_that_read_a_run_import_none_of_its_classes(copied, someone, sftmix, monkeypatch, finished):
