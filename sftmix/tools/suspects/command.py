@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.cli.say import say
-from sftmix.data.decisions import DROP, left_out_with
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
 from sftmix.text.examples import question_and_response
@@ -83,6 +82,7 @@ def main(args: Options) -> None:
     run = Path(args.rows[0]) if is_run(args.rows[0]) else None
     _check(args, run)
     from sftmix.data import prepare
+    from sftmix.data.decisions import DROP, left_out_with
 
     with tempfile.TemporaryDirectory() as scratch:
         if args.model:

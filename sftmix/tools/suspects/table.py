@@ -12,7 +12,6 @@ import numpy as np
 
 from sftmix.cli.say import say
 from sftmix.config.schema import find_component
-from sftmix.data.decisions import DROP, in_words, read_decisions
 from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
 from sftmix.disk.regular import refuse_link, regular
 from sftmix.disk.texts import decoded
@@ -87,6 +86,8 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
     What somebody decided stays, also if rows were added or deleted, or a file was renamed: a row is known by its id,
     with its file or its texts. An earlier table with decisions on rows that are not here is kept beside it.
     """
+    from sftmix.data.decisions import DROP, in_words, read_decisions  # with what reads rows, which no help waits for
+
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
     text = decoded(regular(earlier).read_bytes()) if earlier.exists() else ""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sftmix.data.dataset import text_of
+from sftmix.data.dataset import instruction_and_response
 from sftmix.disk.tables import read_dynamics
 from sftmix.tools.report.run import RunView
 from sftmix.types import NOT_COUNTED, Example, Message, TrainingDynamics
@@ -138,7 +138,7 @@ def test_correctness_is_of_rows_that_every_checkpoint_counted():
 
 def test_the_text_of_an_example_names_roles_where_there_are_several():
     user, answer = Message("user", "Hi"), Message("assistant", "Hello", trained=True)
-    assert text_of(Example("a", (user, answer))) == ("Hi", "Hello")
+    assert instruction_and_response(Example("a", (user, answer))) == ("Hi", "Hello")
     system = Message("system", "Be kind")
-    assert text_of(Example("a", (system, user, answer))) == ("system: Be kind\n\nuser: Hi", "Hello")
-    assert text_of(Example("a", (Message("text", "A window", trained=True),))) == ("", "A window")
+    assert instruction_and_response(Example("a", (system, user, answer))) == ("system: Be kind\n\nuser: Hi", "Hello")
+    assert instruction_and_response(Example("a", (Message("text", "A window", trained=True),))) == ("", "A window")
