@@ -84,8 +84,16 @@ def model_card(
         model_name=run.resolve().name,
         eval_results=results or None,
     )
-    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": results_of(run)}
-    return _card("model.md", run, data, stage=stage, **values)
+    return _card(
+        "model.md",
+        run,
+        data,
+        stage=stage,
+        step=step,
+        figures=figures,
+        baseline=baseline,
+        evaluation=results_of(run),
+    )
 
 
 def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
