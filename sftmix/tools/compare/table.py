@@ -173,7 +173,7 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
     runs = []
     for cell in comparison.cells:
         if cell.variant == variant and cell.name in summaries:
-            numbers = [*flatten(summary), *_fit(cell.path)] if (summary := summaries[cell.name]) else []
+            numbers = [*flatten(summary), *fit_of(cell.path)] if (summary := summaries[cell.name]) else []
             metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
             # A variant that differs in nothing which decides its weights took another cell's train.
             made_in = origin(cell.path / "train").parent
@@ -182,7 +182,7 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
     return runs
 
 
-def _fit(run: Path) -> Iterator[tuple[str, float]]:
+def fit_of(run: Path) -> Iterator[tuple[str, float]]:
     """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end.
 
     It may have measured none of the rows that were chosen after the scoring.

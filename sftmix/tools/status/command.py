@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
@@ -54,8 +55,7 @@ class Options:
 
 def main(args: Options) -> None:
     """Print the state of each directory; raise the error of those that are neither runs nor tables, or damaged."""
-    problems = list[SFTMixError]()
-    found = []
+    problems, found = [], []
     for run in args.runs:
         try:
             found.append(look_at(Path(run)))
@@ -83,7 +83,10 @@ def look_at(run: Path) -> dict[str, Any]:
     with naming_damage(f"a file of {run}"):
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
+            from sftmix.tools.compare.table import fit_of
+
             plan = read_yaml(run / TABLE)
+            metric = plan["metric"]
             rows = []
             for seed in plan["seeds"]:
                 for variant in map(str, plan["variants"]):  # 0.4 is a number in YAML
@@ -91,7 +94,9 @@ def look_at(run: Path) -> dict[str, Any]:
                     of_cell = read_json_if_there(cell / "STATUS.json")
                     row = {"variant": variant, "seed": seed, "state": _state(of_cell)}
                     row["steps"] = _stage(cell, of_cell["stage"], of_cell).get("steps") if of_cell else None
-                    rows.append({**row, plan["metric"]: at(read_json_if_there(cell / "summary.json"), plan["metric"])})
+                    # Of what a table may be tested on, fit alone is in no summary.json.
+                    figures = dict(fit_of(cell)) if metric == "fit" else read_json_if_there(cell / "summary.json")
+                    rows.append({**row, metric: at(figures, metric)})
             finished = sum(row["state"] == "finished" for row in rows)
             notes = [f"{finished} of {counted(len(rows), 'run')} finished"]
         elif status or is_there(run / "config.yaml"):
@@ -121,16 +126,21 @@ def _state(status: Mapping[str, Any]) -> str:
         return "finished"
     if _may_run(status):
         doing = f" ({status['doing']})" if status.get("doing") else ""
-        return f"running {stage}{doing}, pid {status['pid']} on {status['host']}"
+        silent = _silence(status)
+        heard = f", last heard of {timedelta(seconds=round(silent))} ago" if silent else ""
+        return f"running {stage}{doing}, pid {status['pid']} on {status['host']}{heard}"
     state = f"died in {stage}" if code is None else f"exit code {code} in {stage}"
     return f"{state}; the same command continues it" if code in CONTINUED else state
 
 
 def _may_run(status: Mapping[str, Any]) -> bool:
     """Return False if the run has ended, or its process is gone; one of another machine cannot be looked up."""
-    return status["exit_code"] is None and (
-        status["host"] != socket.gethostname() or _is_alive(status["pid"], status["created"])
-    )
+    return status["exit_code"] is None and (_silence(status) > 0 or _is_alive(status["pid"], status["created"]))
+
+
+def _silence(status: Mapping[str, Any]) -> float:
+    """Return the seconds, at least one, since a run of another machine wrote its STATUS.json; 0 for one of this."""
+    return 0.0 if status["host"] == socket.gethostname() else max(1.0, time.time() - status["updated"])
 
 
 def _is_alive(pid: int, created: float) -> bool:
@@ -161,9 +171,10 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> dict[str, Any]:
         count = f"{count}/{total} ({100 * last['step'] // total}%)"  # 40/100 (40%)
         now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # after any pause
         if running and len(now) > 1:
-            # 2 s a step so far, and 60 to come: 0:02:00.
-            seconds = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
-            left = str(timedelta(seconds=round(seconds)))
+            each = (now[-1] - now[0]) / (len(now) - 1)
+            # 2 s a step so far, and 60 to come: 0:02:00. After 20 of its steps a run on another machine may be dead.
+            if _silence(status) < max(60, 20 * each):
+                left = str(timedelta(seconds=round(each * (total - last["step"]))))
     mixup = last.get("mixup") if last.get("mixup_tokens") else None
     figures = [last.get("loss"), last.get("ntp"), mixup, last.get("learning_rate"), last.get("tokens_per_second")]
     state = "done" if done else "running" if running else "interrupted"

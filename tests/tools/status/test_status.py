@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
+from sftmix.disk.tables import write_dynamics
 from sftmix.tools.status.command import look_at, shown
+from sftmix.types import TrainingDynamics
 from sftmix.words.errors import ConfigError
 
 HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train", "updated": time.time()}
@@ -85,7 +88,6 @@ def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
     ("status", "words"),
     [
         ({"doing": "writing the model"}, "running train (writing the model), pid "),
-        ({"pid": dead_pid(), "host": "elsewhere"}, "running train, pid "),
         # The process of this number is another one: it began later, or, as in a container, before.
         ({"created": time.time() - 1e6, "updated": time.time() - 1e6}, "died in train"),
         ({"created": time.time() - 1e6}, "died in train"),
@@ -104,6 +106,17 @@ def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
 )
 def test_the_first_line_says_how_a_run_is(tmp_path, status, words):
     assert report(lay(tmp_path / "r", **status)).startswith(f"{tmp_path / 'r'}: {words}")
+
+
+@pytest.mark.parametrize(
+    ("silent", "heard", "left"), [(9, "0:00:", " 0:02:00"), (50_000, "13:53:", ""), (-90, "0:00:01", " 0:02:00")]
+)
+def test_of_a_run_on_another_machine_it_is_said_when_it_wrote_last(tmp_path, silent, heard, left):
+    """Whether its process is alive cannot be looked up, and the clock there may be ahead."""
+    status = {"pid": dead_pid(), "host": "elsewhere", "updated": time.time() - silent, "total_steps": 100}
+    text = report(lay(tmp_path / "r", steps={"train": 40}, **status))
+    assert text.startswith(f"{tmp_path / 'r'}: running train, pid {status['pid']} on elsewhere, last heard of {heard}")
+    assert line(text, "train") == f"train running 40/100 (40%) 0.0250 1.00e-05 1,234{left}"
 
 
 def test_a_killed_run_that_nobody_has_waited_for_is_not_running(tmp_path):
@@ -146,6 +159,21 @@ def test_a_table_shows_its_runs(tmp_path):
         "A 3 died in train; the same command continues it 3/7 (42%)",
         "B 3 not started",
         "1 of 6 runs finished",
+    ]
+
+
+def test_a_table_that_is_tested_on_the_fit_shows_it(tmp_path):
+    """It is in no summary.json."""
+    table = lay(tmp_path / "t", stage="A/seed-1")
+    (table / "compare.yaml").write_text("metric: fit\nseeds: [1]\nvariants: {A: {}, B: {}}\n")
+    lay(table / "A" / "seed-1", exit_code=0, done=("train",), steps={"train": 7}, total_steps=7)
+    sums, tokens = np.array([[9.0, 2.0], [9.0, 5.0]]), np.array([1, 4])
+    dynamics = TrainingDynamics(["a", "b"], np.array([1, 2]), sums, tokens, np.zeros((2, 2), dtype=np.int64))
+    write_dynamics(table / "A" / "seed-1" / "train" / "sample.parquet", dynamics)
+    assert cells(report(table))[1::2] == [
+        "variant seed state steps fit",
+        "A 1 finished 7 1.4000",
+        "1 of 2 runs finished",
     ]
 
 
