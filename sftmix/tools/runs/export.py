@@ -52,7 +52,7 @@ def export_run(
     from sftmix.tools.runs.loaded import encoder_of
     from sftmix.tools.runs.stored import export_stored
 
-    encoder = encoder_of(FinishedModel("target", str(model), run))
+    encoder = encoder_of(FinishedModel("base", config.model.path, run))  # a checkpoint is put into its base
     if made_from(run)["data"]["template"] == TEXT:  # then the tokenizer keeps its own, or none
         encoder = replace(encoder, renderer=Documents())
     with as_started(run):

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.data import prepare
 from sftmix.disk.hashes import sha256_json
-from sftmix.disk.places import is_outside, started
+from sftmix.disk.places import started
 from sftmix.model.adapters import quantization_config
 from sftmix.model.compared import apart, probe_ids, probing, say_once
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, own_ends, stored_dtype
@@ -123,9 +123,11 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
 def encoder_of(finished: FinishedModel) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template.
 
-    Raises ConfigError unless the base model of a run is the one that the run was made from.
+    Raises ConfigError unless the base model of a run is the one that the run was made from, if the base is needed:
+    whole weights that were exported with their tokenizer need none.
     """
     run, path = finished.run, finished.path
+    adapters = (Path(path) / ADAPTERS).exists()
     options = DataOptions()
     renderer = thinks = None
     with named(f"model {finished.name}"), as_started(run):
@@ -133,8 +135,7 @@ def encoder_of(finished: FinishedModel) -> Encoder:
             config, then = read_finished(run), made_from(run)["model"]
             path = config.model.path
             exported = run / "train/model"
-            # A stranger's base is elsewhere; what needs it will not load it, and whole weights need none.
-            if then and not (exported.is_dir() and is_outside(path)):
+            if then and (adapters or finished.name == "base" or not exported.is_dir()):
                 refuse_gone(run, path, then)
                 if fingerprint(path) != then:
                     raise another_model(run, path)
@@ -145,6 +146,8 @@ def encoder_of(finished: FinishedModel) -> Encoder:
                 renderer = None
             else:
                 thinks = prepare(config.data, config.seed, config.row_format).thinks
+        elif adapters and not any(Path(path).glob("tokenizer*")):  # as PEFT writes them
+            path = _base_of(Path(path))
         return encoder_for(load_tokenizer(path), options, renderer, thinks=thinks)
 
 

@@ -6,11 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json, write_json
+from sftmix.model.adapters import WEIGHTS
 from sftmix.model.load import load_tokenizer
+from sftmix.model.paths import ADAPTERS
+from sftmix.pipeline.signature import is_own
 from sftmix.text.encoder import encoder_for
 from sftmix.text.mask import encode_examples
 from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
@@ -18,7 +23,7 @@ from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.types import Example, Message
 from sftmix.words.errors import ConfigError
 from tests.configs import read_config
-from tests.tiny import SHORT, in_this_process
+from tests.tiny import SHORT, in_this_process, sign
 
 
 def test_names_of_a_run(finished):
@@ -162,18 +167,45 @@ def test_adapters_from_elsewhere_are_those_of_their_base(adapted, finished, tmp_
     assert weights_of(model) != before
 
 
-def test_adapters_answer_as_their_merged_model(adapted, sftmix):
-    """Of the run, and of the directory of adapters alone; merging changes logits by rounding only."""
+def test_adapters_answer_as_their_merged_model(adapted, sftmix, tmp_path):
+    """Of the run, of the directory of adapters alone, and without a tokenizer, as PEFT writes them.
+
+    Merging changes logits by rounding only.
+    """
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in (ADAPTERS, WEIGHTS):
+        shutil.copy(adapted / "run" / "train" / "model" / name, bare)
     ids = torch.tensor([[1, 5, 7, 9]])
     merged = load_finished(finished_models(adapted / "merged")[0]).model(ids).logits
     base = load_finished(finished_models(adapted / "run", ["base"])[0]).model(ids).logits
-    for place in (adapted / "run", adapted / "run" / "train" / "model"):
+    for place in (adapted / "run", adapted / "run" / "train" / "model", bare):
         loaded = load_finished(finished_models(place)[0])
         logits = loaded.model(ids).logits
         assert float((logits - merged).detach().abs().max()) < 1e-5
         assert float((logits - base).detach().abs().max()) > 1e-3
         words = ("--prompts", str(adapted / "rows.jsonl"), "--to", str(place.with_suffix(".jsonl")))
         assert sftmix("generate", str(place), *words, "--max_new_tokens", "2").code == 0
+
+
+def test_whole_weights_answer_where_their_base_is_gone(copied, finished, sftmix):
+    """As of a quickstart that was renamed, whose base is inside it; what needs the base names its remedy."""
+    config = read_yaml(copied / "config.yaml")
+    config["model"]["path"] = str(copied.parent / "gone")
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    sign(copied)
+    assert is_own(copied)
+    asked = [{"role": "user", "content": "Add 2 and 3."}]
+    for name in ("target", "baseline"):
+        (here,), (there,) = (finished_models(place, [name]) for place in (copied, finished.path))
+        assert encoder_of(here).prompt(asked) == encoder_of(there).prompt(asked)
+        assert load_finished(here).render(asked) == encoder_of(there).prompt(asked)
+    ended = sftmix("export", str(copied), "--to", str(copied.parent / "to"))
+    assert ended.code == 2
+    assert f"gone) is not the model that {copied} was made from" in ended.err
+    assert "name its place: --model.path PLACE" in ended.err
+    place = str(finished.tiny.model)
+    assert sftmix("export", str(copied), "--to", str(copied.parent / "to"), "--model.path", place).code == 0
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
