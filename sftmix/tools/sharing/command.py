@@ -1,14 +1,16 @@
 """`export`, and the model cards that other commands leave behind."""
 
 import os
+import re
+import shutil
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.cli.say import say
-from sftmix.disk.files import remove_leftovers
+from sftmix.disk.files import read_steps, remove_leftovers
 from sftmix.disk.places import is_there
 from sftmix.tools.runs.models import Dtype
-from sftmix.tools.runs.read import Reading, refuse_no_run
+from sftmix.tools.runs.read import Reading, check_finished, refuse_no_run
 from sftmix.words.errors import ConfigError
 
 ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
@@ -42,17 +44,21 @@ class Options(Reading):
 
 def main(args: Options) -> None:
     """Write the model with its card, and print the place."""
-    from sftmix.disk.files import read_steps
+    import psutil
+
     from sftmix.pipeline.validity import is_finished
     from sftmix.tools.runs.export import export_run
-    from sftmix.tools.runs.read import check_finished
 
     run, final = Path(args.run), Path(args.to)
     refuse_no_run(run)
     check_finished(run)
     if is_there(final):
         raise ConfigError(f"{final} exists; name a directory that does not")
-    remove_leftovers(final.parent, final.name)  # of an export that was killed
+    for old in final.parent.glob(".tmp-*"):
+        # Of an export that was killed: .tmp-mm.4711, and .tmp-.tmp-mm.4711.4711 with its weights; none of mm.bf16.
+        mine = re.fullmatch(rf"(?:\.tmp-)+{re.escape(final.name)}(?:\.(\d{{1,9}}))+", old.name)
+        if mine and not psutil.pid_exists(int(mine[1])):
+            shutil.rmtree(old, ignore_errors=True)
     to = final.with_name(f".tmp-{final.name}.{os.getpid()}")  # beside it, so that the last step is a rename
     step = export_run(run, to, checkpoint=args.step, best=args.best, dtype=args.dtype, merge=args.merge)
     # The checkpoint of the last step has the weights that the run measured.

@@ -1,6 +1,9 @@
 """Cards: what comes from data is text and not markup, and paths of the machine stay out."""
 
+import os
 import re
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -145,3 +148,16 @@ def test_cards_that_nobody_edited_follow_the_run(copied):
     write_run_cards(copied)
     assert re.search(r"\| a\\\|&lt;b&gt; \|.*\| 0.5000 \|", target.read_text())
     assert baseline.read_text() == "mine"
+
+
+def test_an_export_takes_away_what_killed_ones_left_of_this_name_alone(finished, sftmix, tmp_path):
+    """Another may be at work beside it, to a name that begins alike or to the same."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        dead = child.pid
+    left = {f".tmp-mm.{dead}", f".tmp-.tmp-mm.{dead}.{dead}"}
+    others = {f".tmp-mm.bf16.{dead}", f".tmp-mm.{os.getppid()}", ".tmp-mm.txt"}
+    for name in left | others:
+        (tmp_path / name / "weights").mkdir(parents=True)
+    ended = sftmix("export", str(finished.path), "--to", str(tmp_path / "mm"))
+    assert ended.code == 0, ended.err
+    assert {path.name for path in tmp_path.iterdir()} == {"mm", *others}
