@@ -9,7 +9,8 @@ from sftmix.tools.runs.read import Reading, refuse_no_run
 from sftmix.words.errors import ConfigError
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
-For a run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
+For a run it also writes report/examples.parquet: every example with its text, confidence, group and losses; with --to
+x.html it is x.examples.parquet.
 
   sftmix report runs/first
   sftmix report runs/first --score          the loss of every training example before and after, in the table
@@ -36,7 +37,17 @@ class Options(Reading):
 def main(args: Options) -> None:
     """Write the page and say where it is."""
     run = Path(args.run)
-    _check(args, run)
+    # What is certain, before plotly and torch are imported.
+    if args.map and args.map < 10:
+        raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
+    table = is_there(run / TABLE)
+    if args.margin is not None and not (table and args.margin > 0):
+        raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of a table")
+    if not table:
+        refuse_no_run(run)
+    place = args.to or run / "report"
+    if problem := unwritable(place, folder=not args.to):
+        raise ConfigError(f"{place} {problem}: --to FILE")
     try:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:  # plotly or sklearn, which the extra has
@@ -46,16 +57,3 @@ def main(args: Options) -> None:
     with naming_damage(f"a file of {run}"):
         for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)
-
-
-def _check(args: Options, run: Path) -> None:
-    """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
-    if args.map and args.map < 10:
-        raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
-    table = is_there(run / TABLE)
-    if args.margin is not None and not (table and args.margin > 0):
-        raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of a table")
-    if not table:
-        refuse_no_run(run)
-    if problem := unwritable(run / "report", folder=True):
-        raise ConfigError(f"{run} {problem}: of a run the table of examples is written there")

@@ -44,7 +44,7 @@ def write_report(
     score_all: bool = False,
     margin: float | None = None,
 ) -> list[Path]:
-    """Write the page, and of a run report/examples.parquet; return the files that were written.
+    """Write the page, and of a run the table of its examples beside it; return the files that were written.
 
     The page is one HTML file that needs no network; all text in it is escaped.
 
@@ -55,6 +55,7 @@ def write_report(
     margin     of a table: see `table.contrasts`
     Raises ConfigError if the directory is not a finished run, or if `to` is a file that is not a report.
     """
+    file = Path(to).with_suffix(".examples.parquet") if to else run / FILE
     to = Path(to or run / "report" / "report.html")
     # Only a page of ours is written again.
     if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in regular(to).read_bytes()[:1000]):
@@ -63,8 +64,8 @@ def write_report(
     if is_there(run / TABLE):
         parts = table_page(run, margin)
     else:
-        parts = _report_run(read_run(run), map_size, score_all=score_all)
-        files.append(run / FILE)
+        parts = _report_run(read_run(run), file, map_size, score_all=score_all)
+        files.append(file)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -83,8 +84,8 @@ def write_report(
     return files
 
 
-def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, Any]:
-    """Write report/examples.parquet of a run, and return what page.html shows of it.
+def _report_run(view: RunView, file: Path, map_size: int, *, score_all: bool) -> dict[str, Any]:
+    """Write the table of a run's examples to a file, and return what page.html shows of the run.
 
     The page leaves out the sections of those that are empty or not given, and plots that are None.
     """
@@ -102,7 +103,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         hidden_map = pictures.hidden_map(view, ends, places)
     scored = {column: look(view, stage, every) for column, stage in LOSSES.items()} if score_all else {}
     table = examples_table(view, scored=scored, places=places)
-    with placing(view.path / FILE) as staging:
+    with placing(file) as staging:
         pq.write_table(table, staging)
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed = view.path / "suspects" / "suspects.parquet"
@@ -119,6 +120,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         },
         "suspects": pd.read_parquet(regular(listed)).head(SUSPECTS).to_dict("records") if listed.exists() else [],
         "view": view,
+        "file": file.name,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         "topics": topics([instruction_and_response(example)[0] for example in outer]),

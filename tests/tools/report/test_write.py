@@ -10,7 +10,7 @@ import pytest
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import write_result
 from sftmix.words.errors import ConfigError
-from tests.tiny import groups, in_this_process, metrics, table
+from tests.tiny import contents, groups, in_this_process, metrics, table
 from tests.tools.compare.tables import table_of
 from tests.tools.report.conftest import NASTY, TURNED, Text
 
@@ -158,6 +158,24 @@ def test_what_cannot_be_reported_is_refused(reported, tmp_path):
     with pytest.raises(ConfigError, match="is no report of sftmix"):
         write_report(reported, tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_a_run_that_cannot_be_written_has_its_page_and_table_elsewhere(reported, tmp_path, sftmix):
+    """Nothing is written into it. Without a split the data map has no line, and its caption names none."""
+    run = shutil.copytree(reported, tmp_path / "run", ignore=shutil.ignore_patterns("report", "split"))
+    (run / "report").write_text("in the way")
+    before, words = contents(run), ("report", str(run), "--map", "0")
+    ended = sftmix(*words)
+    assert (ended.code, f"{run / 'report'} cannot be written" in ended.err, "--to FILE" in ended.err) == (2, True, True)
+    to, beside = tmp_path / "pages" / "a.html", tmp_path / "pages" / "a.examples.parquet"
+    ended = sftmix(*words, "--to", str(to))
+    assert (ended.code, ended.out.split()) == (0, [str(to), str(beside)]), ended.err
+    assert contents(run) == before
+    assert len(table(beside)["id"]) == len(table(reported / "report" / "examples.parquet")["id"])
+    pages = [Text(page).text for page in (to, reported / "report" / "report.html")]
+    assert ["the dashed line is the median confidence" in page for page in pages] == [False, True]
+    names = ["all are in a.examples.parquet beside", "all are in examples.parquet beside"]
+    assert [name in page for name, page in zip(names, pages, strict=True)] == [True, True]
 
 
 def test_a_split_without_confidence_can_be_looked_at_before_a_training(small, tmp_path):
