@@ -118,7 +118,7 @@ def _as(kind: Any, value: Any) -> Any:
 def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
     """Return the value as a mapping, a list or a tuple of these types; raise as `_as` does."""
     # {prompt: no} for dict[str, str], [007] for list[str]: no and 007 as they are written; a file has them in quotes
-    parsed = from_yaml(value, texts=Any not in inside and any(str in alternatives(kind) for kind in inside))
+    parsed = from_yaml(value, texts=Any not in inside and any(map(_has_text, inside)))
     if origin is dict and isinstance(parsed, dict):
         of_names, of_values = inside or (str, Any)
         return {_name(name, of_names): converted(item, of_values) for name, item in parsed.items()}
@@ -128,6 +128,11 @@ def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
     kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
     items = [converted(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
     return tuple(items) if origin is tuple else items
+
+
+def _has_text(hint: Any) -> bool:
+    """Return True for str, and for collections of it: list[list[str]], dict[str, str | None]."""
+    return any(kind is str or any(map(_has_text, get_args(kind)[-1:])) for kind in alternatives(hint))
 
 
 def _name(value: Any, hint: Any) -> Any:
@@ -168,8 +173,7 @@ def _fault(value: Any, hint: Any) -> str:
     if value is None or value is True:
         read = "true, as on and yes are to YAML without quotes" if value else "null"
         return f" is {read}, or has no value"
-    inner = [last for kind in alternatives(hint) for last in get_args(kind)[-1:]]  # of list[str], dict[str, str | None]
-    if any(str in alternatives(kind) for kind in (hint, *inner)) and not isinstance(value, (str, list, dict)):
+    if _has_text(hint) and not isinstance(value, (str, list, dict)):
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     if type(value) not in _PLAIN:
         return f" is {value!r}, a {type(value).__name__}; give float(), int(), str() or list() of it"

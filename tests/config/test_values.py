@@ -73,6 +73,7 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
         (dict[str, Any], "{a: false, b: {c: [1, yes]}}", {"a": False, "b": {"c": [1, True]}}),
         (list[str] | str, "[no, 007, 1.0]", ["no", "007", "1.0"]),
         (list[str | None], "[no, 007, null]", ["no", "007", None]),
+        (list[list[str]] | None, "[[0.4, NTP], [no, 007]]", [["0.4", "NTP"], ["no", "007"]]),
         (list[str] | str, ["no", "4.10"], ["no", "4.10"]),
         (list[str] | str, "no", "no"),
         (list[int | float | None], "[1000, .5, null]", [1000, 0.5, None]),

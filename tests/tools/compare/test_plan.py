@@ -165,6 +165,7 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
             ["names a, more than once", "names c"],
         ),
         ({"variants": {"a": {}, "b": {}, "c": {}}, "contrasts": [["a", "b", "c"]]}, [], ["nor [A, B, C, D]"]),
+        ({"variants": {0.4: {}, "b": {}}, "contrasts": [[0.4, "b"]]}, [], ["contrasts: 0.4 is no text", "in quotes"]),
         (
             {"variants": {"a": {}, "b": {}}, "contrasts": [["a", "b"], ["b", "a"]]},
             [],
