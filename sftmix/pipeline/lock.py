@@ -47,7 +47,7 @@ class Hold:
         """The STATUS.json of another process, while it stays."""
 
     def __enter__(self) -> Self:
-        """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        """Take the lock. Raises ConfigError for a directory that cannot be written, InUseError if it is taken."""
         if not self._main:
             return self
         if problem := path_problem(self.path):
@@ -59,11 +59,12 @@ class Hold:
             self._take_lock()
         except Timeout:
             raise InUseError(
-                f"another process is using {self.path}; wait for it, or choose another --out (where a file system has "
+                f"another process is using {self.path}; wait for it, or use another directory (where a file system has "
                 f"no locks, the file {self._lock.lock_file} of a killed one stays: delete it if there is none)"
             ) from None
         except OSError as error:
-            raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise ConfigError(f"{self.path} cannot be written: {reason}; use a directory of yours") from error
         # What kills left at the top: a stage tidies its own directory. "nonce" is the file of check_same_directory.
         for name in ("STATUS.json", "config.yaml", STARTED, "summary.json", "nonce"):
             remove_leftovers(self.path, name)

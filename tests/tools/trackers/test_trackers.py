@@ -237,8 +237,17 @@ def test_one_process_and_one_rank_send_a_run(tmp_path):
     tracker.on_step_end(SimpleNamespace(is_main=True, directory=run / "train"))
     assert (tracker.sent, tracker.rows) == ([], 1)
     tracker.end()
-    with Hold(run / "trackers" / "memory"), pytest.raises(InUseError):
+    with Hold(run / "trackers" / "memory"), pytest.raises(InUseError, match="wait for it, or use another directory"):
         tracker.begin(run)
+
+
+def test_a_run_that_cannot_be_written_is_not_tracked(tmp_path, sftmix):
+    """The message names no option that the command lacks."""
+    run = lay(tmp_path / "run", train=1)
+    (run / "trackers").write_text("in the way")
+    done = sftmix("track", str(run), "--to", "tensorboard")
+    assert (done.code, f"error: {run / 'trackers' / 'tensorboard'} cannot be written: " in done.err) == (2, True)
+    assert "out" not in done.err.partition("cannot be written")[2]
 
 
 def test_a_tracker_is_a_callback_that_keeps_the_contract():
