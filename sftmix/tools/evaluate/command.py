@@ -28,10 +28,14 @@ def main(args: Options) -> None:
     of_run = is_run(run)
     if not (args.to or of_run):
         raise ConfigError("--to is missing; name the directory of the results")
-    _check_numbers(args)
-    usual = ["target"]
-    if of_run:
-        usual = [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
+    for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise ConfigError(f"--{name} is {value}; allowed: {least} and above")
+    usual = (
+        [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
+        if of_run
+        else ["target"]
+    )
     models = finished_models(args.place, args.models.split(",") if args.models else usual)
     place = Path(args.to or run / "evaluation")
     if problem := unwritable(place, folder=True):
@@ -42,18 +46,12 @@ def main(args: Options) -> None:
         raise ConfigError(f"no task is named in {args.tasks!r}; name tasks of lm-eval, with commas between them")
     manager, files = find_tasks(names, args.include_path)
     # In another directory base, baseline and target may be those of another run: only what is measured now counts.
-    measured = dict.fromkeys(MODELS, "") if of_run and place != run / "evaluation" else {}
+    elsewhere = place.resolve() != (run / "evaluation").resolve()
+    measured = dict.fromkeys(MODELS, "") if of_run and elsewhere else {}
     measured |= {model.name: measure_tasks(model, names, manager, files, place, args) for model in models}
     print(write_tables(place, measured))
-    if args.to is None:
+    if not elsewhere:
         from sftmix.tools.sharing.command import write_run_cards
 
         write_run_cards(run)
     say(f"all results: {place}, table.md and table.json among them")
-
-
-def _check_numbers(args: Options) -> None:
-    """Raise ConfigError for a number out of range."""
-    for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise ConfigError(f"--{name} is {value}; allowed: {least} and above")

@@ -100,6 +100,10 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     lines = [row[:2] for row in read_json(folder / "table.json")["table"][1:]]
     assert ["pubmedqa", "3-shot, first 5, seed 1234, chat template"] in lines
     assert ["pubmedqa", "0-shot, seed 1234"] in lines
+    same = ("--to", f"{copied}/run/train/../evaluation")  # by another name
+    assert evaluate(*ASKED, "--models", "target", *same, place=copied).code == 0
+    assert read_json(folder / "table.json")["table"][0][4:] == ["base", "target"]
+    assert "(paired" in (copied / "run" / "train" / "model" / "README.md").read_text()
 
 
 @pytest.mark.slow
