@@ -11,6 +11,7 @@ from sftmix.cli.say import say
 from sftmix.tools.answers.options import Sampling
 from sftmix.tools.runs.read import Reading, read_json_if_there
 from sftmix.tools.runs.results import at
+from sftmix.words.errors import ConfigError
 from sftmix.words.shown import as_lines
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
@@ -34,12 +35,13 @@ def main(args: Options) -> None:
     """Load the models and talk until the user ends it."""
     from sftmix.tools.runs.models import finished_models
 
+    if sys.stdin is None:  # chat RUN <&-
+        raise ConfigError("chat reads what you say from stdin, which is closed; call it in a terminal, or from a pipe")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
-    names = ["target", *([args.beside] if args.beside else [])]
-    models = finished_models(args.place, names)
+    models = finished_models(args.place, ["target", args.beside or ""])
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
-    summaries = [read_json_if_there(model.run / "summary.json") for model in models if model.run]
+    summaries = (read_json_if_there(model.run / "summary.json") for model in models if model.run)
     rows = max((at(summary, "data.counts.system") or 0 for summary in summaries), default=0)
     if rows and not args.system:
         say(f"{rows:,} of its rows had a system turn, and this conversation has none: --system TEXT or FILE gives one")

@@ -117,6 +117,14 @@ def test_a_system_turn_may_be_a_file_and_rows_that_had_one_are_told(finished, sf
     assert seen == ["Be brief.", "Be brief.", "x" * 5000]
 
 
+def test_a_closed_stdin_is_refused_before_a_model_is_loaded(finished, sftmix, monkeypatch):
+    """As of `sftmix chat RUN <&-`."""
+    monkeypatch.setattr("sys.stdin", None)
+    monkeypatch.setattr("sftmix.tools.runs.loaded.load_finished", None)
+    done = sftmix("chat", str(finished.path))
+    assert (done.code, "error: chat reads what you say from stdin, which is closed" in done.err) == (2, True)
+
+
 def test_two_models_answer_side_by_side_from_a_pipe(finished, sftmix, monkeypatch):
     """The command reads stdin, and ends with it."""
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAgain\n"))
