@@ -28,9 +28,7 @@ def main(args: Options) -> None:
     of_run = is_run(run)
     if not (args.to or of_run):
         raise ConfigError("--to is missing; name the directory of the results")
-    for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
-            raise ConfigError(f"--{name} is {value}; allowed: {least} and above")
+    _check_numbers(args)
     usual = (
         [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
         if of_run
@@ -55,3 +53,10 @@ def main(args: Options) -> None:
 
         write_run_cards(run)
     say(f"all results: {place}, table.md and table.json among them")
+
+
+def _check_numbers(args: Options) -> None:
+    """Raise ConfigError for a number out of range."""
+    for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise ConfigError(f"--{name} is {value}; allowed: {least} and above")

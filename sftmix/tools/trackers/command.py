@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from sftmix.components.component import missing_package
-from sftmix.disk.files import read_json
 from sftmix.tools.runs.output import flatten
-from sftmix.tools.runs.read import refuse_no_run
+from sftmix.tools.runs.read import read_json_if_there, refuse_no_run
 from sftmix.tools.trackers import TRACKERS
 from sftmix.words.errors import ConfigError
 
@@ -42,8 +41,8 @@ def main(args: Options) -> None:
     try:
         tracker.begin(run)
         sent = tracker.send()
-        if (run / "summary.json").exists():
-            figures = flatten({"summary": read_json(run / "summary.json")})
+        if summary := read_json_if_there(run / "summary.json"):
+            figures = flatten({"summary": summary})
             # stages.train.steps is sent as summary/stages/train/steps.
             tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
     finally:
