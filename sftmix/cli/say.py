@@ -1,6 +1,7 @@
 """Notes of commands on the way, and their results."""
 
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -27,6 +28,11 @@ def say_wrapped(text: str) -> None:
 def for_terminal(text: str, file: TextIO) -> str:
     """Return a text whose lines are as wide as the terminal at most; the text itself if the file is no terminal."""
     return wrapped(text, shutil.get_terminal_size().columns) if file.isatty() else text
+
+
+def as_word(name: object) -> str:
+    """Return a name as a word of a command that is copied: quoted, if it has blanks or brackets."""
+    return shlex.quote(str(name))
 
 
 def wrapped(text: str, columns: int) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sftmix.cli.say import as_word
 from sftmix.words.errors import ConfigError
 
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
@@ -33,10 +34,12 @@ def main(args: Options) -> None:
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
     from sftmix.tools.runs.output import rendered
+    from sftmix.tools.sharing.command import write_run_cards
 
     out, seed = Path(args.out), args.seed
     inputs = materialise(out / f"materials-{seed}", seed=seed)
     words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
     summary = run(configuration("run", "", words)[0])  # read by the words that a user would type
-    print(rendered("quickstart/outcome.txt", out=out, summary=summary))
+    print(rendered("quickstart/outcome.txt", out=as_word(out), summary=summary))
+    write_run_cards(out)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.batches.order import RowSubset
+from sftmix.cli.say import as_word
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
 from sftmix.disk.files import read_json
@@ -104,7 +105,7 @@ def read_run(path: Path) -> RunView:
     file = path / "summary.json"
     summary = read_json(file, stages=dict) if file.exists() else {"stages": {}}
     if summary["stages"].keys().isdisjoint(("confidence", "split", "train")):
-        raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
+        raise ConfigError(f"{path} is not finished; `sftmix status {as_word(path)}` says how far it is")
     config, rows = rows_of_run(path)
     ids = rows.data.train.ids
     split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"

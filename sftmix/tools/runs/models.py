@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sftmix.cli.say import as_word
 from sftmix.disk.regular import keep_within
 from sftmix.model.paths import ADAPTERS, model_place, named
 from sftmix.pipeline.validity import is_finished
@@ -68,9 +69,10 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
             with as_started(run):
                 path = model_place(read_finished(run).model.path)[0]  # no copy of it is in the run
         elif not is_finished(stage) or not os.path.isdir(path):
+            more = " --with_baseline true" * (wanted == "baseline")
             raise ConfigError(
-                f"{run}: {stage.name} is not trained yet; the baseline needs --with_baseline true "
-                f"(sftmix run --config {run}/config.yaml --out {run})"
+                f"{run}: {stage.name} is not trained yet; this trains it: sftmix run --config "
+                f"{as_word(run / 'config.yaml')} --out {as_word(run)}{more}"
             )
         models.append(FinishedModel(name, path, run.absolute()))
     return models

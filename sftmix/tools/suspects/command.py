@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sftmix.cli.say import say
+from sftmix.cli.say import as_word, say
 from sftmix.disk.places import unwritable
 from sftmix.options.data import DataOptions
 from sftmix.text.examples import question_and_response
@@ -106,11 +106,12 @@ def main(args: Options) -> None:
         write_suspects(table, Path(out))
     _print(table, args.top)
     if out:
+        file = Path(out) / "suspects.csv"
         others = left_out_with(zip(table["id"], table["decision"], strict=True))
         say(
-            f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet, {sum(table['decision'] == DROP):,} to "
-            f"drop{others}. Fill in its column decision (keep, drop, mended): --data.exclude {out}/suspects.csv leaves "
-            "out what is to drop"
+            f"{len(table):,} rows in {file} and suspects.parquet, {sum(table['decision'] == DROP):,} to "
+            f"drop{others}. Fill in its column decision (keep, drop, mended): --data.exclude {as_word(file)} "
+            "leaves out what is to drop"
         )
 
 
@@ -162,13 +163,15 @@ def _scored(args: Options, model: str, run: Path) -> Path:
     from sftmix.options.model import ModelOptions
     from sftmix.pipeline import recipe
 
-    config = RunConfig(
-        out=str(run),
-        model=ModelOptions(path=model),
-        data=_options(args),
-        reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
+    recipe.run(
+        RunConfig(
+            out=str(run),
+            model=ModelOptions(path=model),
+            data=_options(args),
+            reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
+        ),
+        until="confidence",
     )
-    recipe.run(config, until="confidence")
     return run
 
 

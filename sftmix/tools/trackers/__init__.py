@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sftmix.cli.say import as_word
 from sftmix.components.base import Callback, StageState
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_object, write_text
@@ -158,7 +159,7 @@ class Tracker(Callback):
                 self.end()  # gives the lock back, for `sftmix track`
             print(
                 f"note: {type(self).__name__} failed, and the run goes on without it: {error}; `sftmix track "
-                f"{run} --to {self.client}` sends what is missing",
+                f"{as_word(run)} --to {self.client}` sends what is missing",
                 file=sys.stderr,
             )
 

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shlex
 
 import pytest
 import torch
@@ -95,6 +96,18 @@ def test_a_prompt_is_a_prefix_of_the_conversation_and_a_turn_ends_with_eos(token
         assert whole[0] == tokenizer.bos_token_id
         response = whole[len(prompt) : -1]
         assert len(response) == len(row["output"].replace(".", " .").split())  # a token for each word
+
+
+@pytest.mark.slow
+def test_the_command_leaves_cards_and_commands_that_can_be_copied(tmp_path, monkeypatch, sftmix):
+    monkeypatch.setattr(quickstart, "N_TRAIN", 16)
+    monkeypatch.setattr(quickstart, "N_EVAL", 4)
+    out = tmp_path / "a [run]"
+    done = sftmix("quickstart", "--out", str(out))
+    assert done.code == 0, done.err
+    assert [(out / stage / "model" / "README.md").exists() for stage in ("train", "baseline")] == [True, True]
+    (command,) = (shlex.split(line) for line in done.out.splitlines() if line.startswith("  sftmix status "))
+    assert command == ["sftmix", "status", str(out)]
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])

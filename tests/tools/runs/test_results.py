@@ -1,6 +1,7 @@
 """What a finished command says: a dozen lines with figures of summary.json, and commands that go on from there."""
 
 import io
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -104,6 +105,24 @@ def test_commands_fit_a_run_with_classes_of_its_own(options, tmp_path):
         commands = results(tmp_path, {}, until, own=own)
         assert sum("--trust " in line for line in commands) == count
         assert "--trust" not in "".join(results(tmp_path, {}, until))
+
+
+def test_commands_in_messages_can_be_copied(finished, sftmix, tmp_path):
+    """From a directory whose name has a blank and brackets; each is what its message is about."""
+    run = tmp_path / "a [run]"
+    shutil.copytree(finished.path, run)
+    again = ["sftmix", "run", "--config", f"{run}/config.yaml", "--out", str(run)]
+    for stage, beside, more in (("baseline", "baseline", ["--with_baseline", "true"]), ("train", "base", [])):
+        shutil.rmtree(run / stage)
+        ended = sftmix("chat", str(run), "--beside", beside)
+        assert f"{run}: {stage} is not trained yet; this trains it: " in ended.err
+        assert shlex.split(ended.err.partition("trains it: ")[2]) == again + more
+    (run / "summary.json").write_text('{"stages": {}}')
+    ended = sftmix("report", str(run), "--map", "0")
+    assert shlex.split(ended.err.split("`")[1]) == ["sftmix", "status", str(run)]
+    ended = sftmix("suspects", str(finished.tiny.train), "--out", str(tmp_path / "a [list]"))
+    option = re.search(r"--data.exclude '.*?'", ended.err)[0]
+    assert shlex.split(option) == ["--data.exclude", str(tmp_path / "a [list]" / "suspects.csv")]
 
 
 def test_a_wide_table_is_in_parts_with_the_first_column_each():
