@@ -17,7 +17,7 @@ from sftmix.text.layout import layout_of
 from sftmix.text.probes import with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, count_within, decode, defaults, token_roles
-from sftmix.text.thoughts import INLINE, closing_at_head, common_start, divided, without_thought_tags, written_behind
+from sftmix.text.thoughts import INLINE, closing_at_head, divided, without_thought_tags, written_behind
 from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -317,15 +317,13 @@ class ChatTemplate(Renderer):
         place = len(front)
         cut = list[tuple[list[int], float]]()
         for through, weight in parts:
-            stop = len(ids) if through == text else max(place, self._within(prompt + through, ids))
+            stop = len(ids)
+            if through != text:
+                (part,) = self.spellings.tokenize([prompt + through])
+                stop = max(place, count_within(self.tokenizer, ids, part))  # a token across the end is the next part's
             cut.append((ids[place:stop], weight))
             place = stop
         return RenderedTurn(front, cut, reasons)
-
-    def _within(self, through: str, ids: list[int]) -> int:
-        """Return how many of the ids say no more than a text: a token across its end belongs to the next part."""
-        (part,) = self.spellings.tokenize([through])  # GPT-2: "Five. " ends with ' ', which in "Five. Four." is ' Four'
-        return count_within(self.tokenizer, ids, decode(self.tokenizer, part), len(common_start(part, ids)))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without what the template writes around it."""

@@ -6,8 +6,6 @@ A prompt may open a thought or close it: `written_behind`, what a rendering has 
 from __future__ import annotations
 
 import re
-from os.path import commonprefix
-from typing import Any
 
 from sftmix.types import Example, Message
 from sftmix.words.shown import visible
@@ -126,11 +124,6 @@ def thinks(example: Example) -> bool:
 def text_before(text: str, marker: str) -> str:
     """Return what is in front of the last marker in a text; "" without one."""
     return text.rpartition(marker)[0]
-
-
-def common_start(one: Any, other: Any) -> Any:
-    """Return what two texts, or two lists of ids, both begin with."""
-    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
 
 
 def text_after(prompt: str, rendered: str, question: str) -> str | None:
