@@ -145,6 +145,21 @@ def test_a_template_that_takes_no_content_beside_a_call_gets_the_thought_in_fron
     assert text == '<think>\nLook outside.\n</think>\n\n<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>'
 
 
+# ------------------------------------------------------------------------------------------ tags in the content
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>\n\n"])
+@pytest.mark.parametrize("space", ["", "\n", "\n\n"])
+def test_a_tag_of_the_content_is_not_trained_behind_the_tag_of_the_prompt(opening, space):
+    """As Nemotron Nano v2, which writes the tag of its prompt and then the content, whatever that begins with."""
+    template = chatml(opening + "{{ m.content }}", opening)
+    said = f"It is 21.{space}</think>{space}Yes."
+    (thinking,) = texts(begun(template, thinks=True), ASKED, Message("assistant", f"<think>{space}{said}", True))
+    assert thinking == f"{said}<|im_end|>"
+    (empty,) = texts(begun(template), ASKED, Message("assistant", f"<think>{space}</think>{space}Yes.", True))
+    assert empty == f"</think>{space}Yes.<|im_end|>"
+
+
 # --------------------------------------------------------------------------------------- refused, or not any more
 
 DEMANDING = (
