@@ -17,7 +17,7 @@ from sftmix.text.layout import layout_of
 from sftmix.text.probes import with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, count_within, decode, defaults, token_roles
-from sftmix.text.thoughts import INLINE, closing_at_head, divided, without_thought_tags, written_behind
+from sftmix.text.thoughts import INLINE, closed_by, closing_at_head, divided, without_thought_tags, written_behind
 from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -216,6 +216,10 @@ class ChatTemplate(Renderer):
         """
         thought, answer = map(self.spellings.as_text, self.divided(message))
         prompt = self.render(before, prompt=True, tools=example.tools)
+        if closed_by(prompt):
+            if thought:
+                raise TemplateRefusal("its prompt closes the thought that the response has")
+            message = replace(message, content=answer)  # SmolLM3 has a row's own empty block behind its prompt's
         begun = self.layout.begun(prompt, thought)
         if message.more.get("tool_calls"):
             text, more = self._called(example, before, message, prompt, begun, thought, answer)
@@ -269,7 +273,7 @@ class ChatTemplate(Renderer):
         name = last["tool_calls"][0]["function"]["name"]
         if behind is None or (thought and place_behind(behind[0], thought, name) < 0):
             # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
-            bare = self.turn(replace(message, thought="", content=self.divided(message)[1]))
+            bare = self.turn(replace(message, thought="", content=answer))
             rest, reasons = self._behind(example, before, bare, prompt, thinks=False) or ("", [])
             behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing), reasons
         text = ended(behind[0], 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: <|call|>
