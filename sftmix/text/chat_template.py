@@ -132,7 +132,7 @@ class ChatTemplate(Renderer):
     def turn(self, message: Message, *, last: bool = False) -> dict[str, Any]:
         """Return a turn as the template takes it: its thought by its key, its special tokens as text.
 
-        last  it is the response: if the template knows no thoughts, a thought from a field is put into its content
+        last  it is the response: if the template knows no thoughts, a thought without an opening tag gets one
         """
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
@@ -144,8 +144,8 @@ class ChatTemplate(Renderer):
                 turn |= {"content": answer, layout.key: thought}  # Qwen3: reasoning_content
             elif layout.key != "" or self.thoughts == "drop":
                 turn["content"] = answer  # an empty thought before it is the template's business
-            elif last and message.thought:
-                turn["content"] = INLINE.format(thought=thought) + answer
+            elif last and thought and (message.thought or message.content.lstrip().startswith(thought)):
+                turn["content"] = INLINE.format(thought=thought) + answer  # DeepSeek-R1: "2 + 2\n</think>\n\nFour."
         return {key: value if key == "role" else self.spellings.as_text(value) for key, value in turn.items()}
 
     def divided(self, message: Message) -> tuple[str, str]:

@@ -160,6 +160,15 @@ def test_a_tag_of_the_content_is_not_trained_behind_the_tag_of_the_prompt(openin
     assert empty == f"</think>{space}Yes.<|im_end|>"
 
 
+@pytest.mark.parametrize("opening", ["", "<think>\n"])
+def test_a_closing_tag_alone_gets_an_opening_one_if_the_prompt_has_none(opening):
+    """As rows of DeepSeek-R1, whose prompt had it."""
+    renderer, said = begun(chatml(opening + "{{ m.content }}", opening), thinks=True), "It is 21.\n</think>\n\nYes."
+    for content in (said, f"<think>\n{said}"):
+        found = texts(renderer, ASKED, Message("assistant", content, True))
+        assert found == [("" if opening else "<think>\n") + f"{said}<|im_end|>"]
+
+
 SWITCHED = "{% set block = '' %}{% if enable_thinking is false or '/no_think' in messages[0].content %}"
 SWITCHED += "{% set block = '<think>\n\n</think>\n' %}{% endif %}"
 SWITCHED += chatml("{{ block }}{{ m.content }}", "{{ block }}").replace(
