@@ -249,10 +249,11 @@ def wrap(
         return module if parallel == "none" else replicated(module, precision=precision, world=world)
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
-    if parallel == "fsdp":
+    group = shard_group(shard_group_size, world) if parallel == "hsdp" else world.size
+    if group == world.size:  # NCCL's mean over a single rank, as between the groups of hsdp, may be wrong
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
-        mesh = hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
+        mesh = hybrid_mesh(_get_default_group(), world, group)
     dtypes: Any = {"param_dtype": torch.bfloat16} if precision == "bf16" else {}
     if dtypes or reduce_dtype != torch.float32:  # None: that of the parameters
         dtypes["reduce_dtype"] = reduce_dtype
