@@ -163,11 +163,12 @@ def add_layers(model: PreTrainedModel, config: Any, seed: int) -> None:
     wrong: the rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore",
-            "fan_in_fan_out is set to|Model has `tie_word_embeddings=True`|"
+        for message in (
+            "fan_in_fan_out is set to",
+            "Model has `tie_word_embeddings=True`",
             r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]",
-        )
+        ):
+            warnings.filterwarnings("ignore", message=message)
         torch.manual_seed(seed)
         model.add_adapter(config, ADAPTER)
 
@@ -234,9 +235,9 @@ def in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dic
     trained = {name: weights[name] for name, p in model.named_parameters() if p.requires_grad and name in weights}
     # With its default "auto" PEFT adds frozen embeddings that have adapters, and may ask the hub for the base model.
     state = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
-    # DoRA's magnitudes get their full name, which PEFT also reads: with the short one transformers 5.23 loses them.
-    # base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
-    return {
-        f"base_model.model.{name}{'.weight' if name.endswith('lora_magnitude_vector') else ''}": x
-        for name, x in state.items()
-    }
+    renamed = {}
+    for name, x in state.items():
+        # DoRA's magnitudes get their full name, which PEFT also reads: with the short one transformers 5.23 loses them.
+        end = ".weight" if name.endswith("lora_magnitude_vector") else ""
+        renamed[f"base_model.model.{name}{end}"] = x  # base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight
+    return renamed

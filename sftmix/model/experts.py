@@ -46,10 +46,5 @@ def cast_experts(model: PreTrainedModel) -> None:
 
 def expert_weights(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights of experts, [experts, D, D'], that `compute` casts."""
-    return [
-        one
-        for part in model.modules()
-        if hasattr(part, "is_transposed")  # all whose experts are exchangeable
-        for one in part.parameters(recurse=False)
-        if one.dim() == 3
-    ]
+    parts = (part for part in model.modules() if hasattr(part, "is_transposed"))  # all whose experts are exchangeable
+    return [one for part in parts for one in part.parameters(recurse=False) if one.dim() == 3]

@@ -69,8 +69,10 @@ class Head:
 
         base  without the adapter on the head, or of the module whose trained copy modules_to_save has
         """
-        module = gathered(self.module)
-        layer = getattr(module, "base_layer", getattr(module, "original_module", module)) if base else self
+        layer: Any = self
+        if base:
+            module = gathered(self.module)
+            layer = getattr(module, "base_layer", getattr(module, "original_module", module))
         weight, bias = layer.weight, getattr(layer, "bias", None)
         copy = None if bias is None else bias.detach().clone()
         return {"weight": weight.detach().clone(), "bias": copy, "softcap": self.softcap, "scale": self.scale}
@@ -168,11 +170,11 @@ def _check_loss(name: str, out: Any, ids: Tensor) -> None:
 
 def _not_finite(model: PreTrainedModel, name: str) -> ConfigError:
     """Return the error of a model whose logits are not finite."""
-    broken = [
-        key
-        for key, weight in model.named_parameters()  # of which a rank may hold a sound shard
-        if not (weight.full_tensor() if isinstance(weight, DTensor) else weight).isfinite().all()
-    ]
+    broken = []
+    for key, weight in model.named_parameters():  # of which a rank may hold a sound shard
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if not whole.isfinite().all():
+            broken.append(key)
     return ConfigError(
         f"model.path: the logits of {name} are not finite numbers, and neither are {some(broken)}: name an "
         "undamaged copy of it"

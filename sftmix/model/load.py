@@ -95,9 +95,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     tokenizer = _from_pretrained(AutoTokenizer, path)
     file = find_model(path).directory / TOKENIZER
     if type(tokenizer) is not TokenizersBackend and file.is_file() and not _is_that_of(tokenizer, file):
+        own = type(tokenizer).__name__
         say_once(
-            f"model.path: {path}: {type(tokenizer).__name__} of transformers splits text otherwise than "
-            "tokenizer.json, which is followed"
+            f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed"
         )
         tokenizer = _from_pretrained(TokenizersBackend, path)
     model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)

@@ -36,11 +36,8 @@ def write_shards(
     cast = casting(model, dtype)
     # of tied weights: {"lm_head.weight"}, beside model.embed_tokens.weight
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
-    like = {
-        name: cast(name, torch.empty(x.shape, dtype=x.dtype, device="meta"))
-        for name, x in model.state_dict().items()
-        if name not in aliases
-    }
+    like = {name: torch.empty(x.shape, dtype=x.dtype, device="meta") for name, x in model.state_dict().items()}
+    like = {name: cast(name, x) for name, x in like.items() if name not in aliases}
     values = ((name, cast(name, x).cpu()) for name, x in weights if name in like)
     stored = revert_weight_conversion(model, dict(like))
     by_layers = {name: x.shape for name, x in _reverted(model, like.items(), _layer)}
@@ -60,10 +57,8 @@ def write_shards(
     if places:
         raise RuntimeError(f"no value came for {', '.join(places)}")
     if len(split.filename_to_tensors) > 1:
-        index = {
-            "metadata": {"total_parameters": model.num_parameters(), **split.metadata},
-            "weight_map": split.tensor_to_filename,
-        }
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
         write_text(directory / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 

@@ -214,12 +214,13 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
-        thought, answer = map(self.spellings.as_text, self.divided(message))
+        parts = self.divided(message)
+        thought, answer = map(self.spellings.as_text, parts)
         prompt = self.render(before, prompt=True, tools=example.tools)
         if closed_by(prompt):
             if thought:
                 raise TemplateRefusal("its prompt closes the thought that the response has")
-            message = replace(message, content=answer)  # SmolLM3 has a row's own empty block behind its prompt's
+            message = replace(message, content=parts[1])  # SmolLM3 has a row's own empty block behind its prompt's
         begun = self.layout.begun(prompt, thought)
         if message.more.get("tool_calls"):
             text, more = self._called(example, before, message, prompt, begun, thought, answer)
@@ -273,7 +274,7 @@ class ChatTemplate(Renderer):
         name = last["tool_calls"][0]["function"]["name"]
         if behind is None or (thought and place_behind(behind[0], thought, name) < 0):
             # EXAONE 4 leaves the thought out there; Gemma 4 writes the content, and a thought in it, behind calls.
-            bare = self.turn(replace(message, thought="", content=answer))
+            bare = self.turn(replace(message, thought="", content=self.divided(message)[1]))
             rest, reasons = self._behind(example, before, bare, prompt, thinks=False) or ("", [])
             behind = begun + rest.removeprefix(closing_at_head(rest) or self.layout.closing), reasons
         text = ended(behind[0], 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)  # gpt-oss: <|call|>
