@@ -34,6 +34,11 @@ def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
     return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
 
 
+def longest_window(model: PreTrainedModel) -> int:
+    """Return the length of the longest window of tokens that attention compresses into one; 0 without any."""
+    return max(getattr(model.get_decoder().config, "compress_rates", {"": 0}).values())  # DeepSeek-V4: 128
+
+
 @contextmanager
 def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[None]:
     """Let a model run in eval mode and without gradients; ConfigError, `problem: error. remedy`, if it fails."""

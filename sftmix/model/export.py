@@ -117,6 +117,9 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, chat_templa
     exported, named = copy.deepcopy(tokenizer), tokenizer.chat_template
     if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
         exported.chat_template = chat_template or named
+    split = getattr(getattr(exported, "backend_tokenizer", None), "pre_tokenizer", None)
+    if getattr(split, "add_prefix_space", False):  # transformers 4 takes it for false unless the config has it
+        exported.init_kwargs["add_prefix_space"] = exported.add_prefix_space = True
     exported.save_pretrained(path)
     config = path / "tokenizer_config.json"  # {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": [...]}
     text = read_text(config).replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')

@@ -4,6 +4,8 @@ The loss multiplies hidden states with the head itself, so it must know every st
 logits: `check_head` compares the logits of both on a probe batch and refuses a model whose logits differ.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +95,8 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     """Return the head whose logits equal `model(...).logits` on a probe batch.
 
     trains  the model is to be trained: its own loss must then be the mean NLL, and nothing else
-    Raises ConfigError if the logits are not finite, if no formula fits them, if a state depends on later tokens, or if
-    the model adds terms to the loss, which nobody would train.
+    Raises ConfigError if the logits are not finite, if no formula fits them, if a state depends on later tokens, if the
+    model changes its weights, or if it adds terms to the loss, which nobody would train.
     """
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
@@ -106,7 +108,8 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     own = attention_of(model)
     # Neither a CPU nor float32 has flash attention; the formula of the head is the same.
     attention = "eager" if is_flash(own) or own == VARLEN else own
-    with attending(model, attention), probing(model, f"{name} does not run as backbone and head", remedy):
+    runs = probing(model, f"{name} does not run as backbone and head", remedy)
+    with _keeping_weights(model, name), attending(model, attention), runs:
         decoder = model.get_decoder()
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
         moved = (decoder(input_ids=changed, use_cache=False).last_hidden_state - hidden).abs()  # [2, 8, D]
@@ -134,6 +137,21 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     if trains:
         _check_loss(name, out, ids)
     return best
+
+
+@contextmanager
+def _keeping_weights(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Raise ConfigError if the model changes its own weights within: others would be exported than were trained."""
+    # FSDP's forward puts other tensors into their place, so the weights are held.
+    held = [(key, weight, weight._version) for key, weight in model.named_parameters()]
+    yield
+    for key, weight, version in held:
+        if weight._version != version:
+            raise ConfigError(
+                f"model.path: {name} changes its own weights when it runs ({key}), so its export would have others "
+                "than were trained. Set rescale_every to 0 in its config.json (RWKV; for a hub id in a copy: hf "
+                "download ID --local-dir DIR), or name another model"
+            )
 
 
 def _check_loss(name: str, out: Any, ids: Tensor) -> None:

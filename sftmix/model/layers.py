@@ -28,9 +28,12 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Checkpoint each decoder layer."""
+    """Checkpoint each decoder layer; ConfigError for a model that cannot, as JetMoE."""
     enable = getattr(model, "activation_checkpointing_enable", None)  # older versions of transformers have the other
-    (enable or model.gradient_checkpointing_enable)()
+    try:
+        (enable or model.gradient_checkpointing_enable)()
+    except ValueError as error:
+        raise ConfigError(f"training.activation_checkpointing true: {error} Set it to false.") from error
 
 
 def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, masking_utils
 
-from sftmix.model.compared import apart, probe_ids, probing
+from sftmix.model.compared import apart, longest_window, probe_ids, probing
 from sftmix.model.varlen import DEVICES, VARLEN, missing, unfit
 from sftmix.words.errors import ConfigError
-
-_DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)  # 7 + 4 + 5 = 6 + 10 = 9 + 7 = 16
-"""Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""
 
 _REMEDY = (
     "Set another model.attention (sdpa, eager) or none, or training.padding_free to false (micro-batches are padded); "
@@ -112,21 +109,25 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     varlen = attention == VARLEN
     name = f"{type(model).__name__} ({model.config.model_type}, attention {attention})"
     decoder, device = model.get_decoder(), model.device
-    ids = probe_ids(model, *((1, 48) if padding_free else (3, 16)))
-    positions = torch.cat([torch.arange(n, device=device) for n in _DOCUMENTS]).view(ids.shape)
+    window = longest_window(model)
+    # Three lines of 16 tokens and a window, as padding is also a document; padding-free, one line of all. The window is
+    # in the last documents, which so see a whole one, though it begins in those before.
+    lengths = [7, 4, 5 + window, 6, 10 + window, 9, 7 + window]
+    ids = probe_ids(model, sum(lengths)).view(1 if padding_free else 3, -1)
+    positions = torch.cat([torch.arange(n, device=device) for n in lengths]).view(ids.shape)
     places: dict[str, Any] = {}
     if varlen:
         if problem := unfit(decoder.config):
             return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {_REMEDY}"
         if problem := missing(device) if device.type == "cuda" else None:
             return f"model.attention {VARLEN} does not run on this GPU: {problem}. {_REMEDY}"
-        starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)  # 0, 7, 11, 16, ..., 48
-        places = {"cu_seq_lens_q": starts, "max_length_q": max(_DOCUMENTS)}
+        starts = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)  # 0, 7, 11, 16, ..., 48
+        places = {"cu_seq_lens_q": starts, "max_length_q": max(lengths)}
     with probing(model, f"{name} does not take packed documents", _REMEDY):
-        inputs = {"input_ids": ids, "attention_mask": None, "position_ids": positions, **places}
-        packed = decoder(**inputs, use_cache=False).last_hidden_state
+        out = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False, **places)
+        packed = out.last_hidden_state
         with attending(model, "eager" if varlen else attention):
-            singles = ids.view(1, -1).split(_DOCUMENTS, dim=1)
+            singles = ids.view(1, -1).split(lengths, dim=1)
             alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
     # Under autocast the states may be float32 still, but were computed in less.
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
@@ -71,6 +71,19 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[st
     """
     # DeepSeek-V3: e_score_correction_bias; Llama: (?!), which finds nothing
     return re.compile("|".join(model._get_dtype_plan(dtype)).replace("*", ".*") or "(?!)")
+
+
+def routers_in_float32(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the routers whose weights transformers keeps in float32 beside others in bfloat16.
+
+    They are known by their names, and are called by their layers: other such modules have their weights read as well.
+    """
+    kept, found = kept_in_float32(model, torch.bfloat16), []
+    for name, module in model.named_modules():
+        weights = [weight for weight, _ in module.named_parameters(name)]
+        if name.endswith((".gate", ".router")) and weights and all(map(kept.search, weights)):
+            found.append(module)
+    return found
 
 
 def casting(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str, Tensor], Tensor]:

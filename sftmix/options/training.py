@@ -93,8 +93,8 @@ class StageTraining(OptionFields):
     """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step: more traffic, 4 bytes less for
     each trained number. auto: the cheaper that fits, on several GPUs; else false."""
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
-    """fsdp and hsdp: dtype in which ranks add up their gradients. bfloat16 sends half as much; results differ as
-    between fp32 and bf16."""
+    """fsdp and hsdp: dtype in which gradients are added up over micro-batches and ranks. bfloat16 sends half as much;
+    results differ as between fp32 and bf16."""
     activation_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute each decoder layer in the backward: less memory, about a third more compute. auto: on a GPU if the
     cheapest step that fits needs that."""

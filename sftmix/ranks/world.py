@@ -199,6 +199,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         # Each group has keys of its own: those of an earlier one are addresses where nobody listens any more.
         meeting = _meeting(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], timeout)
         store = dist.PrefixStore(f"group {next(_starts)}", meeting)
+        _refuse_other_devices(kind, rank, size, store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     except dist.DistError as error:
         raise HangError(
@@ -223,6 +224,17 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         # the timeout: torchrun would not hear of the error, nor end the other ranks. Other GPUs may be alike.
         if finished or kind == "cpu":
             dist.destroy_process_group()
+
+
+def _refuse_other_devices(kind: str, rank: int, size: int, store: dist.Store) -> None:
+    """Raise ConfigError on every rank unless all compute on one kind of device, by which each decides for itself."""
+    store.set(f"device {rank}", f"{kind} on {socket.gethostname()}")
+    devices = [found.decode() for found in store.multi_get([f"device {other}" for other in range(size)])]
+    if len(one_of_each := {device.split()[0]: device for device in devices}) > 1:
+        raise ConfigError(
+            f"ranks are on devices of different kinds: {', '.join(sorted(one_of_each.values()))}. A node that shows no "
+            "GPU counts as cpu: mend its driver or its container, or leave it out"
+        )
 
 
 @cache

@@ -41,8 +41,7 @@ def calls_of(turn: Fields, content: Any, where: str, place: int) -> dict[str, An
     found = []
     for number, call in enumerate(calls if isinstance(calls, list) else [calls]):
         function = {"arguments": {}} | _function(call, name, "arguments")
-        made = hashlib.blake2b(f"{place} {number}".encode()).hexdigest()[:CALL_ID]
-        own = parsed(call, name).get("id") or made
+        own = parsed(call, name).get("id") or hashlib.blake2b(f"{place} {number}".encode()).hexdigest()[:CALL_ID]
         # Nothing else, as some templates write the whole object.
         function = {"name": function["name"], "arguments": function["arguments"]}
         found.append({"id": checked_text(own, f"{name}: id"), "type": "function", "function": function})

@@ -17,7 +17,7 @@ from sftmix.text.layout import layout_of
 from sftmix.text.probes import with_text_arguments
 from sftmix.text.spellings import SpecialSpellings
 from sftmix.text.templates import CLOCK, WITH_TOOLS, Chat, chosen, count_within, decode, defaults, token_roles
-from sftmix.text.thoughts import INLINE, closing_at_head, common_start, divided, without_thought_tags, written_behind
+from sftmix.text.thoughts import INLINE, closed_by, closing_at_head, divided, without_thought_tags, written_behind
 from sftmix.text.values import MARK, ended, holds, holds_calls, left_out_of, place_behind
 from sftmix.types import Example, Message, RenderedTurn
 from sftmix.words.errors import ConfigError, TemplateRefusal
@@ -132,7 +132,7 @@ class ChatTemplate(Renderer):
     def turn(self, message: Message, *, last: bool = False) -> dict[str, Any]:
         """Return a turn as the template takes it: its thought by its key, its special tokens as text.
 
-        last  it is the response: if the template knows no thoughts, a thought from a field is put into its content
+        last  it is the response: if the template knows no thoughts, a thought without an opening tag gets one
         """
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
@@ -144,8 +144,8 @@ class ChatTemplate(Renderer):
                 turn |= {"content": answer, layout.key: thought}  # Qwen3: reasoning_content
             elif layout.key != "" or self.thoughts == "drop":
                 turn["content"] = answer  # an empty thought before it is the template's business
-            elif last and message.thought:
-                turn["content"] = INLINE.format(thought=thought) + answer
+            elif last and thought and (message.thought or message.content.lstrip().startswith(thought)):
+                turn["content"] = INLINE.format(thought=thought) + answer  # DeepSeek-R1: "2 + 2\n</think>\n\nFour."
         return {key: value if key == "role" else self.spellings.as_text(value) for key, value in turn.items()}
 
     def divided(self, message: Message) -> tuple[str, str]:
@@ -214,8 +214,13 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
-        thought, answer = map(self.spellings.as_text, self.divided(message))
+        parts = self.divided(message)
+        thought, answer = map(self.spellings.as_text, parts)
         prompt = self.render(before, prompt=True, tools=example.tools)
+        if closed_by(prompt):
+            if thought:
+                raise TemplateRefusal("its prompt closes the thought that the response has")
+            message = replace(message, content=parts[1])  # SmolLM3 has a row's own empty block behind its prompt's
         begun = self.layout.begun(prompt, thought)
         if message.more.get("tool_calls"):
             text, more = self._called(example, before, message, prompt, begun, thought, answer)
@@ -317,15 +322,13 @@ class ChatTemplate(Renderer):
         place = len(front)
         cut = list[tuple[list[int], float]]()
         for through, weight in parts:
-            stop = len(ids) if through == text else max(place, self._within(prompt + through, ids))
+            stop = len(ids)
+            if through != text:
+                (part,) = self.spellings.tokenize([prompt + through])
+                stop = max(place, count_within(self.tokenizer, ids, part))  # a token across the end is the next part's
             cut.append((ids[place:stop], weight))
             place = stop
         return RenderedTurn(front, cut, reasons)
-
-    def _within(self, through: str, ids: list[int]) -> int:
-        """Return how many of the ids say no more than a text: a token across its end belongs to the next part."""
-        (part,) = self.spellings.tokenize([through])  # GPT-2: "Five. " ends with ' ', which in "Five. Four." is ' Four'
-        return count_within(self.tokenizer, ids, decode(self.tokenizer, part), len(common_start(part, ids)))
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without what the template writes around it."""

@@ -61,8 +61,11 @@ def has_response(row: Example) -> bool:
 
 def left_out(row: Example) -> list[str]:
     """Return the reasons to count of turns that are not trained: each empty response or document, a last question."""
-    empty = [turn for turn in row.messages if turn.trained and not _says(turn)]
-    reasons = ["empty_document" if turn.role == TEXT else "empty_response" for turn in empty]
+    reasons = [
+        "empty_document" if turn.role == TEXT else "empty_response"
+        for turn in row.messages
+        if turn.trained and not _says(turn)
+    ]
     return reasons + ["unanswered"] * (row.messages[-1].role in ("user", "tool"))
 
 

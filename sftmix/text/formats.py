@@ -1,6 +1,5 @@
 """Row formats: each turns one row into one example, or says what is wrong with the row."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -83,7 +82,7 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
 
 def _of_rows(row: Fields) -> str:
     """Say what to do with an object that holds a list of rows; "" for any other."""
-    fields = {*itertools.chain(*FORMAT_FIELDS.values())}
+    fields = sum(FORMAT_FIELDS.values(), ())
     for name, value in row.items():  # {"version": "1.0", "data": [{"instruction": "Hi", "output": "Yo"}]}
         if isinstance(value, list) and value and isinstance(value[0], Mapping) and value[0].keys() & fields:
             return f". One object is one row: if the rows are those of {quoted(name)}, write that list alone, [...]"
@@ -232,12 +231,10 @@ class Alpaca(RowFormat):
 
     def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the user's turn, with the input in its last line, and the assistant's."""
-        instruction = field_text(row, "instruction")
-        extra = checked_text(row.get("input", ""), "input")
-        said = [text for text in (instruction, extra) if visible(text)]
-        if not said:
+        said = [field_text(row, "instruction"), checked_text(row.get("input", ""), "input")]
+        prompt = "\n".join(filter(visible, said))  # as LLaMA-Factory joins them
+        if not prompt:
             raise BadRow("instruction and input are empty")
-        prompt = "\n".join(said)  # as LLaMA-Factory joins them
         return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 

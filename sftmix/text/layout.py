@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.text.probes import AND_NOW, ANSWERED, ASKED, CALL, RESULT, SYSTEM, TOOLS, with_text_arguments
-from sftmix.text.templates import LETTERS, Template, defaults
+from sftmix.text.templates import LETTERS, Template, common_start, defaults
 from sftmix.text.thoughts import (
     INLINE,
     OPENING,
@@ -30,7 +30,6 @@ from sftmix.text.thoughts import (
     closed_by,
     closing_at_head,
     closing_of,
-    common_start,
     opened_by,
     text_after,
     text_before,

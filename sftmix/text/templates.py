@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import inf
+from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -310,11 +311,17 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Int64) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def count_within(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str, within: int) -> int:
-    """Return how many of the ids say no more than a text, which they begin with.
+def common_start(one: Any, other: Any) -> Any:
+    """Return what two texts, or two lists of ids, both begin with."""
+    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
 
-    within  so many do
+
+def count_within(tokenizer: PreTrainedTokenizerBase, ids: list[int], part: list[int]) -> int:
+    """Return how many of the ids say no more than the text, with which they begin, that others are alone.
+
+    part  the others: GPT-2's of "Five. " end with ' ', which in "Five. Four." is ' Four'
     """
+    text, within = decode(tokenizer, part), len(common_start(part, ids))
     for count in range(within + 1, len(ids) + 1):
         said = decode(tokenizer, ids[:count])
         if text.startswith(said):

@@ -6,8 +6,6 @@ A prompt may open a thought or close it: `written_behind`, what a rendering has 
 from __future__ import annotations
 
 import re
-from os.path import commonprefix
-from typing import Any
 
 from sftmix.types import Example, Message
 from sftmix.words.shown import visible
@@ -128,11 +126,6 @@ def text_before(text: str, marker: str) -> str:
     return text.rpartition(marker)[0]
 
 
-def common_start(one: Any, other: Any) -> Any:
-    """Return what two texts, or two lists of ids, both begin with."""
-    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
-
-
 def text_after(prompt: str, rendered: str, question: str) -> str | None:
     """Return a rendering behind a prompt, which may have another head and other white space around its header.
 
@@ -171,11 +164,11 @@ def written_behind(
         return None
     if rest.startswith(tags):
         rest = rest.removeprefix(tags)  # Nemotron 3 Nano: '<think>\n' is in both
-    elif thinks:  # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there
-        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest  # else '<think></think>' of GLM-4.6
-    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
+    elif not thinks:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
         rest = rest.removeprefix(closing_at_head(rest).rstrip())
-    if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
-        return rest.removeprefix(opened)
+    if opened:
+        # axolotl's Qwen3: the prompt ends with '<think>\n\n', the rendering has '<think>\nSky' there. Nemotron Nano v2
+        # writes the tag of its prompt, '<think>\n', in front of a content with a tag of its own: '<think>Sky</think>'.
+        rest = re.sub(rf"^\s*{re.escape(opened.strip())}\s*", "", rest)
     # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
-    return closing + rest if opened and not closing_at_head(rest) else rest
+    return closing + rest if opened and not thinks and not closing_at_head(rest) else rest

@@ -1,6 +1,7 @@
 """Values of rows: what is absent, what is text, what is JSON in a text, and whether a rendered text has them."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -157,7 +158,8 @@ def left_out_of(prompt: str, bare: str, tools: Iterable[Fields], before: Iterabl
     lost = {"tools_lost"} if tools and unwritten else set[str]()
     for turn in before:
         behind = prompt if turn["role"] == "system" else prompt[place:]  # Mistral: with the last turn of a user
-        said = place_behind(behind, turn["content"])
+        # SmolLM3 and Nemotron Nano v2 take the switch out of "Be brief. /no_think".
+        said = place_behind(behind, *re.split("/(?:no_)?think", turn["content"]))
         calls = [_values(call["function"]) for call in turn.get("tool_calls") or ()]
         if not holds_calls(behind, turn):
             lost.add("calls_lost")

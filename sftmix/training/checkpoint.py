@@ -52,7 +52,7 @@ from sftmix.ranks.world import World
 from sftmix.training.optimizer_state import restored, state_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.part import part_of
-from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, SFTMixError
+from sftmix.words.errors import CheckpointError, ConfigError, NonFiniteError, NoSpaceError, SFTMixError
 
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
@@ -122,9 +122,9 @@ class CheckpointStore:
 
         staging, beside = self.world.from_main(lambda: self._begin(step, needed))  # hashes of the log now: it grows
         with self._explained(step, needed):
-            part = part_of(
-                tensors, staging, copied=self.in_background, alone=self.world.size == 1
-            )  # on the host, not written
+            # On the host, as they are now: they change in the steps that are made while the thread writes.
+            part = part_of(tensors, staging, copied=self.in_background, alone=self.world.size == 1)
+            numbers, of_loop = (json.dumps(value, indent=1) for value in (others, {**state, "step": step}))
 
         def write() -> dict[str, Any]:
             files = part.write()
@@ -136,8 +136,8 @@ class CheckpointStore:
                 for problem in of_ranks:
                     if isinstance(problem, Exception):
                         raise problem
-                (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
-                (staging / _NUMBERS).write_text(json.dumps(others, indent=1))
+                (staging / "state.json").write_text(of_loop)
+                (staging / _NUMBERS).write_text(numbers)
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 about = {"step": step, "world_size": self.world.size}
@@ -174,12 +174,13 @@ class CheckpointStore:
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """Wait at the end of the block for the save under way, also after an error that all ranks raise."""
+        """Wait at the end of the block for the save under way, also after an error that ranks raise by agreement."""
         try:
             yield
         except BaseException as error:
             # `finish` gathers: ranks that do not have the error would never come.
-            if self.world.size == 1 or (isinstance(error, SFTMixError) and error.everywhere):
+            agreed = isinstance(error, NonFiniteError | NoSpaceError | CheckpointError) and error.everywhere
+            if self.world.size == 1 or agreed:
                 with suppress(SFTMixError):  # it would hide the error itself
                     self.finish()
             raise

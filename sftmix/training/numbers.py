@@ -38,6 +38,7 @@ class Numbers:
     outside     those of embeddings, last norm and head; what text never goes through is in neither
     embeddings  those of the input embeddings, which may be the head's as well
     head        the weight of the LM head, [V, D]
+    recomputes  the model can compute its layers again
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -49,6 +50,7 @@ class Numbers:
         self.n_layers = max(len(layers), 1)
         self.head = head.weight
         self.head_trains = any(one.requires_grad for one in head.parameters())
+        self.recomputes = model.supports_gradient_checkpointing
         self.tied = self.head is model.get_input_embeddings().weight
 
 

@@ -28,6 +28,7 @@ from sftmix.model.packing import (
     is_skipping,
     packing_problem,
 )
+from sftmix.model.rounding import routers_in_float32
 from sftmix.model.varlen import VARLEN
 from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
@@ -232,11 +233,12 @@ def wrap(
     """Wrap the module, whose forward runs backbone, head and losses.
 
     fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
-    group per decoder layer, one for the input embeddings, one for last norm and head (`_norm_and_head`), and one for
-    the rest. All but the layers are gathered once per forward and kept until the backward is done;
-    `reshard_after_forward` False keeps the layers so as well. Modules that no forward runs have groups of their own,
-    which stay sharded. Each group moves to the device when it is sharded. The values that a model on the meta device
-    carries go into the shards: no rank holds the whole model. Without shards each rank takes them whole.
+    group per decoder layer, one per router that stays in float32, one for the input embeddings, one for last norm and
+    head (`_norm_and_head`), and one for the rest. All but the layers are gathered once per forward and kept
+    until the backward is done; `reshard_after_forward` False keeps the layers so as well. Modules that no forward runs
+    have groups of their own, which stay sharded. Each group moves to the device when it is sharded. The values that a
+    model on the meta device carries go into the shards: no rank holds the whole model. Without shards each rank takes
+    them whole.
     """
     if parallel not in SHARDED:
         check = fill(module.model)
@@ -247,10 +249,11 @@ def wrap(
         return module if parallel == "none" else replicated(module, precision=precision, world=world)
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
-    if parallel == "fsdp":
+    group = shard_group(shard_group_size, world) if parallel == "hsdp" else world.size
+    if group == world.size:  # NCCL's mean over a single rank, as between the groups of hsdp, may be wrong
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
-        mesh = hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
+        mesh = hybrid_mesh(_get_default_group(), world, group)
     dtypes: Any = {"param_dtype": torch.bfloat16} if precision == "bf16" else {}
     if dtypes or reduce_dtype != torch.float32:  # None: that of the parameters
         dtypes["reduce_dtype"] = reduce_dtype
@@ -259,6 +262,9 @@ def wrap(
     last = _norm_and_head(module.model, layers)
     if last:
         groups[module.model.get_input_embeddings()] = False
+    exact = MixedPrecisionPolicy(**{**dtypes, "param_dtype": None}, cast_forward_inputs=False)
+    for router in routers_in_float32(module.model) if precision == "bf16" else []:
+        fully_shard(router, mesh=mesh, mp_policy=exact, reshard_after_forward=False)
     for part, again in groups.items():
         fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes), reshard_after_forward=again)
     # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights

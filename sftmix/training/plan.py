@@ -88,7 +88,7 @@ def step_plans(
     """
     found = []
     for parallel, memory in memories.items():
-        for layout in _layouts(work, sharded=parallel in SHARDED):
+        for layout in _layouts(work, memory.numbers.recomputes, sharded=parallel in SHARDED):
             slots = _slots(memory, work, layout, free[parallel], PADDED_TOKENS if padded else sys.maxsize)
             if slots is not None:
                 need = memory.optimizer + sum(memory.peak(slots, layout))
@@ -147,15 +147,15 @@ def shares_rows(options: TrainingOptions, attention: str | None, device: torch.d
     return options.length_groups is None and is_skipping(attention, device)
 
 
-def _layouts(work: Workload, *, sharded: bool) -> list[StepLayout]:
-    """Return the layouts that options, device and objective allow, whether they fit or not, in their order."""
+def _layouts(work: Workload, recomputes: bool, *, sharded: bool) -> list[StepLayout]:
+    """Return the layouts that options, device, model and objective allow, fitting or not, in their order."""
     on_gpu = work.world.device.type != "cpu"
 
     def values(name: str, first: bool, *, free: bool) -> list[bool]:
         asked = getattr(work.options, name)
         return [first, not first][: 1 + (free and on_gpu)] if asked == "auto" else [asked]
 
-    recompute = values("activation_checkpointing", False, free=Need.STATES not in work.objective.needs)
+    recompute = values("activation_checkpointing", False, free=recomputes and Need.STATES not in work.objective.needs)
     reduce_each = values("reduce_each_micro_batch", False, free=sharded)
     reshard = values("reshard_after_forward", True, free=sharded)
     passes = [(False, reduce_each[0]), *[(True, each) for each in reduce_each]]

@@ -57,6 +57,8 @@ from sftmix.training.update import (
     gradient_norm,
     gradient_shards,
     learning_rate,
+    refuse_unequal,
+    trace_of,
 )
 from sftmix.types import Batch, Plan, Split
 from sftmix.words.errors import ConfigError
@@ -224,7 +226,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         clip_gradients(shards, norm, limit)
     if meanwhile is not None:
         meanwhile()
-    figures = read_sums(sums, norm, counts, world)
+    figures = read_sums(sums, norm, counts, world, trace_of(setup.module))
     result = StepResult(**figures, counts=counts, learning_rate=rate, batches=batches, plans=plans, nll=nll)
     if result.updates:  # decided by sums over all ranks, so alike on every rank
         if not on_device:
@@ -377,10 +379,11 @@ def refuse_unreached(module: nn.Module, objective: Objective) -> None:
 # -------------------------------------------------------------------------------------- 5. clip and update
 
 
-def read_sums(sums: torch.Tensor, norm: torch.Tensor, counts: Counts, world: World) -> dict[str, Any]:
+def read_sums(sums: torch.Tensor, norm: torch.Tensor, counts: Counts, world: World, trace: int) -> dict[str, Any]:
     """Wait for the device; return those fields of a StepResult that it has computed, over all ranks."""
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-    loss, nll_sum, weighted, mixed, tokens, aligned = world.sum(sums_of_rank)
+    loss, nll_sum, weighted, mixed, tokens, aligned, *traces = world.sum([*sums_of_rank, trace, trace**2])
+    refuse_unequal(trace, *traces, ranks=world.size)
     return {
         "loss": loss / world.size,  # each rank's loss was multiplied by it
         "ntp": nll_sum / tokens if tokens else 0.0,

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from sftmix.components.base import Optimizer
 from sftmix.options.training import TrainingOptions
+from sftmix.ranks.rng import stable_hash
 from sftmix.ranks.world import World
 from sftmix.words.errors import ConfigError
 from sftmix.words.given import as_written
@@ -20,6 +21,22 @@ def gradient_shards(model: nn.Module) -> list[torch.Tensor]:
     """Return this rank's part of each gradient."""
     gradients = (p.grad for p in model.parameters() if p.grad is not None)
     return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+
+
+def trace_of(module: nn.Module) -> int:
+    """Return a number below 2^20 of the names of the parameters that have a gradient; 0 if ranks share no weights."""
+    if not isinstance(module, FSDPModule):
+        return 0
+    return stable_hash(*[name for name, p in module.named_parameters() if p.grad is not None]) % 2**20
+
+
+def refuse_unequal(trace: int, total: float, squares: float, *, ranks: int) -> None:
+    """Raise ConfigError on every rank unless all have this trace, by the sums of them and of their squares."""
+    if (total, squares) != (ranks * trace, ranks * trace**2):  # the spread of equal traces is 0; exact below 2^53
+        raise ConfigError(
+            "some ranks have gradients of other parameters than others; fsdp and hsdp add them up as if they were the "
+            "same. If experts of the model are modules of their own, use --training.parallel ddp, else one process"
+        )
 
 
 def gradient_norm(model: nn.Module, shards: list[torch.Tensor]) -> torch.Tensor:

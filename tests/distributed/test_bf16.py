@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig
 
 from sftmix.batches.order import Slot, Unit
 from sftmix.components import DFT, NEFTune, SFTMix
@@ -23,7 +24,7 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.step import micro_batches, normalise
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
-from tests.toy import toy_model, toy_rows, toy_stage
+from tests.toy import VOCABULARY, toy_model, toy_rows, toy_stage
 
 pytestmark = pytest.mark.slow
 
@@ -158,3 +159,34 @@ def test_a_step_in_bf16_is_that_of_a_plain_model(steps, way):
     if isinstance(objective := objective_of(way), SFTMix):
         assert mixup > 1
         assert float(found["loss"]) == pytest.approx(ntp + objective.mu * mixup, rel=1e-6, abs=0)
+
+
+def routes_in_float32(world: World, path: str) -> None:
+    """What the routers choose by has the bits of a model that transformers loads in bfloat16."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "pad_token_id": 0}
+    small |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_layer_start_index": 1}
+    small |= {"moe_intermediate_size": 8, "moe_num_experts": 8, "moe_k": 2, "moe_num_shared_experts": 0}
+    model = AutoModelForCausalLM.from_config(Ernie4_5_MoeConfig(**small))
+    layer = model.model.layers[1]
+    router, seen = layer.mlp.gate, list[torch.Tensor]()
+    weight, bias = router.weight, router.moe_statics.e_score_correction_bias
+    bias.data += 0.5 + 0.001 * torch.randn(8)  # bfloat16 has one or two of them
+    before = [weight.detach().clone(), bias.detach().clone()]
+
+    def note(module: Any, *_: Any) -> None:
+        seen.extend(p.detach().clone() for p in (module.weight, module.moe_statics.e_score_correction_bias))
+
+    router.register_forward_hook(note)
+    layer.mlp.experts.register_forward_pre_hook(lambda module, _: seen.append(module.down_proj))
+    options = {"parallel": "fsdp", "precision": "bf16", "micro_batch_size": 2, "learning_rate": 0.01}
+    loop = TrainingLoop(toy_stage(Path(path), [UNITS, UNITS], data=DATA, options=options, model=model), world)
+    loop.advance()
+    assert seen[2].dtype == torch.bfloat16, "an expert's weight"
+    assert all(map(torch.equal, seen[:2], before))
+    assert not torch.equal(whole_of(router.weight), before[0]), "it is trained"
+
+
+def test_routers_that_transformers_keeps_in_float32_are_gathered_so(tmp_path):
+    """FSDP gave them as bfloat16: other experts than in one process, or in the model that is exported."""
+    on_ranks(routes_in_float32, str(tmp_path))

@@ -15,6 +15,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    RwkvConfig,
 )
 
 from sftmix.config import RunConfig
@@ -35,7 +36,11 @@ LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embe
 LORA = LoraOptions(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["embed_tokens"], use_dora=False)
 
 
-REFUSED = {"seeing": "sees later tokens", "nan": r"not finite numbers, .* 1 weights \(model\.layers\.1\.mlp\.up_proj"}
+REFUSED = {
+    "seeing": "sees later tokens",
+    "nan": r"not finite numbers, .* 1 weights \(model\.layers\.1\.mlp\.up_proj",
+    "halved": "changes its own weights",
+}
 """Models that their first pass refuses, once every rank has its part of the values."""
 
 
@@ -164,6 +169,8 @@ def models(tmp_path_factory) -> Path:
     broken = LlamaForCausalLM(LlamaConfig(**LLAMA))
     broken.model.layers[1].mlp.up_proj.weight.data[3, 2] = float("nan")
     broken.save_pretrained(root / "nan")
+    rwkv = RwkvConfig(vocab_size=61, hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, rescale_every=1)
+    AutoModelForCausalLM.from_config(rwkv).save_pretrained(root / "halved")
     LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(root / "broken")
     file = root / "broken" / "model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if k != "model.norm.weight"}, file, metadata={"format": "pt"})

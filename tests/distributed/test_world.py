@@ -23,7 +23,7 @@ from sftmix.training.mesh import hybrid_mesh
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
 from sftmix.words.errors import ConfigError, HangError
-from tests.forked import _forked, free_port, on_ranks
+from tests.forked import _forked, ended, free_port, on_ranks
 from tests.tiny import ROOT
 from tests.tiny import sftmix as command
 from tests.toy import toy_model
@@ -95,6 +95,20 @@ def unequal_nodes(world) -> None:
 @pytest.mark.slow
 def test_nodes_of_unequal_size_do_not_wait_for_each_other():
     on_ranks(unequal_nodes, ranks=4)
+
+
+def on_a_gpu() -> None:
+    worlds._device = lambda local_rank: torch.device("cuda", local_rank)
+
+
+@pytest.mark.slow
+def test_a_rank_without_the_gpu_that_others_have_is_refused(tiny, tmp_path):
+    """Precision, sharding and loading are decided by the device: their collectives would not fit together."""
+    words = ["run", *tiny.bare, "--objective", "NTP", "--out", "run"]
+    it = ended(words, cwd=tmp_path, faults=[on_a_gpu, None])
+    assert 2 in it.codes
+    host = socket.gethostname()
+    assert f"devices of different kinds: cpu on {host}, cuda on {host}. A node that shows no GPU" in it.printed
 
 
 def two_nodes() -> None:

@@ -31,6 +31,14 @@ FAMILIES = {
     "gemma2, sliding": ("Gemma2", TINY | SLIDING, ("eager",)),
     "gemma3, sliding": ("Gemma3Text", TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}, ALL),
 }
+WINDOWED = TINY | {
+    "num_key_value_heads": 1,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
+WINDOWED |= {"q_lora_rank": 16, "o_lora_rank": 8, "o_groups": 2, "hc_mult": 3, "max_position_embeddings": 1024}
+"""Layers that see windows of 128 tokens, each as one."""
 LEAKY = {
     "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "opt": {
@@ -43,6 +51,7 @@ LEAKY = {
         "max_position_embeddings": 64,
     },
     "mamba": {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "deepseek_v4": WINDOWED | {"layer_types": ["heavily_compressed_attention"] * 2},
 }
 CASES = [(family, attention) for family, (_, _, kinds) in FAMILIES.items() for attention in kinds]
 WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
@@ -111,9 +120,10 @@ def test_windows_that_share_a_row_begin_their_documents_one_after_the_other():
 
 @pytest.mark.parametrize("family", LEAKY)
 def test_models_that_let_documents_leak_are_refused(family):
-    config = transformers.AutoConfig.for_model(family, **LEAKY[family])
+    model = build(transformers.AutoConfig.for_model(family, **LEAKY[family]), "eager")
     with pytest.raises(ConfigError, match=r"does not keep packed documents apart(.|\n)*data.packing to false"):
-        packed(build(config, "eager"))
+        packed(model)
+    assert "does not keep packed documents apart" in (packing_problem(model, padding_free=True) or "")
 
 
 def test_attention_without_masks_of_its_own_is_refused():

@@ -166,6 +166,16 @@ def test_autotokenizer_makes_the_tokens_of_the_run_or_a_line_says_so(by_file, tm
     assert ("AutoTokenizer takes Qwen2Tokenizer for this type" in capsys.readouterr().err) is not same
 
 
+@pytest.mark.parametrize("blank", [True, False])
+def test_transformers_4_puts_a_blank_in_front_of_a_text_as_the_file_does(by_file, tmp_path, blank):
+    """If tokenizer_config.json says nothing, it puts none."""
+    model, tokenizer = random_model(transformers.LlamaConfig(**TINY)), by_file("llama")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=blank)
+    out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)
+    assert json.loads((out / "tokenizer_config.json").read_text()).get("add_prefix_space", False) is blank
+    assert AutoTokenizer.from_pretrained(out)(TEXTS[1])["input_ids"] == tokenizer(TEXTS[1])["input_ids"]
+
+
 @pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 1e6}, LLAMA3], ids=["default", "llama3"])
 def test_transformers_4_finds_the_base_of_rope(tokenizer, tmp_path, capsys, rope):
     """Its names are those of the published files of that time."""

@@ -127,6 +127,28 @@ SEEING = {
 }
 
 
+class Renormalised(transformers.LlamaForCausalLM):
+    """It keeps the length of a weight."""
+
+    def forward(self, *inputs, **more):
+        with torch.no_grad():
+            self.lm_head.weight.div_(self.lm_head.weight.norm())
+        return super().forward(*inputs, **more)
+
+
+def rwkv(**more):
+    sizes = {"vocab_size": 61, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 8}
+    return random_model(transformers.RwkvConfig(**sizes, context_length=64, **more))
+
+
+@pytest.mark.parametrize("model", [rwkv, lambda: Renormalised(transformers.LlamaConfig(**TINY)).eval()])
+def test_a_model_that_changes_its_own_weights_is_refused(model):
+    """RWKV halves some in each pass in eval mode: an export would have them so."""
+    with pytest.raises(ConfigError, match=r"changes its own weights when it runs \(.*weight\).*rescale_every to 0"):
+        check_head(model())
+    check_head(rwkv(rescale_every=0), trains=True)
+
+
 @pytest.mark.parametrize("kind", SEEING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_model_that_sees_later_tokens_is_refused(kind, dtype):

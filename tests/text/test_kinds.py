@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from benchmarks.templates import KINDS, outcome, tokenizer_of
 from sftmix.text import ChatTemplate, RowEncoder, encode
 from sftmix.types import Example, Message
-from sftmix.words.errors import ConfigError
+from sftmix.words.errors import ConfigError, TemplateRefusal
 from tests.fast import some_fast
 from tests.text.small_tokenizers import chatml_tokenizer, make_encoder
 from tests.text.test_structures import CALL, CALLS, EACH_CALL, FIELD, TOOL, chatml, encoded
@@ -19,8 +19,8 @@ CALLED = Message("assistant", "", True, more={"tool_calls": [CALL]})
 RESULT = Message("tool", "21 degrees", more={"tool_call_id": "call00000"})
 
 
-def begun(template: str, *, thinks: bool | None = False) -> ChatTemplate:
-    renderer = ChatTemplate()
+def begun(template: str, *, thinks: bool | None = False, **options: bool) -> ChatTemplate:
+    renderer = ChatTemplate(template_options=options)
     renderer.begin(structured("chatml", template), thinks=thinks)
     return renderer
 
@@ -143,6 +143,60 @@ def test_a_template_that_takes_no_content_beside_a_call_gets_the_thought_in_fron
     call = Message("assistant", "", True, 1.0, "Look outside.", CALLED.more)
     (text,) = texts(begun(refusing + CALLS.replace(FIELD, "{{ m.content }}"), thinks=True), ASKED, call, tools=(TOOL,))
     assert text == '<think>\nLook outside.\n</think>\n\n<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>'
+
+
+# ------------------------------------------------------------------------------------------ tags in the content
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>\n\n"])
+@pytest.mark.parametrize("space", ["", "\n", "\n\n"])
+def test_a_tag_of_the_content_is_not_trained_behind_the_tag_of_the_prompt(opening, space):
+    """As Nemotron Nano v2, which writes the tag of its prompt and then the content, whatever that begins with."""
+    template = chatml(opening + "{{ m.content }}", opening)
+    said = f"It is 21.{space}</think>{space}Yes."
+    (thinking,) = texts(begun(template, thinks=True), ASKED, Message("assistant", f"<think>{space}{said}", True))
+    assert thinking == f"{said}<|im_end|>"
+    (empty,) = texts(begun(template), ASKED, Message("assistant", f"<think>{space}</think>{space}Yes.", True))
+    assert empty == f"</think>{space}Yes.<|im_end|>"
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n"])
+def test_a_closing_tag_alone_gets_an_opening_one_if_the_prompt_has_none(opening):
+    """As rows of DeepSeek-R1, whose prompt had it."""
+    renderer, said = begun(chatml(opening + "{{ m.content }}", opening), thinks=True), "It is 21.\n</think>\n\nYes."
+    for content in (said, f"<think>\n{said}"):
+        found = texts(renderer, ASKED, Message("assistant", content, True))
+        assert found == [("" if opening else "<think>\n") + f"{said}<|im_end|>"]
+
+
+SWITCHED = "{% set block = '' %}{% if enable_thinking is false or '/no_think' in messages[0].content %}"
+SWITCHED += "{% set block = '<think>\n\n</think>\n' %}{% endif %}"
+SWITCHED += chatml("{{ block }}{{ m.content }}", "{{ block }}").replace(
+    "}}{% endif", ".replace('/no_think', '') }}{% endif"
+)
+"""As SmolLM3: thoughts are within the content, and a flag in the system turn closes them for this conversation."""
+
+BLOCK = "<think>\n\n</think>\n\n"
+FLAG = Message("system", "/no_think")
+
+
+@pytest.mark.parametrize("block", ["", BLOCK, "<think></think>", "</think>\n\n"])
+def test_a_rows_own_empty_block_is_not_trained_behind_the_block_of_the_prompt(block):
+    answer = Message("assistant", f"{block}Yes.", True)
+    assert texts(begun(SWITCHED), ASKED, answer) == [f"{block}Yes.<|im_end|>"]
+    text, spans, _ = encoded(make_encoder(structured("chatml", SWITCHED)), FLAG, ASKED, answer)
+    assert spans == [("Yes.<|im_end|>", 1.0)]
+    assert text.count("</think>") == 1
+    assert texts(begun(SWITCHED, enable_thinking=False), ASKED, answer) == ["Yes.<|im_end|>"]
+
+
+def test_a_thought_behind_a_prompt_that_closes_it_is_refused_in_this_row_alone():
+    encoder = make_encoder(structured("chatml", SWITCHED), thinks=True)
+    answer = Message("assistant", "<think>\nIt is 21.\n</think>\n\nYes.", True)
+    assert encoded(encoder, ASKED, answer)[1:] == ([(f"{answer.content}<|im_end|>", 1.0)], [])
+    with pytest.raises(TemplateRefusal, match="its prompt closes the thought that the response has"):
+        encoder.renderer.turns(Example("x", (FLAG, ASKED, answer)))
+    assert encoded(encoder, FLAG, ASKED, answer)[2] == ["template_refused"]
 
 
 # --------------------------------------------------------------------------------------- refused, or not any more

@@ -11,6 +11,7 @@ from tests.text.test_structures import CALL, CALLS, EACH_CALL, FIELD, TOOL, chat
 NAMED = Message("user", "Ask weather about Oslo. Is it 21 degrees?")
 RESULT, YES = Message("tool", "21 degrees", more={"tool_call_id": "call00000"}), Message("assistant", "Yes.", True)
 EARLIER = Message("assistant", "", more={"tool_calls": [CALL]})
+UNSWITCHED = chatml().replace("else %}{{ m.content", "else %}{{ m.content.replace('/no_think', '').replace('/no', '')")
 NO_RESULTS = CALLS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}")
 
 
@@ -27,6 +28,10 @@ NO_RESULTS = CALLS.replace("{% for m in messages %}", "{% for m in messages if m
             (),
             ["turn_lost"],
         ),
+        (UNSWITCHED, [Message("system", "Ask. /no_think Ask weather."), NAMED, YES], (), []),
+        (UNSWITCHED, [Message("system", "/no_think"), NAMED, YES], (), []),
+        (UNSWITCHED, [Message("system", "Be brief. /no_thought"), NAMED, YES], (), ["turn_lost"]),
+        (chatml(), [Message("system", "Ask. /no_think Ask weather."), NAMED, YES], (), []),
         (CALLS, [NAMED, EARLIER, RESULT, YES], (TOOL,), []),
         (CALLS, [NAMED, replace(EARLIER, trained=True), RESULT, YES, NAMED, YES], (TOOL,), []),
     ],

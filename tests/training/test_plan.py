@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
+from transformers import AutoConfig
 
 from sftmix.batches.order import Slot
 from sftmix.components import NTP
@@ -22,9 +23,11 @@ from sftmix.tools.estimate.model import FakeModel
 from sftmix.training import choices
 from sftmix.training.footprint import Workload
 from sftmix.training.gpus import GPUS
-from sftmix.training.parallel import training_module
+from sftmix.training.parallel import prepare_layers, training_module
 from sftmix.training.plan import USABLE, StepPlan, by_cost, imitated, parallels_of, said, step_plans
+from sftmix.words.errors import ConfigError
 from tests.forked import on_ranks
+from tests.model.test_models import TINY, random_model
 from tests.tools.estimate.configs import fake_ranks, small_llama
 from tests.toy import FakeRank, FixedOrder, toy_model, toy_rows
 
@@ -113,6 +116,18 @@ def test_a_plan_takes_what_options_ask_for(directory):
 def test_states_that_an_objective_changes_are_not_recomputed(directory):
     found = planned(directory, "8b", LONG, 8, parallel="fsdp", objective=ManifoldMixup(layers=[1]))
     assert {plan.layout.activation_checkpointing for plan in found} == {False}
+
+
+@pytest.mark.parametrize(("family", "layouts"), [("gpt_neox", {False, True}), ("gpt_neox_japanese", {False})])
+def test_layers_are_not_recomputed_in_a_model_that_cannot(family, layouts):
+    model, one = random_model(AutoConfig.for_model(family, **TINY)), World(device=torch.device("cuda", 0))
+    order: Any = FixedOrder([[(Slot(0),)]])
+    work = Workload(model, toy_rows([(3, 5)]), order, NTP(), AdamW(), TrainingOptions(), "fp32", one)
+    found = step_plans(imitated(model, work, ["none"]), work, {"none": 1e9}, padded=False, gpu=None)
+    assert {plan.layout.activation_checkpointing for plan in found} == layouts
+    if layouts == {False}:
+        with pytest.raises(ConfigError, match=r"activation_checkpointing true: GPTNeoXJapanese.* Set it to false\."):
+            prepare_layers(model, TrainingOptions(activation_checkpointing=True))
 
 
 @pytest.mark.slow

@@ -1,25 +1,29 @@
 """Checkpoints that a thread writes while the training goes on, as on a GPU; here the class is told so."""
 
 import errno
+import json
 import os
 import resource
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sftmix.batches.order import Slot
-from sftmix.components import Callback
+from sftmix.components import NTP, Callback, Need
 from sftmix.disk.files import steps_in, verify_directory
 from sftmix.options import CheckpointOptions
+from sftmix.ranks import world as worlds
 from sftmix.ranks.world import World
 from sftmix.training import part
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
 from sftmix.words.errors import CheckpointError, NoSpaceError, Stopped
-from tests.forked import on_ranks
+from tests.forked import ended, on_ranks
+from tests.tiny import status
 from tests.toy import Interrupt, metrics_of, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
 
@@ -109,6 +113,48 @@ def test_a_run_goes_on_while_it_is_saved_and_ends_the_same(tmp_path, monkeypatch
     assert [verify_directory(path, within=saved.parent) for path in saved.iterdir()] == [None, None]
 
 
+class Remembers(Callback):
+    """A callback that may stop, and keeps the loss of each step."""
+
+    gives = frozenset({Need.STOP})
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_step_end(self, state):
+        self.losses.append(state.metrics["loss"])
+
+
+class Counts(NTP):
+    """An objective whose state is a list that grows."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def loss(self, view, batch, plan):
+        self.sizes.append(len(batch.labels))
+        return super().loss(view, batch, plan)
+
+    def state_dict(self):
+        return {"sizes": self.sizes}
+
+    def load_state_dict(self, state):
+        self.sizes = list(state["sizes"])
+
+
+def test_lists_of_components_are_written_as_they_were_after_the_step(tmp_path, monkeypatch):
+    """On one GPU they had what was added while the thread wrote: a resume saw those steps twice."""
+    kept = []
+    for behind in (False, True):
+        monkeypatch.setattr(CheckpointStore, "in_background", behind)
+        place = tmp_path / str(behind)
+        train(replace(stage(place, Remembers()), objective=Counts()), World())
+        saved = sorted((place / "checkpoints").glob("*/state.json"))
+        kept.append([json.loads(path.read_text())["callbacks"] for path in saved])
+    assert kept[0] == kept[1]
+    assert [len(callback["losses"]) for ((callback, _),) in kept[0]] == [2, 4, 6]
+
+
 class FailsAfter(Callback):
     """An error of a callback after a step."""
 
@@ -153,8 +199,13 @@ def test_an_error_of_the_thread_ends_the_run_as_if_it_were_its_own(tmp_path, mon
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def one_rank_cannot_write(world: World, path: str) -> None:
+def in_background() -> None:
     CheckpointStore.in_background = True  # type: ignore[assignment,method-assign]
+    worlds.PATIENCE = 0.1  # how long a rank's error waits for the same one of rank 0
+
+
+def one_rank_cannot_write(world: World, path: str) -> None:
+    in_background()
     it = Trained(toy_model(dtype=torch.float32), steps=1, world=world, parallel="fsdp")
     if world.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # writes fail with EFBIG
@@ -168,13 +219,44 @@ def one_rank_cannot_write(world: World, path: str) -> None:
 
 def a_signal_to_one_rank(world: World, path: str) -> None:
     """While the save of its step is under way on both."""
-    CheckpointStore.in_background = True  # type: ignore[assignment,method-assign]
+    in_background()
     waits = threading.Event()
     part.save_file = lambda *what: (waits.wait(0.3), WRITE(*what))
     with pytest.raises(Stopped):
         train(stage(Path(path), Interrupt(step=2 if world.rank else -1)), world)
     world.barrier()
     assert steps_in(Path(path) / "checkpoints") == [2]
+
+
+REFUSES = '''
+import torch.distributed as dist
+from sftmix.components import NTP
+from sftmix.words.errors import ConfigError
+
+class Refuses(NTP):
+    """On rank 1 the third loss is refused."""
+
+    calls = 0
+
+    def loss(self, view, batch, plan):
+        self.calls += 1
+        if self.calls == 3 and dist.get_rank() == 1:
+            raise ConfigError("a batch of one rank")
+        return super().loss(view, batch, plan)
+'''
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_raised_while_a_save_is_under_way(tiny, tmp_path):
+    """It waited until training.timeout for the other rank, which was in a collective of the step.
+
+    Its words were lost.
+    """
+    (tmp_path / "refusing.py").write_text(REFUSES)
+    words = ["run", *tiny.bare, "--objective", "refusing.Refuses", "--splitter", "RandomSplit", "--out", "run"]
+    words += ["--training.parallel", "ddp", "--checkpoint.every", "1", "--training.timeout", "45"]
+    it = ended(words, cwd=tmp_path, faults=[in_background] * 2)
+    assert status(tmp_path / "run")["message"] == "RankError: rank 1: ConfigError: a batch of one rank", it.printed
 
 
 @pytest.mark.long

@@ -1,7 +1,9 @@
 """Trained parameters that get no gradient, as the indexer of DeepSeek-V3.2: trained, saved, continued, on any ranks."""
 
+import copy
 import io
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,12 +56,15 @@ class Indexed(nn.Module):
 class Experts(nn.Module):
     """Two MLPs, modules of their own, of which a row goes through one."""
 
-    def __init__(self, mlp: nn.Module) -> None:
+    def __init__(self, mlp: nn.Module, *, equal: bool = False) -> None:
         super().__init__()
-        self.experts = nn.ModuleList([mlp, nn.Linear(16, 16)])
+        self.experts = nn.ModuleList([mlp, copy.deepcopy(mlp) if equal else nn.Linear(16, 16)])
 
     def forward(self, states):
         return self.experts[int(states[0, -1, 1] > 0)](states)
+
+
+KINDS_OF_MLP = {"experts": Experts, "equal experts": partial(Experts, equal=True)}
 
 
 def model_of(kind: str):
@@ -69,7 +74,7 @@ def model_of(kind: str):
     else:
         model = toy_model(dtype=torch.float32, tied=True)
         for block in model.transformer.h:
-            block.mlp = (Experts if kind == "experts" else Indexed)(block.mlp)
+            block.mlp = KINDS_OF_MLP.get(kind, Indexed)(block.mlp)
     if kind in ADAPTERS:
         add_adapters(model, LoraOptions(r=2, target_modules=ADAPTERS[kind]), seed=0)
     return model.eval()
@@ -155,6 +160,18 @@ def test_under_ddp_ranks_may_reach_different_ones(tmp_path):
     assert "fsdp cannot train a model whose ranks reach different ones" in said
     two, one = load_file(tmp_path / "whole.st"), weights_of(tmp_path / "one", "experts")
     assert_near({name: one[name] for name in two}, two, atol=1e-5)
+
+
+def refused_under_fsdp(world: World, path: str, parallel: str) -> None:
+    with pytest.raises(ConfigError, match=r"ranks have gradients of other parameters .* use --training.parallel ddp"):
+        weights_of(Path(path), "equal experts", world=world, parallel=parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
+def test_shards_of_which_ranks_reach_different_ones_are_refused(tmp_path, parallel):
+    """Of one size their gradients were added up with each other, and the run ended as if nothing was wrong."""
+    on_ranks(refused_under_fsdp, str(tmp_path), parallel)
 
 
 class States(NTP):

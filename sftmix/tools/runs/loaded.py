@@ -13,7 +13,7 @@ from sftmix.data import prepare
 from sftmix.disk.hashes import sha256_json
 from sftmix.disk.places import started
 from sftmix.model.adapters import quantization_config
-from sftmix.model.compared import apart, probe_ids, probing, say_once
+from sftmix.model.compared import apart, longest_window, probe_ids, probing, say_once
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, own_ends, stored_dtype
 from sftmix.model.paths import ADAPTERS, named
 from sftmix.model.probes import context_length, position_border, probe_logits
@@ -157,8 +157,7 @@ def longest_together(model: Any, name: str) -> int:
     A recurrent state, a convolution or a window of compressed tokens may see padding: a prompt that fills the longest
     such window (DeepSeek-V4's) is continued beside a longer one, and alone.
     """
-    windows = getattr(model.config, "compress_rates", {"": 0})
-    ids = probe_ids(model, 2, 12 + max(windows.values()))  # [2, 12], of DeepSeek-V4 [2, 12 + 128]
+    ids = probe_ids(model, 2, 12 + longest_window(model))  # [2, 12], of DeepSeek-V4 [2, 12 + 128]
     mask = torch.ones_like(ids)
     mask[1, :7] = 0  # the second row has 7 tokens of padding, and 5 of its own
     options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
