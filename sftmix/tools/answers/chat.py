@@ -39,7 +39,8 @@ def main(args: Options) -> None:
         raise ConfigError("chat reads what you say from stdin, which is closed; call it in a terminal, or from a pipe")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
-    models = finished_models(args.place, ["target", args.beside or ""])
+    names = ["target", *([args.beside] if args.beside else [])]
+    models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     summaries = (read_json_if_there(model.run / "summary.json") for model in models if model.run)
     rows = max((at(summary, "data.counts.system") or 0 for summary in summaries), default=0)

@@ -90,7 +90,6 @@ def _answer_for_judge(
     if problem := unwritable(to, folder=True):
         raise ConfigError(f"--to {to} {problem}; with --format {form} it names a directory")
     labels = [_label(model) for model in models]
-    alpaca = form == "alpaca_eval"
     if len(set(labels)) < len(labels):
         raise ConfigError(f"--models: the files of two models would have one name: {', '.join(labels)}")
     for model, label in zip(models, labels, strict=True):
@@ -99,17 +98,9 @@ def _answer_for_judge(
         rows = []
         for question, line in zip(questions, lines, strict=True):
             texts = [text or "" for text in as_list(line["answers"][model.name])]  # None: the prompt left no room
-            rows.append(
-                {**question.row, "output": texts[0], "generator": label}
-                if alpaca
-                else {
-                    "question_id": question.row["question_id"],
-                    "model_id": label,
-                    "choices": [{"index": 0, "turns": texts}],
-                }
-            )
-        judged = to / (f"{label}.json" if alpaca else f"model_answer/{label}.jsonl")
-        (write_json if alpaca else write_jsonl)(judged, rows)
+            rows.append(_judged(form, label, question.row, texts))
+        judged = to / (f"{label}.json" if form == "alpaca_eval" else f"model_answer/{label}.jsonl")
+        (write_json if form == "alpaca_eval" else write_jsonl)(judged, rows)
         print(file, judged, sep="\n")
 
 
@@ -139,6 +130,13 @@ def _held_out(name: str, run: Path | None) -> list[Question]:
     return [question_of(example) for example in prepared.eval.examples(whole=True)]
 
 
+def _judged(form: str, label: str, row: Any, texts: list[str]) -> dict[str, Any]:
+    """Return the line of a judge's file for a row of its own file of prompts, and a model's answers to it."""
+    if form == "alpaca_eval":
+        return {**row, "output": texts[0], "generator": label}
+    return {"question_id": row["question_id"], "model_id": label, "choices": [{"index": 0, "turns": texts}]}
+
+
 def read_questions(names: Sequence[str], config: RunConfig | None = None, *, mt_bench: bool = False) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
@@ -153,8 +151,7 @@ def read_questions(names: Sequence[str], config: RunConfig | None = None, *, mt_
 
     config = config or RunConfig()
     form, data = config.row_format or config.data.format, config.data
-    reader = Columns(data.columns)
-    questions = []
+    reader, questions = Columns(data.columns), list[Question]()
     times, taken = Counter[str](), set[str]()
     sources, lines = expand(names, "--prompts")
     for line in lines:

@@ -37,7 +37,7 @@ class Question:
     def as_dict(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
         rest = {"follow_ups": self.follow_ups, "tools": self.tools}
-        more = {name: list(value) for name, value in rest.items() if value}
+        more = {name: list(value) if isinstance(value, tuple) else value for name, value in rest.items() if value}
         return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
 
 

@@ -29,11 +29,9 @@ def main(args: Options) -> None:
     if not (args.to or of_run):
         raise ConfigError("--to is missing; name the directory of the results")
     _check_numbers(args)
-    usual = (
-        [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
-        if of_run
-        else ["target"]
-    )
+    usual = ["target"]
+    if of_run:
+        usual = [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
     models = finished_models(args.place, args.models.split(",") if args.models else usual)
     place = Path(args.to or run / "evaluation")
     if problem := unwritable(place, folder=True):

@@ -32,11 +32,11 @@ def contrasts(table: Table, margin: float | None) -> go.Figure | None:
     margin  differences of at most this size are shaded: those that would not matter
     """
     drawn = [contrast for contrast in table["contrasts"] if contrast["differences"]]
+    names = [escape(f"{contrast['ours']} − {contrast['theirs']}") for contrast in drawn]  # plotly takes HTML in names
     if not drawn:
         return None
     chart = figure(f"difference in {table['metric']}", "", height=140 + 70 * len(drawn))
-    for contrast in drawn:
-        name = escape(f"{contrast['ours']} − {contrast['theirs']}")  # plotly takes HTML in names
+    for name, contrast in zip(names, drawn, strict=True):
         dots = contrast["differences"]
         chart.add_scatter(
             x=dots,

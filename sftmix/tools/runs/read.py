@@ -88,16 +88,14 @@ def reading(options: Any) -> Iterator[None]:
 
     Raises ConfigError for these options if the command reads no run.
     """
-    given = {
-        key: name
-        for key in ("data.train", "data.eval", "model.path", "trust")
-        if (name := getattr(options, key.replace(".", "__"), None))
-    }
+    keys = ("data.train", "data.eval", "model.path", "trust")
+    named = {key: getattr(options, key.replace(".", "__"), None) for key in keys}
+    given = {key: name for key, name in named.items() if name} if isinstance(options, Reading) else {}
     if given:
         _refuse_no_run_among(options, given)
     before = _given.set({key: name for key, name in given.items() if key != "trust"})
     try:
-        with trusting(None) if "trust" in given else nullcontext():
+        with trusting(None) if getattr(options, "trust", False) else nullcontext():
             yield
     finally:
         _given.reset(before)

@@ -19,18 +19,16 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
     own  whether the configuration names classes that are not of this package
     """
     out = Path(out)
+    seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in by_name()}
+    made = by_name()[until].result
     return rendered(
         "runs/results.txt",
         summary={**dict.fromkeys(("stages", "mu_effective", "confidence", "remarks")), **summary},
         until=until,
         held_out=held_out(summary),
         mixed=at(summary, "confounds.mixed_token_share"),
-        times={
-            name: timedelta(seconds=round(taken))  # 2:05:00
-            for name in by_name()
-            if (taken := at(summary, f"stages.{name}.wall_seconds"))
-        },
-        files=[str(out / name) for name in (by_name()[until].result, "summary.json") if (out / name).exists()],
+        times={name: timedelta(seconds=round(taken)) for name, taken in seconds.items() if taken},  # 2:05:00
+        files=[str(out / name) for name in (made, "summary.json") if (out / name).exists()],
         place=as_word(out),
         config=as_word(out / "config.yaml"),
         trust=" --trust" if own else "",

@@ -60,10 +60,8 @@ def doubts(config: RunConfig) -> Iterator[str]:
     """Yield a question about each value that is allowed, and hardly meant."""
     rate = config.training.learning_rate
     if rate > 1:
-        yield (
-            f"warning: training.learning_rate is {rate:g}. Is it meant to be above 1? "
-            "Usual rates are from 1e-6 to 1e-2."
-        )
+        usual = "Usual rates are from 1e-6 to 1e-2."
+        yield f"warning: training.learning_rate is {rate:g}. Is it meant to be above 1? {usual}"
 
 
 def check_run(config: RunConfig, until: str) -> None:

@@ -84,16 +84,8 @@ def model_card(
         model_name=run.resolve().name,
         eval_results=results or None,
     )
-    return _card(
-        "model.md",
-        run,
-        data,
-        stage=stage,
-        step=step,
-        figures=figures,
-        baseline=baseline,
-        evaluation=results_of(run),
-    )
+    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": results_of(run)}
+    return _card("model.md", run, data, stage=stage, **values)
 
 
 def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:

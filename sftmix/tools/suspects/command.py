@@ -163,15 +163,13 @@ def _scored(args: Options, model: str, run: Path) -> Path:
     from sftmix.options.model import ModelOptions
     from sftmix.pipeline import recipe
 
-    recipe.run(
-        RunConfig(
-            out=str(run),
-            model=ModelOptions(path=model),
-            data=_options(args),
-            reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
-        ),
-        until="confidence",
+    config = RunConfig(
+        out=str(run),
+        model=ModelOptions(path=model),
+        data=_options(args),
+        reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
     )
+    recipe.run(config, until="confidence")
     return run
 
 

@@ -75,13 +75,13 @@ class SuspectRows:
     @cached_property
     def vectors(self) -> Any:
         """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
-        texts = [*self.prompts, *self.responses]
         if model := sentence_model(self.embedding):
             import numpy as np
 
-            return np.split(embedded(texts, model), 2)  # [2 N, D]: prompts, responses
+            return np.split(embedded([*self.prompts, *self.responses], model), 2)  # [2 N, D]: prompts, responses
         from sklearn.feature_extraction.text import TfidfVectorizer
 
+        texts = [*self.prompts, *self.responses]
         if not any(re.search(r"\w", text) for text in texts):
             raise DataError(
                 "no prompt and no response has a word, and --embedding tfidf compares words: take --embedding minilm "

@@ -1,8 +1,8 @@
 """Signals that read the texts by rules: no model and no other row is asked."""
 
+import operator
 import re
 from collections.abc import Callable
-from operator import add, mul, sub, truediv
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class EmptyAnswer(OfTexts):
 
     @staticmethod
     def rule(prompt: str, response: str) -> float:
-        return PLACEHOLDER.fullmatch(response) is not None
+        return float(PLACEHOLDER.fullmatch(response) is not None)
 
 
 class Refusal(OfTexts):
@@ -95,7 +95,7 @@ class Refusal(OfTexts):
 
     @staticmethod
     def rule(prompt: str, response: str) -> float:
-        return bool(REFUSAL.search(response[:200])) and not REFUSAL.search(prompt)
+        return float(bool(REFUSAL.search(response[:200])) and not REFUSAL.search(prompt))
 
 
 OPEN = frozenset(
@@ -186,16 +186,24 @@ class OtherLanguage(Signal):
         asked, said = ([language_of(text) for text in texts] for texts in (rows.prompts, rows.responses))
         known = [*filter(None, said)]
         usual = max(dict.fromkeys(known), key=known.count, default="")  # of equal ones the first
-        texts = zip(said, asked, rows.prompts, strict=True)
-        other = [one not in ("", usual, ask) and not NAMED.search(prompt) for one, ask, prompt in texts]
-        return np.array(other, float)
+        other = [one not in ("", usual, ask) for one, ask in zip(said, asked, strict=True)]
+        named = [NAMED.search(prompt) is not None for prompt in rows.prompts]
+        return np.array(other, float) * ~np.array(named, bool)
 
 
 # -------------------------------------------------------------------------------------------------------- numbers
 
 _N = r"(\d+(?:\.\d+)?)"
 SUM = re.compile(rf"(?<![\d.+*/×x÷=^-])(?<![-+*/×x÷^] ){_N} ?([-+*/×x÷]) ?{_N} ?= ?(-?\d+(?:\.\d+)?)(?![\d^/])")
-DOES = dict(zip("+-*×x/÷", (add, sub, mul, mul, mul, truediv, truediv), strict=True))
+DOES: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "×": operator.mul,
+    "x": operator.mul,
+    "/": operator.truediv,
+    "÷": operator.truediv,
+}
 
 
 class AlteredNumbers(OfTexts):

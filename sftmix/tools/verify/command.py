@@ -45,9 +45,7 @@ def main(args: Options) -> None:
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window)
-    say(
-        json.dumps(certificate, indent=1) if args.json else rendered("verify/certificate.txt", **certificate),
-        sys.stdout,
-    )
+    lines = rendered("verify/certificate.txt", **certificate)
+    say(json.dumps(certificate, indent=1) if args.json else lines, sys.stdout)
     if not certificate["same"]:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

@@ -45,7 +45,7 @@ def findings_of(
 
     relative  name -> largest relative difference at which its values count as the same; 0 for all others
     """
-    findings = []
+    findings = list[Finding]()
     exact = True
     for name in dict.fromkeys([*expected, *replayed]):
         # [1, 2, 3] and [1, 2] become [1, 2, 3] and [1, 2, nan], which differ in the last.

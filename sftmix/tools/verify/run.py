@@ -315,6 +315,7 @@ class Replay(RunContext):
         for name, value in self.machine.items():
             others = dict.fromkeys(machine.get(name) for machine in self.recorded)  # each once
             different += [f"{name} is {other} in the run and {value} here" for other in others if other != value]
+        told = {"window": window, "findings": findings, "different": different}
         return {
             "run": str(window.run),
             "stage": window.stage,
@@ -324,5 +325,5 @@ class Replay(RunContext):
             "exact": all(finding.same and finding.exact for finding in findings),
             "machine": {"run": self.recorded, "replay": self.machine, "different": different},
             "findings": [finding._asdict() for finding in findings],
-            "sentence": rendered("verify/sentence.txt", window=window, findings=findings, different=different),
+            "sentence": rendered("verify/sentence.txt", **told),
         }
