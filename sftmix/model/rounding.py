@@ -78,7 +78,8 @@ def routers_in_float32(model: PreTrainedModel) -> list[nn.Module]:
 
     They are known by their names, and are called by their layers: other such modules have their weights read as well.
     """
-    kept, found = kept_in_float32(model, torch.bfloat16), []
+    kept = kept_in_float32(model, torch.bfloat16)
+    found = []
     for name, module in model.named_modules():
         weights = [weight for weight, _ in module.named_parameters(name)]
         if name.endswith((".gate", ".router")) and weights and all(map(kept.search, weights)):

@@ -214,8 +214,7 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
-        parts = self.divided(message)
-        thought, answer = map(self.spellings.as_text, parts)
+        thought, answer = map(self.spellings.as_text, parts := self.divided(message))
         prompt = self.render(before, prompt=True, tools=example.tools)
         if closed_by(prompt):
             if thought:

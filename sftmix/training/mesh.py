@@ -1,4 +1,4 @@
-"""The ranks of hybrid sharding: groups that share one copy of the weights, and the ranks that have the same part."""
+"""The ranks of sharding: groups that share one copy of the weights, and the ranks that have the same part."""
 
 import math
 import socket
@@ -13,8 +13,10 @@ from sftmix.words.errors import ConfigError
 
 
 @cache
-def hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
-    """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
+def mesh_of(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
+    """Return the mesh of groups that share the weights, one for all models: they live, with NCCL's buffers, to the end.
+
+    A single group, as of fsdp, is a mesh of all ranks: NCCL's mean over one rank, as between groups, may be wrong.
 
     Raises ConfigError if the groups would differ, as they would wait for each other until the timeout, or if one would
     be spread over more hosts than its ranks need.
@@ -25,6 +27,8 @@ def hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMes
             f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
             "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
         )
+    if group == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
     hosts = world.gather(socket.gethostname())
     for first in range(0, world.size, group):
         among = dict.fromkeys(hosts[first : first + group])

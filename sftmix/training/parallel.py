@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _get_default_group
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
@@ -33,7 +32,7 @@ from sftmix.model.varlen import VARLEN
 from sftmix.options.training import SHARDED, TrainingOptions
 from sftmix.ranks.launcher import needs_torchrun
 from sftmix.ranks.world import World
-from sftmix.training.mesh import hybrid_mesh
+from sftmix.training.mesh import mesh_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.replicated import replicated
 from sftmix.types import Int64
@@ -250,10 +249,7 @@ def wrap(
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     group = shard_group(shard_group_size, world) if parallel == "hsdp" else world.size
-    if group == world.size:  # NCCL's mean over a single rank, as between the groups of hsdp, may be wrong
-        mesh = init_device_mesh(world.device.type, (world.size,))
-    else:
-        mesh = hybrid_mesh(_get_default_group(), world, group)
+    mesh = mesh_of(_get_default_group(), world, group)
     dtypes: Any = {"param_dtype": torch.bfloat16} if precision == "bf16" else {}
     if dtypes or reduce_dtype != torch.float32:  # None: that of the parameters
         dtypes["reduce_dtype"] = reduce_dtype

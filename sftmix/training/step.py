@@ -382,8 +382,8 @@ def refuse_unreached(module: nn.Module, objective: Objective) -> None:
 def read_sums(sums: torch.Tensor, norm: torch.Tensor, counts: Counts, world: World, trace: int) -> dict[str, Any]:
     """Wait for the device; return those fields of a StepResult that it has computed, over all ranks."""
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
-    loss, nll_sum, weighted, mixed, tokens, aligned, *traces = world.sum([*sums_of_rank, trace, trace**2])
-    refuse_unequal(trace, *traces, ranks=world.size)
+    loss, nll_sum, weighted, mixed, tokens, aligned, *traces = world.sum([*sums_of_rank, 1, trace, trace**2])
+    refuse_unequal(trace, *traces)
     return {
         "loss": loss / world.size,  # each rank's loss was multiplied by it
         "ntp": nll_sum / tokens if tokens else 0.0,

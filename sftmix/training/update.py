@@ -30,8 +30,8 @@ def trace_of(module: nn.Module) -> int:
     return stable_hash(*[name for name, p in module.named_parameters() if p.grad is not None]) % 2**20
 
 
-def refuse_unequal(trace: int, total: float, squares: float, *, ranks: int) -> None:
-    """Raise ConfigError on every rank unless all have this trace, by the sums of them and of their squares."""
+def refuse_unequal(trace: int, ranks: float, total: float, squares: float) -> None:
+    """Raise ConfigError on every rank unless all have this trace, by the sums of 1, of traces and of their squares."""
     if (total, squares) != (ranks * trace, ranks * trace**2):  # the spread of equal traces is 0; exact below 2^53
         raise ConfigError(
             "some ranks have gradients of other parameters than others; fsdp and hsdp add them up as if they were the "

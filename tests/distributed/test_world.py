@@ -19,7 +19,7 @@ from sftmix.ranks.launcher import launch_problem
 from sftmix.ranks.world import World
 from sftmix.tools.verify.window import same_bits
 from sftmix.training.machine import machine_of
-from sftmix.training.mesh import hybrid_mesh
+from sftmix.training.mesh import mesh_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
 from sftmix.words.errors import ConfigError, HangError
@@ -233,7 +233,7 @@ def groups_across_hosts(world: World) -> None:
     world = replace(world, local_size=2)
     for hosts, group, refused in (("abab", None, True), ("aabb", None, False), ("abab", 4, False), ("aabb", 1, False)):
         socket.gethostname = lambda hosts=hosts: hosts[world.rank]
-        hybrid_mesh.cache_clear()
+        mesh_of.cache_clear()
         expected = pytest.raises(ConfigError, match=r"the 2 ranks from 0 on .* they are on a, b: .*distribution=block")
         with expected if refused else contextlib.nullcontext():
             wrap(TrainingModule(toy_model()), world=world, shard_group_size=group, **sharing)
