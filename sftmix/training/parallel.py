@@ -233,11 +233,11 @@ def wrap(
 
     fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
     group per decoder layer, one per router that stays in float32, one for the input embeddings, one for last norm and
-    head (`_norm_and_head`), and one for the rest. All but the layers are gathered once per forward and kept
-    until the backward is done; `reshard_after_forward` False keeps the layers so as well. Modules that no forward runs
-    have groups of their own, which stay sharded. Each group moves to the device when it is sharded. The values that a
-    model on the meta device carries go into the shards: no rank holds the whole model. Without shards each rank takes
-    them whole.
+    head (`_norm_and_head`), and one for the rest. All but the layers are gathered once per forward and kept until the
+    backward is done; `reshard_after_forward` False keeps the layers so as well. Modules that no forward runs have
+    groups of their own, which stay sharded. Each group moves to the device when it is sharded. The values that a model
+    on the meta device carries go into the shards: no rank holds the whole model. Without shards each rank takes them
+    whole.
     """
     if parallel not in SHARDED:
         check = fill(module.model)

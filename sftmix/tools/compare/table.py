@@ -31,6 +31,7 @@ from sftmix.tools.compare.statistics import (
 )
 from sftmix.tools.compare.written import Table, write_result
 from sftmix.tools.runs.output import flatten
+from sftmix.tools.runs.results import fit_of
 from sftmix.words.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 
 SETTINGS = ("seed", "world_size", "data.max_length")
@@ -180,22 +181,6 @@ def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any])
             trained = os.path.relpath(made_in, comparison.out)  # NTP/seed-1
             runs.append({"seed": cell.seed, "run": cell.name, "trained_in": trained, "metrics": metrics})
     return runs
-
-
-def fit_of(run: Path) -> Iterator[tuple[str, float]]:
-    """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end.
-
-    It may have measured none of the rows that were chosen after the scoring.
-    """
-    from sftmix.disk.tables import read_columns, read_dynamics  # not for --help
-    from sftmix.pipeline.stages.selection import CHOSEN
-
-    if (file := run / "train" / "sample.parquet").exists():
-        sample = read_dynamics(file)
-        if (run / CHOSEN).exists():
-            sample = sample.of(read_columns(run / CHOSEN, "id")["id"])
-        if tokens := sample.n_tokens.sum():
-            yield "fit", float(sample.nll_sum[:, -1].sum() / tokens)
 
 
 def _spread(runs: Sequence[Any]) -> dict[str, Any]:

@@ -37,7 +37,20 @@ class Options(Reading):
 def main(args: Options) -> None:
     """Write the page and say where it is."""
     run = Path(args.run)
-    # What is certain, before plotly and torch are imported.
+    _check(args, run)
+    try:
+        from sftmix.tools.report.write import write_report
+    except ModuleNotFoundError as error:  # plotly or sklearn, which the extra has
+        raise ConfigError(
+            f"report needs {error.name}, which is not installed: pip install -e '.[report]' in the checkout"
+        ) from None
+    with naming_damage(f"a file of {run}"):
+        for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
+            print(path)
+
+
+def _check(args: Options, run: Path) -> None:
+    """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
     if args.map and args.map < 10:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
     table = is_there(run / TABLE)
@@ -48,12 +61,3 @@ def main(args: Options) -> None:
     place = args.to or run / "report"
     if problem := unwritable(place, folder=not args.to):
         raise ConfigError(f"{place} {problem}: --to FILE")
-    try:
-        from sftmix.tools.report.write import write_report
-    except ModuleNotFoundError as error:  # plotly or sklearn, which the extra has
-        raise ConfigError(
-            f"report needs {error.name}, which is not installed: pip install -e '.[report]' in the checkout"
-        ) from None
-    with naming_damage(f"a file of {run}"):
-        for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
-            print(path)

@@ -1,6 +1,6 @@
 """What a run says at its end: the figures of summary.json in words (results.txt), and where to look next."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,3 +76,19 @@ def at(arm: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = (value or {}).get(name)  # a group of summary.json may be null
     return value
+
+
+def fit_of(run: Path) -> Iterator[tuple[str, float]]:
+    """Yield how well a run fits its training rows: NLL per response token of those that it measured at its end.
+
+    It may have measured none of the rows that were chosen after the scoring.
+    """
+    from sftmix.disk.tables import read_columns, read_dynamics  # not for --help
+    from sftmix.pipeline.stages.selection import CHOSEN
+
+    if (file := run / "train" / "sample.parquet").exists():
+        sample = read_dynamics(file)
+        if (run / CHOSEN).exists():
+            sample = sample.of(read_columns(run / CHOSEN, "id")["id"])
+        if tokens := sample.n_tokens.sum():
+            yield "fit", float(sample.nll_sum[:, -1].sum() / tokens)

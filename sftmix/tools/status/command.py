@@ -18,7 +18,7 @@ from sftmix.disk.places import is_there
 from sftmix.disk.regular import keep_within
 from sftmix.tools.runs.output import markdown_table
 from sftmix.tools.runs.read import read_json_if_there, stages_in
-from sftmix.tools.runs.results import at, held_out
+from sftmix.tools.runs.results import at, fit_of, held_out
 from sftmix.words.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
 from sftmix.words.shown import counted
 
@@ -55,7 +55,8 @@ class Options:
 
 def main(args: Options) -> None:
     """Print the state of each directory; raise the error of those that are neither runs nor tables, or damaged."""
-    problems, found = [], []
+    problems = list[SFTMixError]()
+    found = []
     for run in args.runs:
         try:
             found.append(look_at(Path(run)))
@@ -83,8 +84,6 @@ def look_at(run: Path) -> dict[str, Any]:
     with naming_damage(f"a file of {run}"):
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
-            from sftmix.tools.compare.table import fit_of
-
             plan = read_yaml(run / TABLE)
             metric = plan["metric"]
             rows = []
