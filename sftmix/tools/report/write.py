@@ -53,15 +53,18 @@ def write_report(
     map_size   examples on the map of hidden states of a run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a run through its models, for the table
     margin     of a table: see `table.contrasts`
-    Raises ConfigError if the directory is not a finished run, or if `to` is a file that is not a report.
+    Raises ConfigError if the directory is not a finished run, or if a file of yours would be replaced.
     """
     file = Path(to).with_suffix(".examples.parquet") if to else run / FILE
+    is_table = is_there(run / TABLE)
     to = Path(to or run / "report" / "report.html")
     # Only a page of ours is written again.
     if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in regular(to).read_bytes()[:1000]):
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
+    if file.exists() and not (is_table or file == run / FILE or to.exists()):  # a table without its page is not ours
+        raise ConfigError(f"{file} exists, and would be the table of the examples; name another page with --to")
     files = [to]
-    if is_there(run / TABLE):
+    if is_table:
         parts = table_page(run, margin)
     else:
         parts = _report_run(read_run(run), file, map_size, score_all=score_all)

@@ -158,6 +158,11 @@ def test_what_cannot_be_reported_is_refused(reported, tmp_path):
     with pytest.raises(ConfigError, match="is no report of sftmix"):
         write_report(reported, tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
+    (tmp_path / "a.examples.parquet").write_text("mine")
+    with pytest.raises(ConfigError, match=r"a\.examples\.parquet exists"):
+        write_report(reported, tmp_path / "a.html", map_size=0)
+    assert (tmp_path / "a.examples.parquet").read_text() == "mine"
+    assert not (tmp_path / "a.html").exists()
 
 
 def test_a_run_that_cannot_be_written_has_its_page_and_table_elsewhere(reported, tmp_path, sftmix):
