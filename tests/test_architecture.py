@@ -41,18 +41,18 @@ ENGINE = ("types", "functional", "batches", "training", "model", "ranks")
 PACKAGES = {
     "engine": 41_600,
     "text": 12_340,
-    "run": 43_730,
+    "run": 43_980,
     "methods": 7_580,
     "testing": 3_610,
-    "tools": 35_900,
+    "tools": 36_100,
 }
 """Most nodes of the syntax tree in each package: `package_of` says which rooms it has. Lines and notation win nothing
 there, and Python 3.11 to 3.13 count alike (3.12.1 finds one node more, an empty string in an f-string)."""
 CLOSURES = {
     "sftmix.functional": 5_710,
     "sftmix.batches.collate": 11_040,
-    "sftmix.training.loop": 43_500,
-    "sftmix.text": 15_820,
+    "sftmix.training.loop": 43_550,
+    "sftmix.text": 15_900,
 }
 """Most nodes of a module together with all that it imports, in functions as well, but not for types alone.
 
