@@ -47,8 +47,8 @@ where it names one. `out`, `model.path` and `data.train` have to be given.
   place, options that the new class lacks are dropped.
 - `--callbacks Evaluate` is a list of one, in YAML too (`callbacks: Evaluate`); `--callbacks+ CLASS` adds one.
   Options of callbacks, as `--callbacks.every`, are of the last one named so far, at first of Evaluate.
-- Nothing is `null`. Numbers are decimal (`010` is 10, `1:30` is no number), keys are text. `$SCRATCH` in a file is not
-  replaced. Keys `x-...` at the top of a file are ignored: they are places for anchors.
+- `null` means nothing. Numbers are decimal (`010` is 10, `1:30` is no number), keys are text. `$SCRATCH` in a file is
+  not replaced. Keys `x-...` at the top of a file are ignored: they are places for anchors.
 - `training.max_steps` wins over `training.epochs`. One file, variant or command line sets one of them.
 - An unknown option, class or value is exit code 2. The message names the nearest one.
 """

@@ -36,6 +36,7 @@ class Hold:
             "step": 0,
             "total_steps": 0,
             "exit_code": None,
+            "message": None,
             "started": time.time(),
             "pid": os.getpid(),
             "created": psutil.Process().create_time(),  # another process may have the number later

@@ -13,7 +13,7 @@ from sftmix.text.examples import EncodedRow, examples_of
 from sftmix.text.turns import MOST_WEIGHT
 from sftmix.types import Example, RenderedTurn
 from sftmix.words.errors import ContractError, DataError, TemplateRefusal, TokenizerFailure
-from sftmix.words.shown import quoted
+from sftmix.words.shown import quoted, shortened
 
 LOST = ("template_refused", "tools_lost", "calls_lost", "prefix_mismatch")
 """Reasons why a turn cannot be trained under a template."""
@@ -55,7 +55,7 @@ def encode_examples(renderer: Renderer, examples: Sequence[Example], max_length:
             return [encode_examples(renderer, [example], max_length)[0] for example in examples]
         if isinstance(error, TokenizerFailure):
             raise DataError(f"{examples[0].id} ({examples[0].source}): {error}") from error
-        return [EncodedRow(["template_refused"], f": {error}")]
+        return [EncodedRow(["template_refused"], f": {shortened(str(error))}")]
     if type(renderer) is not ChatTemplate:
         if len(found) != len(examples):
             raise ContractError(

@@ -27,7 +27,11 @@ second and third line, of DerivedCoreProperties.txt of Unicode), not the blank o
 
 def quoted(value: object) -> str:
     """Quote a value for a message: on one line, without control characters, and cut if it is long."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Return a text, cut if it is long: an error of a stranger's code may quote a whole row."""
     return text if len(text) <= QUOTED_CHARACTERS else f"{text[: QUOTED_CHARACTERS - 3]}..."
 
 

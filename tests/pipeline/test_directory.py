@@ -92,7 +92,7 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
         directory.status(step=4, throttle=60.0)  # too soon after the last one
         assert status(tmp_path)["step"] == 3
     assert started <= running.pop("started") <= running.pop("updated")
-    told = {"stage": "reference", "step": 3, "total_steps": 7, "doing": "", "exit_code": None}
+    told = {"stage": "reference", "step": 3, "total_steps": 7, "doing": "", "exit_code": None, "message": None}
     created = psutil.Process().create_time()
     assert running == told | {"pid": os.getpid(), "created": created, "host": socket.gethostname()}
     assert status(tmp_path).items() >= {"exit_code": 0, "message": "", "step": 4}.items()

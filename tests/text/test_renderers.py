@@ -185,12 +185,14 @@ def test_its_parts_are_trained_by_their_weights(write, options, load, small_toke
 
 def test_what_its_template_refuses_is_counted(write, options, load, small_tokenizers):
     class Strict(Light):
-        template = "{{ raise_exception('no ' + messages[0].content) if messages[0].content == 'Hi' }}" + Light.template
+        template = "{{ raise_exception(messages[0].content) if messages[0].content[:2] == 'Hi' }}" + Light.template
 
-    rows = [{"prompt": word, "completion": "Yo"} for word in ("Hi", *"abcdefghijklmnopqrstu")]
+    rows = [{"prompt": word, "completion": "Yo"} for word in ("Hi" * 50, *"abcdefghijklmnopqrstu")]
     path = write("rows.jsonl", rows)
     data = load(encoder_for(small_tokenizers["bos"], options(path), Strict()), path, max_length=200)
     assert data.report.counts == {"template_refused": 1}
+    (first,) = data.report.first["template_refused"]
+    assert str(first).endswith(f": TemplateError: {'Hi' * 31}...")  # 80 characters of a row, in a file that is shared
     assert len(data.train) == 21
 
 
