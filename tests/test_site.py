@@ -125,6 +125,8 @@ def test_links_of_the_repository_lead_to_pages(site):
     assert "index.html#set-up" in Tags(site / "contributing.html").links
     architecture = (site / "architecture.html").read_text(encoding="utf-8")
     assert "in <code>sftmix/pipeline/recipe.py</code>: from rows" in architecture
+    place = 'title="benchmarks/results/2026-11-30-busy-cpu.md"'
+    assert f"<abbr {place}>figures</abbr>" in (site / "faq.html").read_text(encoding="utf-8")
     assert not [link for page in site.rglob("*.html") for link in Tags(page).links if link.endswith((".py", ".md"))]
 
 

@@ -2,7 +2,8 @@
 
 The pages link as readers of the repository need it. In the site the front page is README.md, with the cards of
 docs/index.md behind its first screen, and the neighbours of README.md are pages as well. A link to any other file
-outside the site becomes its text, or a link into `repo_url` if the configuration has one.
+outside the site becomes a link into `repo_url` if the configuration has one. Else it becomes its text, which shows the
+file's path in the repository to a pointer.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ def linked(markdown: str, folder: str, uri: str, config: MkDocsConfig, files: Fi
             return link[0].replace(f"]({target}", f"]({place}")
         if not (ROOT / path).exists():
             return link[0]  # an address, or a link to nowhere, which a strict build refuses
-        return f"[{text}]({config.repo_url}/blob/HEAD/{path}{anchor})" if config.repo_url else text
+        if config.repo_url:
+            return f"[{text}]({config.repo_url}/blob/HEAD/{path}{anchor})"
+        named = link[0].startswith("!") or text.strip("`") == path  # a picture, or the path itself
+        return text if named else f'<abbr title="{path}">{text}</abbr>'
 
     return LINK.sub(in_site, markdown)
