@@ -1,7 +1,7 @@
 """Rows of a file: JSON arrays, JSON lines, CSV, Parquet, Arrow and text.
 
-Every problem has its place. A row of JSON or CSV that cannot be read is a bad row; a table that cannot be read ends the
-reading.
+Every problem has its place. A row of JSON, CSV or Parquet that cannot be read is a bad row; a table that cannot be read
+ends the reading.
 """
 
 import csv
@@ -89,30 +89,45 @@ def _csv(path: Path) -> Iterator[Row]:
     with open(path, "rb") as head:
         decoded(head.read(4), "ignore")  # raises the error of another encoding
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)  # else '"a"b' is read as ab
-        header = next(reader, [])
+        number = quotes = 0
+
+        def counted() -> Iterator[str]:
+            nonlocal number, quotes
+            for line in file:
+                number += 1
+                quotes += line.count('"')
+                yield line
+
+        lines = counted()
+        reader = csv.reader(lines, strict=True)  # else '"a"b' is read as ab
+        header = next(filter(None, reader), [])  # a blank line is []
+        top = number
         _check_names(header)
         # "instruction;output": Excel, in countries whose numbers have a comma.
         if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
             raise BadRow(
-                f":1: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
+                f":{top}: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
                 "save the file anew"
             )
         while True:
-            first = reader.line_num + 1  # before it is read: a quoted cell may go over several lines
+            first, quotes = number + 1, 0  # before it is read: a quoted cell may go over several lines
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield f":{first}", BadRow(f"not valid CSV: {error}{_through(first, reader.line_num)}")
+                problem = f"not valid CSV (quotes inside a cell are doubled): {error}"
+                yield f":{first}", BadRow(f"{problem}{_through(first, number)}")
+                # An odd number of quotes leaves the cell open: what follows, up to its end, would be read as rows.
+                while quotes % 2 and next(lines, ""):
+                    yield f":{number}", BadRow(f"behind the broken quote of line {first:,}, perhaps of the same cell")
                 continue
             if len(cells) == len(header):
                 row = {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
                 yield f":{first}", row
             elif cells:  # not of a blank line, []
-                problem = f"{len(cells)} fields, but the header has {len(header)}"
-                yield f":{first}", BadRow(f"{problem}{_through(first, reader.line_num)}")
+                problem = f"{len(cells)} fields, but the header (line {top}) has {len(header)}"
+                yield f":{first}", BadRow(f"{problem}{_through(first, number)}")
 
 
 def _through(first: int, last: int) -> str:
@@ -146,6 +161,8 @@ def rows_of_table(table: Any) -> Iterator[Row]:
         for row in _rows_of_file(table) if isinstance(table, Path) else _without_media(table):
             yield f"[{read}]", row
             read += 1
+    except BadRow:
+        raise
     except Exception as error:  # decoders raise errors of many libraries: a text that is not UTF-8, a broken image
         raise BadRow(f": cannot be read behind its first {read:,} rows: {error}") from error
 
@@ -171,13 +188,22 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _of_batch(batch: Any) -> list[Any]:
-    """Rows of some lines of a Parquet file; BadRow for one whose map has a key twice, as its last value would count."""
+    """Rows of some lines of a Parquet file; BadRow for one with a value that Python does not have.
+
+    That is a map with a key twice, whose last value would count, a date behind the year 9999, an unknown time zone.
+    """
     try:
         return list(batch.to_pylist(maps_as_pydicts="strict"))  # else a map is [(key, value), ...]
-    except KeyError as error:
-        if len(batch) == 1:
-            return [BadRow(f"a map has a key twice; write it once: {error.args[0]}")]
-        return [row for line in range(len(batch)) for row in _of_batch(batch.slice(line, 1))]
+    except Exception:  # of pyarrow, and of what converts dates
+        if len(batch) > 1:
+            return [row for line in range(len(batch)) for row in _of_batch(batch.slice(line, 1))]
+        for name in batch.schema.names:
+            try:
+                batch.select([name]).to_pylist(maps_as_pydicts="strict")
+            except Exception as error:
+                twice = "a map has a key twice; write it once" if type(error) is KeyError else type(error).__name__
+                return [BadRow(f"the column {quoted(name)} cannot be read: {twice}: {error}")]
+        raise
 
 
 def _without_media(table: Any) -> Iterator[Any]:

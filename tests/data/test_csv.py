@@ -21,10 +21,33 @@ def test_a_csv_with_another_separator_is_named_as_such(write, refused, mark):
 def test_csv_rows(write, refused):
     path = write("rows.csv", b'instruction,input,output,score\n"Say\nhi",,Hi,3\nA,B\n"q,",x,\xff,1\nq,x,y,\xff\n"open')
     lines = refused(path)[1:]
-    assert lines[0] == f"{path}:4: 2 fields, but the header has 4"
+    assert lines[0] == f"{path}:4: 2 fields, but the header (line 1) has 4"
     assert lines[1].startswith(f"{path}:5: output contains a lone surrogate or bytes that are not UTF-8")
     assert lines[2].startswith(f"{path}:6: field 'score' contains a lone surrogate or bytes that are not UTF-8")
     assert lines[3].startswith(f"{path}:7: not valid CSV")
+
+
+@pytest.mark.parametrize(
+    ("broken", "bad"),
+    [
+        (['"He said "hi" and left.', 'Then, he came back.",x'], [1, 2]),
+        (['q,"Say ""a"" and "b" in', "", "one, or", 'two, lines"'], [1, 2, 3, 4]),
+        (['q,"He said "hi" and left."'], [1]),  # it is closed in its line
+        (['"a"b"",c'], [1]),
+        (['"a" b,"c', 'd, e",f', 'q,"g" h'], [1, 2, 3]),
+    ],
+)
+def test_pieces_of_a_cell_with_a_broken_quote_are_no_rows(broken, bad, write, read):
+    """Its lines may well have as many fields as the header."""
+    lines = ["", "instruction,output", "q0,a0", *broken, "q1,a1"]
+    prepared = read(path := write("rows.csv", "\n".join(lines)), skip_bad=True)
+    assert prepared.train.values("source") == [f"{path}:3", f"{path}:{len(lines)}"]
+    found = [line.removeprefix(f"{path}:").partition(": ") for line in prepared.report.first["bad_row"]]
+    assert [int(place) - 3 for place, _, _ in found] == bad
+    assert prepared.report.counts["bad_row"] == len(bad)
+    assert found[0][2].startswith("not valid CSV (quotes inside a cell are doubled): ")
+    behind = [problem for _, _, problem in found[1:] if not problem.startswith("not valid CSV")]
+    assert {*behind} <= {"behind the broken quote of line 4, perhaps of the same cell"}
 
 
 def test_the_lines_that_an_open_quote_takes_in_are_named(write, read, refused):

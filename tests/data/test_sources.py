@@ -109,14 +109,22 @@ def test_rows_of_an_array_have_their_index_and_the_ids_do_not(write, read):
 # -------------------------------------------------------------------------------------------------- tables
 
 
-def test_a_cell_that_cannot_be_read_ends_the_reading_by_name(tmp_path, refused):
+def test_a_cell_that_cannot_be_read_is_named(tmp_path, refused, read):
     """The second row has a day of the year 2739877, which is no value of Python, in a column that no format reads."""
     texts, days = pa.array(["a", "b", "c"]), pa.array([1, 10**9, 2], pa.int32()).cast(pa.date32())
     table = pa.table({"instruction": texts, "output": texts, "extra": days})
     path = tmp_path / "rows.parquet"
     pq.write_table(table, path)
-    (line,) = refused(str(path))
-    assert line.startswith(f"{path}: cannot be read behind its first 0 rows: ")
+    (line,) = refused(str(path))[1:]
+    assert line.startswith(f"{path}[1]: the column 'extra' cannot be read: OverflowError: ")
+    assert read(str(path), skip_bad=True).train.values("source") == [f"{path}[0]", f"{path}[2]"]
+    elsewhere = pa.array([1, 2, 3], pa.timestamp("us", "Mars/X"))
+    pq.write_table(pa.table({"instruction": texts, "output": texts, "at": elsewhere}), path)
+    (line, *_) = refused(str(path))[1:]
+    assert line.startswith(f"{path}[0]: the column 'at' cannot be read: ")
+    assert "a key twice" not in line
+    pq.write_table(pa.Table.from_arrays([texts, texts, texts], ["instruction", "output", "output"]), path)
+    assert refused(str(path)) == [f"{path}: the column 'output' is there twice; give each a name of its own"]
     rows = Source("someone/data", "fingerprint", datasets.Dataset(table)).rows()
     place, row = next(rows)
     assert (place, row["output"]) == ("someone/data[0]", "a")
@@ -164,7 +172,8 @@ def test_a_key_that_is_there_twice_in_a_cell_of_a_table_is_a_bad_row(tmp_path, w
         assert [isinstance(row, BadRow) for _, row in rows] == [False, True, False], path
         assert f"{key!r}" in str(rows[1][1])
     _, line = refused(str(tmp_path / "maps.parquet"))
-    assert line.startswith(f"{tmp_path}/maps.parquet[1]: a map has a key twice; write it once")
+    problem = "the column 'messages' cannot be read: a map has a key twice; write it once: "
+    assert line.startswith(f"{tmp_path}/maps.parquet[1]: {problem}")
 
 
 TURN = [("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Yo")]
