@@ -1,5 +1,6 @@
 """Sources of rows: files, directories of these, and hub ids."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,10 +9,10 @@ from typing import Any, NamedTuple
 
 from sftmix.components.row_format import RowFormat
 from sftmix.data.row_files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
-from sftmix.disk.files import read_json
 from sftmix.disk.hashes import sha256_file
 from sftmix.disk.known import file_state
 from sftmix.disk.places import HUB_ID, OutsideError, path_problem, place_of
+from sftmix.disk.texts import read_text
 from sftmix.words.errors import BadRow, DataError
 from sftmix.words.fields import TEXT, listed
 from sftmix.words.given import not_utf8
@@ -21,7 +22,7 @@ _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([
 """NAME:SUBSET@SPLIT, of which subset and split may be left out."""
 
 # ._a.jsonl (macOS), cache-0123.arrow (of map), state.json, dataset_info.json
-_NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json|README\.md\Z")
+_NO_ROWS = re.compile(r"(\..*|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json|README\.md)\Z", re.S)
 """Names of files that are never rows: hidden ones, and those that datasets and the hub write for themselves."""
 # test-00000-of-00001, medqa_4options_test_800, alpaca.dev; not contest, latest, devices
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
@@ -54,7 +55,7 @@ class Source(NamedTuple):
 
     def check_unchanged(self) -> None:
         """Raise DataError for a file that is another one than was hashed."""
-        if isinstance(self.data, Path) and file_state(self.data) != self.state:
+        if isinstance(self.data, Path) and not (self.data.exists() and file_state(self.data) == self.state):
             raise DataError(f"{self.name} was changed while it was read; run again")
 
     def rows(self) -> Iterator[Row]:
@@ -182,20 +183,34 @@ def _why_unread(path: Path) -> str:
 
 def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:
     """Return the files in a directory that are read, and those that are left out: in it all, below it what could be."""
-    here = [file for file in directory.iterdir() if not (file.is_dir() or _NO_ROWS.match(file.name))]
+    folders = {file for file in directory.iterdir() if file.is_dir() and not file.is_symlink()}  # looked through below
+    here = [file for file in directory.iterdir() if not (file in folders or _NO_ROWS.match(file.name))]
     below = [file for file in directory.rglob("*") if _is_rows(file) and file.is_file()]
     _refuse_lost(filter(_is_rows, here))
-    found = sorted(file for file in below if file.parent == directory)
-    state = directory / "state.json"
-    if state.is_file():  # of save_to_disk, which leaves the files of an earlier save
-        saved = {str(file["filename"]) for file in read_json(state)["_data_files"]}
-        found = [file for file in found if file.name in saved]
+    found = _saved(directory, sorted(file for file in below if file.parent == directory))
+    rows = [file for file in found if file.suffix.lower() != ".txt"]
+    if form != TEXT and (rows or form != "auto"):  # text beside rows is notes
+        found = rows
     if option == "data.train":  # a directory with files for tests alone is meant as it is
         found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
-    rows = [file for file in found if file.suffix.lower() != ".txt"]
-    if form != TEXT and (rows or form != "auto"):
-        found = rows
     return found, sorted({*here, *below}.difference(found))
+
+
+def _saved(directory: Path, found: list[Path]) -> list[Path]:
+    """Return the files that state.json of save_to_disk names, if there is one: those of an earlier save stay beside."""
+    state = directory / "state.json"
+    if not state.is_file():
+        return found
+    try:
+        names = {str(file["filename"]) for file in json.loads(read_text(state))["_data_files"]}
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{state} is not as save_to_disk of datasets writes it ({type(error).__name__}: {error}); move it away if "
+            "it is another program's"
+        ) from error
+    if lost := sorted(names - {file.name for file in found}):
+        raise DataError(f"{state} names {listed(lost)}, not there; bring it back, or write the rows anew")
+    return [file for file in found if file.name in names]
 
 
 def _is_rows(file: Path) -> bool:

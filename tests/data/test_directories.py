@@ -54,6 +54,17 @@ def test_a_saved_dataset_is_what_it_was_saved_as(said):
     )
 
 
+def test_a_shard_that_is_gone_is_named_and_so_is_a_state_that_datasets_did_not_write(said, write):
+    table_of("row", 4).save_to_disk("saved", num_shards=2)
+    Path("saved/data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"saved/state\.json names 'data-00001-of-00002\.arrow', not there; bring it"):
+        said("saved")
+    for state in ("{}", "[]", "not JSON", '{"_data_files": [{}]}', '{"_data_files": 7}', "[" * 100_000):
+        write("saved/state.json", state)
+        with pytest.raises(DataError, match=r"saved/state\.json is not as save_to_disk of datasets writes it \("):
+            said("saved")
+
+
 def test_shards_keep_their_order(said):
     table_of("row", 30).save_to_disk("many", num_shards=12)
     assert said("many") == [f"row{i}" for i in range(30)]
@@ -107,6 +118,26 @@ def test_files_for_tests_alone_are_read(said, write):
     Path("rows").mkdir()
     write("rows/test.jsonl", rows_of("test", 1))
     assert said("rows") == ["test0"]
+
+
+def test_notes_do_not_stand_in_for_rows(said, write):
+    """Beside LICENSE.txt, which is no file of rows, those for tests are still all there are."""
+    Path("rows").mkdir()
+    write("rows/test.jsonl", rows_of("test", 1))
+    write("rows/LICENSE.txt", "Do as you like.")
+    assert said("rows") == ["test0"]
+
+
+def test_names_that_begin_as_those_of_datasets_and_linked_folders(said, write):
+    """The files are rows; what is behind the link is not looked at, and its name is said."""
+    for name in ("state", "dataset_info", "cache-1.arrow"):
+        Path("rows").mkdir(exist_ok=True)
+        write(f"rows/{name}.jsonl", rows_of(name[0], 1))
+    Path("other").mkdir()
+    write("other/b.jsonl", rows_of("b", 1))
+    Path("rows/more").symlink_to("../other")
+    assert said("rows") == ["c0", "d0", "s0"]
+    assert expand(["rows"], "data.train")[1][0].endswith("; left out of rows: 'more'")
 
 
 def test_what_is_left_out_is_named_and_what_is_hidden_is_none(said, write):
