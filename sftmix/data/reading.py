@@ -133,15 +133,13 @@ class RowReader:
         if not has_response(example):
             return
         content = content_hash(example.messages)
-        name = example.id or id_of(example, content)
-        repeats = self.times[name]
-        self.times[name] += 1
-        if repeats:
-            if example.id:
-                raise BadRow(
-                    f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids"
-                )
-            name += f"#{repeats}"
+        name = own = example.id or id_of(example, content)
+        if example.id and name in self.times:
+            raise BadRow(f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids")
+        while name in self.times:  # again if a row has such an id of its own
+            name = f"{own}#{self.times[own]}"
+            self.times[own] += 1
+        self.times[name] = 1
         if example.messages[0].role == "system":
             self.report.add("system", Case(example.source))
         if thinks(example):

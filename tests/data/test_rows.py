@@ -133,6 +133,12 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refuse
     assert ids[0] == "7"
     assert ids[2:] == [ids[1] + "#1", ids[1] + "#2"]
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
+    plain = ids[1]
+    own = {"id": f"{plain}#1", "instruction": "of its own", "output": "d"}
+    early = read(write("early.jsonl", [rows[1], own, rows[1], rows[1]])).train.values("id")
+    assert early == [plain, f"{plain}#1", f"{plain}#2", f"{plain}#3"]
+    late = write("late.jsonl", [rows[1], rows[1], own])
+    assert refused(late)[1].startswith(f"{late}:3: the id '{plain}#1' is taken by an earlier row")
 
 
 def test_duplicates_are_counted_behind_what_is_left_out_and_dropped_before_rows_are_held_out(write, read, tmp_path):
