@@ -95,6 +95,9 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
                 os.unlink(lock.lock_file)  # before the release: a process that waits for it then takes a new file
             lock.release()
     except OSError as error:
+        other = error.filename is not None and str(root) not in str(error.filename)
+        if other:  # a file that is read for it, as by a row format of yours
+            raise
         kind = NoSpaceError if is_full(error) else ConfigError
         raise kind(
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "

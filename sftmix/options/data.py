@@ -1,12 +1,13 @@
 """The rows."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sftmix.disk.places import path_problem
-from sftmix.options.ranges import at_least_1, out_of_range
+from sftmix.options.ranges import out_of_range
 from sftmix.words.fields import ROLES, TEXT, FormatName, MultiTurn, SpecialTokens, Thoughts, TrainedTurns
 from sftmix.words.given import OptionFields, as_list
 
@@ -16,7 +17,7 @@ LENGTHS = "at least 2 (a prompt and a response token), or null"
 _DATA = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
     ("max_length", lambda v: v >= 2, LENGTHS),
-    ("limit", at_least_1, "at least 1, or null"),
+    ("limit", lambda v: 1 <= v <= sys.maxsize, "at least 1, or null"),
 )
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from sftmix.components.row_format import RowFormat
 from sftmix.data import prepare
 from sftmix.disk.cache import get_or_build
 from sftmix.tools.preview.text import render_preview
@@ -143,6 +144,17 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_cannot_be_r
     with pytest.raises(kind, match=r"cannot write the tokenisation cache.*--data\.cache_dir or \$SFTMIX_CACHE"):
         prepare(options(path), 0)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_a_row_format_cannot_open_is_not_taken_for_a_cache_that_cannot_be_written(write, options, tmp_path):
+    class Lookup(RowFormat):
+        fields = ("word",)
+
+        def read(self, row, *, roles):
+            return (tmp_path / "lookup.json").read_text()
+
+    with pytest.raises(FileNotFoundError, match=r"lookup\.json"):
+        prepare(options(write("rows.jsonl", [{"word": "a"}])), 0, Lookup())
 
 
 # ------------------------------------------------------------------------------ dropped, kept and split
