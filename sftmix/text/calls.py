@@ -63,8 +63,9 @@ def _function(value: Any, what: str, inner: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"{what} has {quoted(outer)}; expected an object with a name and {inner}")
     if inner in function:
-        # OpenAI: "arguments": "{\"location\": \"San Francisco, USA\"}"; "" and null are no arguments.
-        function = {**function, inner: parsed(function[inner] or {}, f"{what}: {inner}")}
+        # OpenAI: "arguments": "{\"location\": \"San Francisco, USA\"}"; "", null and an empty list are no arguments.
+        given = function[inner] if filled(function[inner]) else {}
+        function = {**function, inner: parsed(given, f"{what}: {inner}")}
         if not isinstance(function[inner], dict):
             raise BadRow(f"{what}: {inner} of {quoted(function['name'])} must be an object: {quoted(function[inner])}")
     return function

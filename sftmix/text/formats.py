@@ -182,11 +182,13 @@ def _unread(row: Fields, read: Collection[object], turns: Collection[str]) -> se
         held = row.get(key)
         for turn in held if isinstance(held, list) else [held]:  # a prompt may be a single turn, or a text
             if isinstance(turn, Mapping):
-                fields += [(f"{key}[].", name, value) for name, value in turn.items() if name not in TURN_FIELDS]
+                said = without_null(turn)
+                other = ("from", "value") if "role" in said else ("role", "content")  # as turns_of chooses
+                fields += [(f"{key}[].", name, said[name]) for name in said if name in other or name not in TURN_FIELDS]
     names = set()
     for place, name, value in fields:
         if filled(value):
-            if value and name in REFUSED:  # `image: false` is only named
+            if value and spelling(value) != "false" and name in REFUSED:  # `image: false` is only named
                 raise BadRow(
                     f"{place}{name} is {quoted(value)}: images, videos, sound and a history are not supported (write "
                     "earlier turns in `messages`); remove the field from rows that are complete without it"

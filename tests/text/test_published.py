@@ -68,6 +68,45 @@ def test_a_key_that_is_twice_in_a_json_text_is_refused_as_in_json_lines(row, key
         convert(row, "auto")
 
 
+@pytest.mark.parametrize("value", [None, "", "null", [], "[]", {}, "{}", {"a": None}])
+def test_no_arguments_in_any_spelling_are_an_empty_object(value):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": value}]}
+    (_, found) = convert({"messages": [CHAT[0], call]}, "auto").messages
+    assert [call["function"]["arguments"] for call in found.more["tool_calls"]] == [{}]
+
+
+@pytest.mark.parametrize("value", [0, False, "0", "false", [1], "[1]", '"x"'])
+def test_arguments_that_are_no_object_make_a_bad_row(value):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": value}]}
+    with pytest.raises(BadRow, match="arguments of 'f' must be an object: "):
+        convert({"messages": [CHAT[0], call]}, "auto")
+
+
+@pytest.mark.parametrize(
+    ("turn", "unused"),
+    [
+        ({"role": "user", "content": "Hi", "value": "b", "from": "human"}, {"from", "value"}),
+        ({"from": "human", "value": "Hi", "content": "b"}, {"content"}),
+        ({"from": "human", "value": "Hi", "content": "b", "role": None}, {"content"}),
+        ({"role": "user", "content": "Hi", "value": None, "from": ""}, set()),
+    ],
+)
+def test_the_other_spelling_of_a_turn_is_named_as_not_read(turn, unused):
+    unread = Counter[str]()
+    messages = convert({"messages": [turn, {"role": "assistant", "content": "a"}]}, "auto", unread=unread).messages
+    assert messages[0].content == "Hi"
+    assert {*unread} == {f"'messages[].{name}'" for name in unused}
+
+
+def test_false_in_the_words_of_a_table_is_no_image():
+    row = {"prompt": "a", "completion": "b"}
+    for value in (False, "False", "false"):
+        assert [turn.content for turn in convert({**row, "image": value}, "auto").messages] == ["a", "b"]
+    for value in (True, "True", "a.png"):
+        with pytest.raises(BadRow, match=r"^image is "):
+            convert({**row, "image": value}, "auto")
+
+
 def test_calls_of_several_functions_in_json():
     turn = {"role": "assistant", "content": None, "function_calls": json.dumps([FUNCTION["function"]])}
     (_, found) = convert({"messages": [CHAT[0], turn]}, "auto").messages
