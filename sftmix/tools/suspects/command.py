@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -156,20 +156,31 @@ def _check(args: Options, run: Path | None) -> None:
         raise ConfigError(f"{run} {problem}: --out DIR")
 
 
-def _scored(args: Options, model: str, run: Path) -> Path:
-    """Let the model score the rows with their prompts and without, in a run directory; one that has them is kept."""
+def _scored(args: Options, model: str, scores: Path) -> Path:
+    """Let the model score the rows with their prompts and without, and return the run directory, which is in `scores`.
+
+    Each state of rows and model has its own: what was scored before is read back, whatever was mended in between.
+    """
     from sftmix.components.reference import FromCheckpoints
     from sftmix.config import RunConfig
+    from sftmix.disk.hashes import sha256_json
     from sftmix.options.model import ModelOptions
     from sftmix.pipeline import recipe
+    from sftmix.pipeline.inputs import Known
+    from sftmix.pipeline.rows import read_rows
+    from sftmix.pipeline.stages.reference import REFERENCE
+    from sftmix.ranks.world import start_world
 
     config = RunConfig(
-        out=str(run),
         model=ModelOptions(path=model),
         data=_options(args),
         reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
     )
-    recipe.run(config, until="confidence")
+    with start_world() as world:
+        read, rows = read_rows(config, world)
+        inputs = REFERENCE.identity(Known(read, world, rows))
+        run = scores / sha256_json(inputs)[:12]
+        recipe.run(replace(config, out=str(run)), until="confidence", world=world)
     return run
 
 

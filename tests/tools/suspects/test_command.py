@@ -188,15 +188,14 @@ def nll_of(model, ids: list[int], first: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[first - 1 :], torch.tensor(ids[first:]), reduction="sum"))
 
 
-@pytest.mark.slow
 def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_without(sftmix, rows, tiny, tmp_path):
     out = tmp_path / "out"
     words = ("suspects", str(rows), "--model", str(tiny.model), "--embedding", "tfidf", "--out", str(out))
     done = sftmix(*words, "--signals", "Information")
     assert done.code == 0, done.err
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
-    sums = {}
-    for row in rows_of_run(out / "scores")[1].data.train:
+    (run,), sums = (out / "scores").iterdir(), {}
+    for row in rows_of_run(run)[1].data.train:
         ids, first = row.input_ids.tolist(), int(row.target.argmax())
         sums[row.id] = nll_of(model, ids, first), nll_of(model, [ids[0], *ids[first:]], 1)
     information = percentiles(np.array([a - b for a, b in sums.values()]), [""] * len(sums))
@@ -204,14 +203,37 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
     for name, of_sums in zip(sums, information, strict=True):
         assert table[name]["Information"] == pytest.approx(of_sums)
         assert table[name]["hard_tokens"]
-    before = (out / "scores" / "confidence" / "dynamics.parquet").stat()
-    assert sftmix(*words, "--signals", "Information").code == 0, "the scores are read again, and not made"
-    assert (out / "scores" / "confidence" / "dynamics.parquet").stat() == before
-    by_default = sftmix("suspects", str(out / "scores"), "--embedding", "tfidf")
+    by_default = sftmix("suspects", str(run), "--embedding", "tfidf")
     assert by_default.code == 0, by_default.err
-    names = lines_of(out / "scores" / "suspects")[0].keys()
+    names = lines_of(run / "suspects")[0].keys()
     assert {"Information", "Echo", "EndOfTurn", "HardTokens"} <= names
     assert "Mismatch" not in names, "by words it would hide what Information finds"
+
+
+def test_the_same_command_scores_mended_rows_or_another_model_and_keeps_the_decisions(sftmix, rows, tiny, tmp_path):
+    """What has been scored before is read back, and not made."""
+    out, other = tmp_path / "out", shutil.copytree(tiny.model, tmp_path / "other")
+    changed = AutoModelForCausalLM.from_pretrained(other)
+    torch.nn.init.normal_(changed.get_output_embeddings().weight, generator=torch.Generator().manual_seed(1))
+    changed.save_pretrained(other)
+
+    def suspects(model: Path, *words: str) -> tuple[dict, set]:
+        done = sftmix("suspects", str(rows), "--model", str(model), "--embedding", "tfidf", "--out", str(out), *words)
+        assert done.code == 0, done.err
+        dynamics = {path: path.stat() for path in (out / "scores").glob("*/confidence/dynamics.parquet")}
+        return {line["id"]: line for line in lines_of(out)}, dynamics
+
+    before, first = suspects(tiny.model, "--drop", "2")
+    as_written = rows.read_text()
+    rows.write_text(as_written.replace("People know apples well.", "They are a fruit of trees."))
+    mended, second = suspects(tiny.model)
+    assert {name: line["decision"] for name, line in mended.items()} == {k: v["decision"] for k, v in before.items()}
+    assert mended["row-0"]["hard_tokens"] != before["row-0"]["hard_tokens"]
+    by_other, third = suspects(other)
+    assert [len(each) for each in (first, second, third)] == [1, 2, 3]
+    assert [line["hard_tokens"] for line in by_other.values()] != [line["hard_tokens"] for line in mended.values()]
+    rows.write_text(as_written)
+    assert suspects(tiny.model) == (before, third)
 
 
 @pytest.mark.parametrize(
