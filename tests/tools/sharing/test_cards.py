@@ -143,11 +143,11 @@ def test_the_citation_file_names_this_version():
 
 def test_cards_that_nobody_edited_follow_the_run(copied):
     target, baseline = (copied / stage / "model" / "README.md" for stage in ("train", "baseline"))
-    baseline.write_text("mine")
+    baseline.write_bytes("à moi".encode("cp1252"))
     benchmarked(copied)
     write_run_cards(copied)
     assert re.search(r"\| a\\\|&lt;b&gt; \|.*\| 0.5000 \|", target.read_text())
-    assert baseline.read_text() == "mine"
+    assert baseline.read_text("cp1252") == "à moi"
 
 
 def test_an_export_takes_away_what_killed_ones_left_of_this_name_alone(finished, sftmix, tmp_path):
