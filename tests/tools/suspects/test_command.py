@@ -89,6 +89,24 @@ def test_bad_rows_and_other_roles_are_as_in_a_run(sftmix, rows, tmp_path):
     assert (done.code, "1 bad row (data.skip_bad drops" in done.err) == (3, True), done.err
 
 
+def test_the_options_that_errors_of_rows_name_are_taken(sftmix, rows, tmp_path):
+    """Other names of fields, an id that is there twice, and a label that says that an answer is a bad one."""
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    turns = [{"role": "user", "content": "What are owls?"}, {"role": "assistant", "content": "Birds."}]
+    named = [{"q": row["instruction"], "a": row["output"], "id": "1"} for row in found]
+    for bad, remedy, words in (
+        (named, "data.columns gives them other names", ("--data.columns", "{prompt: q, completion: a, id: null}")),
+        ([{**row, "id": "1"} for row in found], "data.columns '{id: null}'", ("--data.columns", "{id: null}")),
+        ([{"messages": turns, "label": False}] * 2, "data.label_field label", ("--data.label_field", "label")),
+    ):
+        rows.write_text("".join(json.dumps(row) + "\n" for row in bad))
+        done = sftmix("suspects", str(rows), "--embedding", "tfidf")
+        assert (done.code, remedy in done.err) == (3, True), done.err
+        done = sftmix("suspects", str(rows), "--embedding", "tfidf", "--out", str(tmp_path / "out"), *words)
+        assert done.code == 0, done.err
+        assert len(lines_of(tmp_path / "out")) == len(bad)
+
+
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(sftmix, rows, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sftmix.tools.suspects.command.find_spec", lambda name: None)
@@ -121,7 +139,7 @@ def test_tokens_of_another_tokenizer_are_not_named_hard(sftmix, tiny, tmp_path):
 
 
 def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):
-    words = ("suspects", str(rows), "--label_field", "kind", "--by", "label", "--signals", "Mismatch")
+    words = ("suspects", str(rows), "--data.label_field", "kind", "--by", "label", "--signals", "Mismatch")
     done = sftmix(*words, "--embedding", "tfidf", "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err
     table = lines_of(tmp_path / "out")
@@ -244,10 +262,10 @@ def test_the_same_command_scores_mended_rows_or_another_model_and_keeps_the_deci
         (("--signals", "duplicates"), "--signals"),
         (("--signals", "Information"), "--reference.response_alone true"),
         (("--model", "nowhere"), "nowhere"),
-        (("--by", "label"), "--label_field"),
+        (("--by", "label"), "--data.label_field"),
         (("--signals", "Perplexity"), "or --model"),
         (("--model", "nowhere", "--signals", "Nothing"), "--signals"),
-        (("--model", "nowhere", "--by", "label"), "--label_field"),
+        (("--model", "nowhere", "--by", "label"), "--data.label_field"),
         (("--top", "0"), "--top is 0; allowed: 1 and above"),
         pytest.param(
             ("--embedding", "minilm"),
@@ -264,7 +282,14 @@ def test_what_is_not_there_is_named(sftmix, rows, words, key):
 
 
 @pytest.mark.parametrize(
-    "words", [("--model", "m"), ("--data.skip_bad", "false"), ("--data.skip_bad",), ("other.jsonl",)]
+    "words",
+    [
+        ("--model", "m"),
+        ("--data.columns", "{id: null}"),
+        ("--data.skip_bad", "false"),
+        ("--data.skip_bad",),
+        ("x.jsonl",),
+    ],
 )
 def test_a_run_takes_no_options_of_files(finished, sftmix, words):
     done = sftmix("suspects", str(finished.path), *words)
