@@ -14,6 +14,7 @@ from packaging.version import Version
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, MambaConfig
 
+from sftmix.components import ASFT
 from sftmix.components.base import Selector
 from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
@@ -100,6 +101,20 @@ def test_hours_in_fp32_need_its_peak(tiny):
         whole = estimate(given, machine(**options))
         found = [whole["device_hours"], *(stage["device_hours"] for stage in whole["stages"].values())]
         assert [hours is not None for hours in found] == [known] * 3
+
+
+def test_a_teacher_takes_memory_of_the_optimizer_s_part_and_leaves_less_for_each_plan(tiny):
+    taught, alone = (
+        estimate(config(tiny, objective=one, splitter=RandomSplit()), machine())["stages"]["train"]
+        for one in (ASFT(), NTP())
+    )
+    numbers, head = taught["numbers"], load_model(tiny.model).get_output_embeddings().weight.numel()
+    less = {plan["parallel"]: plan["free"] for plan in alone["plans"]}
+    for plan in taught["plans"]:
+        teacher = 4 * numbers / (4 if plan["parallel"] == "fsdp" else 1) + 4 * head
+        assert less[plan["parallel"]] - plan["free"] == teacher
+    part = taught["memory_bytes"]["optimizer"] - alone["memory_bytes"]["optimizer"]
+    assert part == 4 * numbers / (4 if taught["plans"][0]["parallel"] == "fsdp" else 1) + 4 * head
 
 
 def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
