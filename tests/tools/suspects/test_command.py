@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.disk.tables import read_dynamics
 from sftmix.tools.quickstart import make_tokenizer
@@ -188,7 +188,13 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
     expected = percentiles(last.astype(np.float64), [""] * len(last))
     for name, value in zip(dynamics.ids, expected, strict=True):
         assert table[name]["EndOfTurn"] == pytest.approx(value)
-        assert table[name]["hard_tokens"]
+    hard = pd.read_parquet(run / "suspects" / "suspects.parquet").set_index("id")["hard_tokens"]
+    read, tokenizer = rows_of_run(run)[1].data.train, AutoTokenizer.from_pretrained(tiny.model)
+    for row, nll in zip(read, dynamics.of(read.ids).token_nll, strict=True):
+        targets = [token for token, trained in zip(row.input_ids, row.target, strict=True) if trained]
+        assert nll.shape == (len(dynamics.steps), len(targets))
+        hardest = [token for token, loss in zip(targets, nll[-1], strict=True) if loss == nll[-1].max()]
+        assert hard[row.id].split(" | ")[0] in [tokenizer.decode([token]).strip() for token in hardest]
     assert sftmix("report", str(run)).code == 0
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
     sections = re.findall(r'<section id="([\w-]+)"', page)
