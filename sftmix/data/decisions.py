@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from sftmix.disk.places import PathLike, place_of
-from sftmix.disk.texts import decoded
+from sftmix.disk.texts import text_of
 from sftmix.words.errors import ConfigError
 from sftmix.words.fields import RESERVED_ID
 from sftmix.words.shown import counted, of_cell, quoted
@@ -71,11 +71,8 @@ def excluded_names(path: str, known: Set[str], said: Callable[[str], Iterable[Se
     said   function: a place -> question and response of each answer there
     Raises ConfigError for a file that cannot be read.
     """
-    try:
-        text = decoded(place_of(path).read_bytes())
-        lines = read_decisions(text, path)
-    except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
+    text = text_of(place_of(path), "data.exclude")
+    lines = read_decisions(text, path)
     if not lines:
         return {RESERVED_ID.sub("", line.strip()) for line in text.split("\n")} - {""}, ""
     names = set()

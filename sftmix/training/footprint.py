@@ -217,7 +217,9 @@ class Footprint:
         self.optimizer = work.optimizer.state_bytes * self.numbers.whole.trained / self.shards
         vocabulary = self.numbers.head.shape[0]
         second = teacher_bytes(work.objective, unwrap(work.module).model) * self.numbers.whole.trained / self.shards
-        self.teacher = second + self.size * self.numbers.head.numel() * (Need.TEACHER in work.objective.needs)
+        # Autocast leaves weights as they are stored; FSDP has gathered the head in the dtype of the computation.
+        head = self.numbers.head.nbytes if self.shards == 1 else self.size * self.numbers.head.numel()
+        self.teacher = second + head * (Need.TEACHER in work.objective.needs)
         self.chunk = options.chunk_size or default_chunk_size(vocabulary, world.device)
         # On a CPU the loss has float32 copies of a block of half-precision logits: one, or a pair's and their mixture.
         half, mixes = self.size < 4, Need.PAIRS in work.objective.needs

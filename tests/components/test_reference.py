@@ -6,7 +6,7 @@ import pytest
 from sftmix.components import TrainedReference
 from sftmix.components.reference import FromCheckpoints, FromFile
 from sftmix.disk.places import Origin, started
-from sftmix.disk.tables import write_dynamics
+from sftmix.disk.tables import write_dynamics, write_table
 from sftmix.types import TrainingDynamics
 from sftmix.words.errors import DataError
 
@@ -23,9 +23,12 @@ STORED = TrainingDynamics(
 class Context:
     """Stands for the pipeline: records what was asked."""
 
-    def __init__(self, ids):
-        self.ids = ids
+    def __init__(self, ids, hashes=()):
+        self.ids, self.hashes = ids, hashes
         self.asked = None
+
+    def content_hashes(self):
+        return self.hashes
 
     def train_and_score(self, checkpoints):
         self.asked = checkpoints
@@ -83,3 +86,20 @@ def test_a_file_of_other_data_is_an_error(tmp_path):
         FromFile(path=tmp_path / "d.parquet").collect(Context(["x", "y"]))
     with pytest.raises(DataError, match=r"missing\.parquet"):
         FromFile(path=tmp_path / "missing.parquet").collect(Context(["a"]))
+
+
+def test_shared_scores_are_joined_by_the_hash_of_texts_and_equal_texts_by_their_number(tmp_path, monkeypatch):
+    """Downloaded before, as the hub's cache has them; the rows have other ids, another order, and are fewer."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "datasets--me--joined" / "refs").mkdir(parents=True)
+    (tmp_path / "datasets--me--joined" / "refs" / "main").write_text("c0ffee")
+    files = tmp_path / "datasets--me--joined" / "snapshots" / "c0ffee"
+    write_dynamics(files / "dynamics.parquet", STORED.of(["b", "a", "c"]))
+    write_table(files / "rows.parquet", ["a", "b", "c"], hash=["one", "two", "one"])
+    reference = FromFile(path="hub:me/joined")
+    joined = reference.collect(Context(["x", "y", "z"], ["two", "one", "one"]))
+    assert list(joined.ids) == ["x", "y", "z"]
+    np.testing.assert_array_equal(joined.nll_sum, [[3, 4], [1, 2], [5, 6]])
+    np.testing.assert_array_equal(reference.collect(Context(["y"], ["one"])).nll_sum, [[1, 2]])
+    with pytest.raises(DataError, match=r"scores of 3 rows, and 2 of the 4 rows .* \(first: v, w\)"):
+        reference.collect(Context(["u", "x", "v", "w"], ["one", "two", "three", "two"]))

@@ -76,6 +76,7 @@ def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
     [
         (b"nobody\n", "names 1 that are no rows of data.train, such as 'nobody'"),
         ("an-id\n".encode("utf-16-be"), "cannot be read: it is in UTF-16-BE; save it as UTF-8"),
+        ("né\n".encode("cp1252"), "cannot be read: .* can't decode byte 0xe9 in position 1: .*; save it as UTF-8"),
         (None, "cannot be read"),
     ],
 )

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig
 
 from sftmix.batches.order import Slot
-from sftmix.components import NTP
+from sftmix.components import ASFT, NTP
 from sftmix.components.optimizers import AdamW
 from sftmix.components.others.places import ManifoldMixup
 from sftmix.model.mapped import empty_model
@@ -172,13 +172,13 @@ def test_gradients_added_up_in_bfloat16_are_less_traffic_and_not_chosen(director
 
 
 def plan_wrapping(
-    world: World, recorded: Sequence[Any] = (), model: Any = None, **options: Any
+    world: World, recorded: Sequence[Any] = (), model: Any = None, objective: Any = None, **options: Any
 ) -> tuple[TrainingOptions, list[str]]:
     stage: Any = SimpleNamespace(
         data=toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)]),
         order=FixedOrder([[(Slot(row),) for row in range(4)]]),
         model=model or toy_model(dtype=torch.float32),
-        objective=NTP(),
+        objective=objective or NTP(),
         optimizer=AdamW(),
         options=TrainingOptions(**options),
         attention=None,
@@ -238,7 +238,33 @@ def test_gradients_are_added_up_in_the_dtype_that_is_asked_for(directory, precis
     assert {policy.param_dtype for policy in policies} == {torch.bfloat16 if precision == "bf16" else None}
 
 
-def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch):
+@pytest.fixture
+def two_gpus(monkeypatch) -> World:
+    """Two GPUs in name, of which this rank's is there, with a terabyte."""
+    monkeypatch.setattr(choices, "free_memory", lambda device: 1e12)
+    monkeypatch.setattr(choices, "machine_of", lambda world, options: {"device": "NVIDIA H100", **vars(options)})
+    for name in ("max", "share"):
+        monkeypatch.setattr(World, name, lambda self, value: value)
+    return World(size=2, local_size=2, device=torch.device("cuda", 0))
+
+
+def test_a_teacher_leaves_less_room_for_each_layout(two_gpus, monkeypatch):
+    """Its weights in float32, and its head as the layout computes with it."""
+    seen, plan, model = [], choices.planned, toy_model(dtype=torch.float32)
+
+    def planned(work, memories, room, *given, **more):
+        seen.append(room)
+        return plan(work, memories, room, *given, **more)
+
+    monkeypatch.setattr(choices, "planned", planned)
+    for objective in (NTP(), ASFT()):
+        plan_wrapping(two_gpus, model=model, objective=objective)
+    numbers, head = sum(p.numel() for p in model.parameters()), model.get_output_embeddings().weight.numel()
+    less = {name: seen[0][name] - seen[1][name] for name in seen[0]}
+    assert less == {"fsdp": 2 * numbers + 2 * head, "ddp": 4 * numbers + 4 * head}
+
+
+def test_a_model_that_cannot_be_followed_is_sharded(two_gpus, monkeypatch):
     tried: list[str] = []
 
     def imitated(model, work, parallels):
@@ -246,12 +272,7 @@ def test_a_model_that_cannot_be_followed_is_sharded(monkeypatch):
         raise RuntimeError("depends on values")
 
     monkeypatch.setattr(choices, "imitated", imitated)
-    monkeypatch.setattr(choices, "free_memory", lambda device: 1e12)
-    monkeypatch.setattr(choices, "machine_of", lambda world, options: {"device": "NVIDIA H100", **vars(options)})
-    for name in ("max", "share"):
-        monkeypatch.setattr(World, name, lambda self, value: value)
-    model = toy_model(dtype=torch.float32)
-    options, (line,) = plan_wrapping(World(size=2, local_size=2, device=torch.device("cuda", 0)), model=model)
+    options, (line,) = plan_wrapping(two_gpus)
     assert tried == ["fsdp", "ddp"]
     assert (options.parallel, options.reshard_after_forward) == ("fsdp", True)
     assert "the model cannot be followed" in line

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,14 @@ from sftmix.disk.appended import append_batch, read_batches
 from sftmix.disk.files import write_json
 from sftmix.disk.hashes import sha256_file, sha256_json
 from sftmix.disk.places import unwritable
+from sftmix.options.data import DataOptions
 from sftmix.pipeline.validity import differences
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.tools.runs.output import write_jsonl
 from sftmix.tools.runs.read import Reading, read_finished, read_json_if_there
-from sftmix.words.errors import ConfigError, DataError
-from sftmix.words.fields import TEXT
+from sftmix.words.errors import ConfigError, DataError, refuse
+from sftmix.words.fields import TEXT, column_problems
 from sftmix.words.given import as_list
 from sftmix.words.progress import progress_bar
 
@@ -51,6 +52,10 @@ class Options(AnswerOptions, Reading):
     """rows - one line for each prompt, with the answers of all models; prompts are rows of any format; alpaca_eval -
     AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; mt_bench - MT-Bench:
     model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl [%(default)s]"""
+    data__columns: dict[str, str | None] | None = None
+    """MAP: of prompts: as of `run`, over those of the run"""
+    data__roles: dict[str, str] | None = None
+    """MAP: of prompts: likewise"""
     temperature: float | None = None
     """X: 0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"""
 
@@ -68,8 +73,8 @@ def main(args: Options) -> None:
     run = next((model.run for model in finished if model.run), None) if form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
-    if args.prompts:  # which may be rows as the run's are
-        config = read_finished(run) if run else None
+    config = _reading_rows(args, run)
+    if args.prompts:
         questions = read_questions(args.prompts, config, mt_bench=form == "mt_bench")
     else:
         questions = _held_out(finished[0].name, run)
@@ -118,6 +123,19 @@ def _apply(options: AnswerOptions, questions: Sequence[Question]) -> None:
             question.temperature = options.temperature
         if options.system is not None and question.messages[0]["role"] != "system":
             question.messages = ({"role": "system", "content": options.system}, *question.messages)
+
+
+def _reading_rows(options: Options, run: Path | None) -> RunConfig:
+    """Return the configuration by which prompts are read: as rows of the run, with the options that are given."""
+    own = DataOptions(train=options.prompts, columns=options.data__columns, roles=options.data__roles)
+    config = read_finished(run) if run else RunConfig()
+    if own.columns or own.roles:
+        if options.format == "mt_bench" or not options.prompts:
+            raise ConfigError("--data.columns and --data.roles are for --prompts that are rows; leave them out")
+        form = config.row_format or config.data.format
+        refuse([*own.problems(), *column_problems(form, own.columns or {})], "the options of the prompts")
+    columns, roles = own.columns or config.data.columns, own.roles or config.data.roles
+    return replace(config, data=replace(config.data, columns=columns, roles=roles))
 
 
 def _held_out(name: str, run: Path | None) -> list[Question]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftmix.disk.texts import decoded
+from sftmix.disk.texts import text_of
 from sftmix.tools.runs.models import Dtype, Functions
 from sftmix.words.errors import ConfigError
 from sftmix.words.shown import quoted
@@ -70,7 +70,7 @@ class Sampling:
                 "above 0, up to 1"
             )
         if self.system and os.path.isfile(self.system):
-            self.system = decoded(Path(self.system).read_bytes()).strip()
+            self.system = text_of(Path(self.system), "--system").strip()
         # A misspelt file: prompt.txt, runs/system. A text: "Be kind.", "Answer yes/no.", "Hi".
         elif self.system and re.fullmatch(r"\S*[/\\]\S*|\S+\.\w{1,5}", self.system):
             raise ConfigError(

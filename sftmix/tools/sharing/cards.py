@@ -109,7 +109,10 @@ def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
 
 def write_card(file: Path, card: str) -> None:
     """Write the card, unless there is an edited one."""
-    text = read_text(file) if file.exists() else ""
+    try:
+        text = read_text(file) if file.exists() else ""
+    except ValueError:  # edited, and saved in another encoding
+        return
     # Nobody edited a card whose text has the hash that is under it.
     if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,8 @@ run counts with what its reference kept (--reference.token_nll true --reference.
   sftmix suspects rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out suspects
   sftmix suspects runs/first"""
 
+OF_FILES = ("label_field", "columns", "roles", "skip_bad")
+"""Options of `data` that messages about rows name as remedies."""
 SHOWN = """\
 {rank:>4}  {source}  {id}  {signal} {score:.4f} {why}
       {prompt:.{room}}
@@ -59,8 +61,10 @@ class Options(Reading):
     """N: rows to print [50]; the files hold all"""
     by: Literal["label"] | None = None
     """rank each row among those of its label"""
-    label_field: str | None = None
+    data__label_field: str | None = None
     """NAME: of files of rows: the field that is the label"""
+    data__columns: dict[str, str | None] | None = None
+    """MAP: of files: as of `run`"""
     data__roles: dict[str, str] | None = None
     """MAP: of files: as of `run`"""
     data__skip_bad: bool | None = None
@@ -94,7 +98,7 @@ def main(args: Options) -> None:
     # That files name a field is known before; whether rows have a label in it, and those of a run, only now.
     if args.by and not any(example.label for example in rows[0]):
         raise ConfigError(
-            "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
+            "--by label: the rows have no label; name its field: --data.label_field of the run, or of this command"
         )
     examples, dynamics, hard = rows
     prompts, responses = zip(*map(question_and_response, examples), strict=True)
@@ -131,11 +135,10 @@ def _print(table: Any, top: int) -> None:
 
 def _check(args: Options, run: Path | None) -> None:
     """Raise ConfigError for what is certain of the options, before rows are read and scored."""
-    of_files = (args.model, args.label_field, args.data__roles, args.data__skip_bad)
-    if run and (len(args.rows) > 1 or of_files != (None,) * 4):
+    if run and (args.rows[1:] or args.model or _of_files(args)):
         raise ConfigError(
-            f"{run} is a run, with rows as it read them: other rows, --model, --label_field, --data.roles and "
-            "--data.skip_bad are for files of rows; leave them out"
+            f"{run} is a run, with rows as it read them: other rows, --model, --data.label_field, --data.columns, "
+            "--data.roles and --data.skip_bad are for files of rows; leave them out"
         )
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
@@ -145,8 +148,8 @@ def _check(args: Options, run: Path | None) -> None:
     if decides and not (run or args.out):
         raise ConfigError("--drop and --drop_all_above fill in a table, which --out DIR names")
     kinds_of(args.signals)
-    if args.by and not (run or args.label_field):
-        raise ConfigError("--by label: files of rows have no label until --label_field names its field")
+    if args.by and not (run or args.data__label_field):
+        raise ConfigError("--by label: files of rows have no label until --data.label_field names its field")
     sentence_model(args.embedding)
     if find_spec("sklearn") is None:
         raise ConfigError(
@@ -156,28 +159,42 @@ def _check(args: Options, run: Path | None) -> None:
         raise ConfigError(f"{run} {problem}: --out DIR")
 
 
-def _scored(args: Options, model: str, run: Path) -> Path:
-    """Let the model score the rows with their prompts and without, in a run directory; one that has them is kept."""
+def _scored(args: Options, model: str, scores: Path) -> Path:
+    """Let the model score the rows with their prompts and without, and return the run directory, which is in `scores`.
+
+    Each state of rows and model has its own: what was scored before is read back, whatever was mended in between.
+    """
     from sftmix.components.reference import FromCheckpoints
     from sftmix.config import RunConfig
+    from sftmix.disk.hashes import sha256_json
     from sftmix.options.model import ModelOptions
     from sftmix.pipeline import recipe
+    from sftmix.pipeline.inputs import Known
+    from sftmix.pipeline.rows import read_rows
+    from sftmix.pipeline.stages.reference import REFERENCE
+    from sftmix.ranks.world import start_world
 
     config = RunConfig(
-        out=str(run),
         model=ModelOptions(path=model),
         data=_options(args),
         reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
     )
-    recipe.run(config, until="confidence")
+    with start_world() as world:
+        read, rows = read_rows(config, world)
+        inputs = REFERENCE.identity(Known(read, world, rows))
+        run = scores / sha256_json(inputs)[:12]
+        recipe.run(replace(config, out=str(run)), until="confidence", world=world)
     return run
+
+
+def _of_files(args: Options) -> dict[str, Any]:
+    """Return those of OF_FILES that are given."""
+    return {name: value for name in OF_FILES if (value := getattr(args, f"data__{name}")) is not None}
 
 
 def _options(args: Options) -> DataOptions:
     """Return the options under which files of rows are read."""
-    return DataOptions(
-        train=args.rows, label_field=args.label_field, roles=args.data__roles, skip_bad=bool(args.data__skip_bad)
-    )
+    return DataOptions(train=args.rows, **_of_files(args))
 
 
 def _of_run(run: Path) -> tuple[list[Any], TrainingDynamics | None, Sequence[str]]:

@@ -14,7 +14,7 @@ from sftmix.cli.say import say
 from sftmix.config.schema import find_component
 from sftmix.disk.files import MANIFEST, placing, remove_leftovers, write_manifest
 from sftmix.disk.regular import refuse_link, regular
-from sftmix.disk.texts import decoded
+from sftmix.disk.texts import text_of
 from sftmix.tools.suspects import repeats, signals, texts
 from sftmix.tools.suspects.rows import SuspectRows, sentence_model
 from sftmix.tools.suspects.signals import Signal, best_fits, ranked
@@ -90,7 +90,7 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
 
     chosen = (table["rank"] <= (first or 0)) | (table["score"] > (np.inf if above is None else above))
     table["decision"] = np.where(chosen, DROP, "")
-    text = decoded(regular(earlier).read_bytes()) if earlier.exists() else ""
+    text = text_of(regular(earlier), "--out") if earlier.exists() else ""
     left = {line["id"]: line for line in read_decisions(text, earlier)}
     decisions, place = [], "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
     for row in table.itertuples():

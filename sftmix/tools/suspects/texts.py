@@ -67,7 +67,7 @@ class BrokenEncoding(OfTexts):
 # ------------------------------------------------------------------------------------------------ short of words
 
 PLACEHOLDER = re.compile(
-    r"\W*(n/?a|none|nil|null|nan|undefined|unknown|empty|todo|tbd|test|ok(ay)?|no ?(out|in)put"
+    r"\W*+(n/?a|none|nil|null|nan|undefined|unknown|empty|todo|tbd|test|ok(ay)?|no ?(out|in)put"
     r"|no ?(answer|response|comment)|see (above|below)|(same )?as above|not (available|applicable|sure)"
     r"|i (don'?t|do not) know|sure|done|x+)?\W*",
     re.IGNORECASE,
@@ -123,12 +123,13 @@ class CutShort(OfTexts):
         last = re.sub(r"^\W*\w{1,4}[.)] ", "", lines[-1])  # "vi. Conclusion"
         if response.count("```") % 2 or re.search(r"[,(\[{–—-]$", last):
             return 1.0
-        if END.search(last) or re.search(r"(#|@|https?:|www\.)\S+$", last):
+        if END.search(last) or re.search(r"(#|@|https?:|www\.).", last.split()[-1]):
             return 0.0
         if words[-1].lower() in OPEN:
             return 1.0
-        sentences = re.search(r"[^\W\d_]{2}[.!?][\"')]*\s+[A-Z][a-z]* .*\w$", last)
-        if sentences or re.search(r"\([^)]*$", last):
+        # Only the beginning looks as far as the end: if each sentence did, a long line would take hours.
+        sentences = re.match(r"(?=.*\w$).*?[^\W\d_]{2}[.!?][\"')]*\s+[A-Z][a-z]* ", last)
+        if sentences or last.rfind("(") > last.rfind(")"):
             return 1.0
         if CODE.search(response):
             return 0.0

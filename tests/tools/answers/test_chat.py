@@ -115,6 +115,11 @@ def test_a_system_turn_may_be_a_file_and_rows_that_had_one_are_told(finished, sf
     for given in (str(tmp_path / "system.txt"), "Be brief.", "x" * 5000):
         assert "system turn" not in sftmix("chat", str(run), "--system", given).err
     assert seen == ["Be brief.", "Be brief.", "x" * 5000]
+    for encoding, said in (("cp1252", "can't decode byte 0xe8 in position 2"), ("utf-16", "it is in UTF-16")):
+        (tmp_path / "system.txt").write_text("Très bref.\n", encoding)
+        done = sftmix("chat", str(run), "--system", str(tmp_path / "system.txt"))
+        assert done.code == 2
+        assert re.search(rf"--system: .*system.txt cannot be read: .*{said}.*; save it as UTF-8", done.err), done.err
 
 
 def test_a_closed_stdin_is_refused_before_a_model_is_loaded(finished, sftmix, monkeypatch):

@@ -266,3 +266,29 @@ def test_the_command_says_what_happened(sftmix, finished, tmp_path):
     assert done.out.split() == [str(to)]
     assert done.err.endswith("\nanswers of target: 11 stop\n")
     assert json.loads(to.read_text().splitlines()[0])["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_the_options_that_errors_of_prompts_name_are_taken_over_those_of_the_run(sftmix, finished, tmp_path):
+    prompts, to = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    turn = {"role": "asker", "content": "Is it?"}
+    words = ("--prompts", str(prompts), "--to", str(to), "--max_new_tokens", "2")
+    for place in (finished.path, finished.tiny.model):
+        for row, remedy, given in (
+            ({"q": "Is it?"}, "data.columns gives them other names", ("--data.columns", "{prompt: q}")),
+            ({"messages": [turn]}, "data.roles adds roles", ("--data.roles", "{asker: user}")),
+        ):
+            prompts.write_text(json.dumps(row))
+            done = sftmix("generate", str(place), *words)
+            assert (done.code, remedy in done.err) == (3, True), done.err
+            done = sftmix("generate", str(place), *words, *given)
+            assert done.code == 0, done.err
+            assert json.loads(to.read_text())["messages"] == [{"role": "user", "content": "Is it?"}]
+            for path in tmp_path.glob("answers*"):
+                path.unlink()
+    for given, said in (
+        (("--data.columns", "{promt: q}"), "data.columns: no format that row_format or data.format chooses has promt"),
+        (("--data.roles", "{asker: usr}"), "data.roles maps asker to usr; allowed: "),
+        (("--format", "mt_bench", "--data.columns", "{prompt: q}"), "are for --prompts that are rows; leave them out"),
+    ):
+        done = sftmix("generate", str(finished.path), *words, *given)
+        assert (done.code, said in done.err) == (2, True), done.err

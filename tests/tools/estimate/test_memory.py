@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sftmix.batches.order import Slot
-from sftmix.components import AdamW, AdamW8bit
+from sftmix.components import ASFT, AdamW, AdamW8bit
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
@@ -27,6 +27,7 @@ from sftmix.tools.estimate.work import Work
 from sftmix.training.footprint import Footprint, Workload, kept_of, without_values
 from sftmix.training.parallel import shards_of, training_module
 from sftmix.training.step import PreparedStep, plans_of, train_step
+from sftmix.training.teacher import Teacher
 from sftmix.training.update import build_optimizer
 from sftmix.types import Batch
 from tests.fast import some_fast
@@ -235,6 +236,29 @@ def test_the_optimizer_says_what_its_state_needs_and_adapters_have_a_state_alone
     few, quantized = (estimated(path, 18, count=1, lora=one) for one in (LORA, replace(LORA, quantize="4bit")))
     assert quantized["weights"] < part["weights"] / 2
     assert quantized["activations"] < few["activations"]  # autocast copies no weights
+
+
+class Average(ASFT):
+    """ASFT with a moving average as its teacher, of which adapters need a second copy as well."""
+
+    teacher_decay = 0.9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("objective", "lora"), [(ASFT(), NO_LORA), (ASFT(), LORA), (Average(), LORA)], ids=["full", "LoRA", "average"]
+)
+def test_a_teacher_is_as_large_as_its_estimate(path, objective, lora, precision):
+    """Its weights, and a copy of the head while a step uses it."""
+    model, options = load_model(path), TrainingOptions(precision=precision)
+    if lora.r:
+        add_adapters(model, lora, seed=0)
+    teacher = Teacher(training_module(model, options, precision=precision, world=World(), trains=True), objective)
+    (taught,) = teacher.taught([micro_batch(2, WIDEST)], World(), precision)
+    held = sum(weight.nbytes for weight in (*teacher.weights.values(), taught.weight))
+    about = {"gpu": "cpu", "count": 1, "lora": lora, "precision": precision}
+    taught_by, alone = (estimated(path, SLOTS, objective=one, **about)["optimizer"] for one in (objective, NTP()))
+    assert taught_by - alone == held
 
 
 def test_an_update_that_is_not_fused_copies_the_second_moments_on_a_gpu(path):

@@ -236,6 +236,9 @@ def test_ids_are_those_of_plain_rows_in_any_format(plain, tmp_path):
         assert row_ids(kind.with_format("torch")) == row_ids(kind)
         assert TrainerRows(kind.with_format("torch")).lengths.tolist() == [2, 2]
     assert row_ids(rows) == ["7", "8"]
+    twice = Dataset.from_dict({"input_ids": [[1, 2], [3, 4], [1, 2], [1, 2]]})
+    first, other, *again = row_ids(twice)
+    assert (first != other, again) == (True, [f"{first}#1", f"{first}#2"])
 
 
 @pytest.mark.parametrize("kind", ["later tokens", "fewer embeddings"])

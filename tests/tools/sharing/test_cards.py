@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -13,6 +15,7 @@ from huggingface_hub import ModelCard
 from sftmix import __version__
 from sftmix.config.read import read_yaml
 from sftmix.disk.files import read_json, write_json
+from sftmix.disk.tables import read_dynamics, write_dynamics
 from sftmix.tools.sharing.cards import model_card, without_directories, write_scores
 from sftmix.tools.sharing.command import write_run_cards
 from sftmix.words.errors import DifferenceError
@@ -52,11 +55,20 @@ def test_the_card_of_a_model(copied, finished):
 
 
 def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_card_says_how_they_are_read(copied):
-    kept = table(copied / "confidence" / "dynamics.parquet")
-    assert kept.pop("token_nll")
+    file = copied / "confidence" / "dynamics.parquet"
+    dynamics = read_dynamics(file)
+    of_tokens = ("token_nll", "alone_token_nll", "token_entropy", "token_margin")
+    private = dict.fromkeys(of_tokens, dynamics.token_nll) | {"states": np.ones((len(dynamics.ids), 4), np.float16)}
+    write_dynamics(file, replace(dynamics, alone_nll_sum=dynamics.nll_sum + 1, **private))
+    kept = table(file)
+    assert all(kept.pop(name) for name in (*of_tokens, "state"))
     write_scores(copied, copied / "scores")
     assert table(copied / "scores" / "dynamics.parquet") == kept
     card = (copied / "scores" / "README.md").read_text()
+    # | dynamics.parquet | id, nll_sum (nats, over the response) | -> id, nll_sum
+    listed = re.findall(r"^\| (\w+\.parquet) \| (.*) \|$", card, re.MULTILINE)
+    columns = {name: re.sub(r" \(.*?\)", "", text).split(", ") for name, text in listed}
+    assert columns == {path.name: [*table(path)] for path in (copied / "scores").glob("*.parquet")}
     assert "--reference.path hub:OWNER/NAME" in card
     assert "Perplexity: The paper's confidence: minus the perplexity of the response" in card
     assert recipe_of(card)["reference"]["init_args"]["checkpoints"] == 2
@@ -143,11 +155,11 @@ def test_the_citation_file_names_this_version():
 
 def test_cards_that_nobody_edited_follow_the_run(copied):
     target, baseline = (copied / stage / "model" / "README.md" for stage in ("train", "baseline"))
-    baseline.write_text("mine")
+    baseline.write_bytes("à moi".encode("cp1252"))
     benchmarked(copied)
     write_run_cards(copied)
     assert re.search(r"\| a\\\|&lt;b&gt; \|.*\| 0.5000 \|", target.read_text())
-    assert baseline.read_text() == "mine"
+    assert baseline.read_text("cp1252") == "à moi"
 
 
 def test_an_export_takes_away_what_killed_ones_left_of_this_name_alone(finished, sftmix, tmp_path):

