@@ -7,7 +7,7 @@ ends the reading.
 import csv
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,51 +83,65 @@ def _array(path: Path) -> Iterator[Row]:
         yield f"[{index}]", row
 
 
+class _Lines:
+    """The lines of a file, with the number of the last one and the quotes since somebody has set them to 0."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self._file = iter(file)
+        self.number = self.quotes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.number += 1
+        self.quotes += line.count('"')
+        return line
+
+
 def _csv(path: Path) -> Iterator[Row]:
     """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines."""
     csv.field_size_limit(MAX_ROW)  # 131,072 otherwise
     with open(path, "rb") as head:
         decoded(head.read(4), "ignore")  # raises the error of another encoding
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        number = quotes = 0
-
-        def counted() -> Iterator[str]:
-            nonlocal number, quotes
-            for line in file:
-                number += 1
-                quotes += line.count('"')
-                yield line
-
-        lines = counted()
+        lines = _Lines(file)
         reader = csv.reader(lines, strict=True)  # else '"a"b' is read as ab
         header = next(filter(None, reader), [])  # a blank line is []
-        top = number
-        _check_names(header)
-        # "instruction;output": Excel, in countries whose numbers have a comma.
-        if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
-            raise BadRow(
-                f":{top}: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
-                "save the file anew"
-            )
+        top = lines.number
+        _check_header(header, top)
         while True:
-            first, quotes = number + 1, 0  # before it is read: a quoted cell may go over several lines
+            first, lines.quotes = lines.number + 1, 0  # before it is read: a quoted cell may go over several lines
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 problem = f"not valid CSV (quotes inside a cell are doubled): {error}"
-                yield f":{first}", BadRow(f"{problem}{_through(first, number)}")
+                yield f":{first}", BadRow(f"{problem}{_through(first, lines.number)}")
                 # An odd number of quotes leaves the cell open: what follows, up to its end, would be read as rows.
-                while quotes % 2 and next(lines, ""):
-                    yield f":{number}", BadRow(f"behind the broken quote of line {first:,}, perhaps of the same cell")
+                while lines.quotes % 2 and next(lines, ""):
+                    problem = f"behind the broken quote of line {first:,}, perhaps of the same cell"
+                    yield f":{lines.number}", BadRow(problem)
                 continue
             if len(cells) == len(header):
                 row = {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
                 yield f":{first}", row
             elif cells:  # not of a blank line, []
                 problem = f"{len(cells)} fields, but the header (line {top}) has {len(header)}"
-                yield f":{first}", BadRow(f"{problem}{_through(first, number)}")
+                yield f":{first}", BadRow(f"{problem}{_through(first, lines.number)}")
+
+
+def _check_header(names: list[str], line: int) -> None:
+    """Raise BadRow for a column that is there twice, or columns that something else than commas separates."""
+    _check_names(names)
+    # "instruction;output": Excel, in countries whose numbers have a comma.
+    if len(names) == 1 and (other := re.search(r"[;\t|]", names[0])):
+        raise BadRow(
+            f":{line}: the only column is {quoted(names[0])}: fields are separated by commas, not by {other[0]!r}; "
+            "save the file anew"
+        )
 
 
 def _through(first: int, last: int) -> str:

@@ -95,14 +95,19 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
                 os.unlink(lock.lock_file)  # before the release: a process that waits for it then takes a new file
             lock.release()
     except OSError as error:
-        other = error.filename is not None and str(root) not in str(error.filename)
-        if other:  # a file that is read for it, as by a row format of yours
-            raise
-        kind = NoSpaceError if is_full(error) else ConfigError
-        raise kind(
-            f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
-            "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
-        ) from error
+        _refuse(error, root)
+        raise  # of a file that is read for it, as by a row format of yours
+
+
+def _refuse(error: OSError, root: Path) -> None:
+    """Raise the error of a cache that cannot be written, unless it is of another file."""
+    if error.filename is not None and str(root) not in str(error.filename):
+        return
+    kind = NoSpaceError if is_full(error) else ConfigError
+    raise kind(
+        f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
+        "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
+    ) from error
 
 
 def _take(lock: FileLock, target: Path) -> None:
