@@ -61,17 +61,17 @@ def as_printed(text: str) -> str:
     return _PRINTED.sub(lambda match: match[0] if match[1] is not None else repr(match[0])[1:-1], text)
 
 
-COMPUTED = ("=", "+", "-", "@", "\t", "\r")
-"""With which a cell begins that a spreadsheet computes."""
+_COMPUTED = re.compile(r"'*[-=+@\t\r]")
+"""The beginning of a cell that a spreadsheet computes, with marks in front of it that hinder it."""
 
 
 def as_cell(text: str) -> str:
     """Return a text as the cell of a table that no spreadsheet computes; `of_cell` reads it back."""
-    return f"'{text}" if text.startswith(COMPUTED) else text  # =HYPERLINK("http://...") -> '=HYPERLINK("http://...")
+    return f"'{text}" if _COMPUTED.match(text) else text  # =HYPERLINK("http://...") -> '=HYPERLINK("http://...")
 
 
 def of_cell(text: str) -> str:
-    return text[1:] if text[:1] == "'" and text[1:].startswith(COMPUTED) else text
+    return text[1:] if text[:1] == "'" and _COMPUTED.match(text) else text
 
 
 def short(value: float, *, digits: int = 4) -> str:

@@ -36,6 +36,7 @@ SHIPPED = (
     signals.HardTokens,
     signals.Perplexity,
 )
+NAMED = {kind.__name__: kind for kind in SHIPPED}
 BY_RULES = tuple(kind.__name__ for kind in SHIPPED[1:9])
 OF_TEXTS = ("Mismatch", *BY_RULES)
 OF_TOKENS = (*BY_RULES, "EndOfTurn", "HardTokens")
@@ -84,7 +85,8 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
     """Fill in the decisions: those of an earlier table, and drop for the first rows, or those above a score.
 
     What somebody decided stays, also if rows were added or deleted, or a file was renamed: a row is known by its id,
-    with its file or its texts. An earlier table with decisions on rows that are not here is kept beside it.
+    with its file or its texts. An earlier table is kept beside it if it has decisions on rows that are not here, or
+    columns that somebody added.
     """
     from sftmix.data.decisions import DROP, in_words, read_decisions  # with what reads rows, which no help waits for
 
@@ -92,6 +94,7 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
     table["decision"] = np.where(chosen, DROP, "")
     text = text_of(regular(earlier), "--out") if earlier.exists() else ""
     left = {line["id"]: line for line in read_decisions(text, earlier)}
+    added = {name for line in left.values() for name, cell in line.items() if cell} - {*table.columns, *NAMED}
     decisions, place = [], "]0123456789"  # rows.jsonl:9 -> rows.jsonl:, rows.parquet[9] -> rows.parquet[
     for row in table.itertuples():
         decision, line = row.decision, left.get(row.id)
@@ -102,11 +105,19 @@ def fill_decisions(table: Any, earlier: Path, first: int | None, above: float | 
             decision = left.pop(row.id)["decision"] or decision
         decisions.append(decision)
     table["decision"] = decisions
-    if gone := [line for line in left.values() if line["decision"]]:
-        names = (f"{earlier.stem}.before-{number}.csv" for number in itertools.count(1))
-        before = next(path for path in map(earlier.with_name, names) if not path.exists())
-        shutil.copyfile(earlier, refuse_link(before))
-        say(f"{counted(len(gone), 'decision')} of {earlier} are on rows that are not here; {before} keeps that table")
+    gone = [line for line in left.values() if line["decision"]]
+    lost = [f"{counted(len(gone), 'decision')} on rows that are not here"] if gone else []
+    lost += [f"columns that are not ours: {', '.join(sorted(added))}"] if added else []
+    if lost:
+        say(f"{earlier} had {' and '.join(lost)}; {_copied(earlier)} keeps that table")
+
+
+def _copied(table: Path) -> Path:
+    """Copy a table beside itself, under the first name that is free, and return the copy."""
+    names = (f"{table.stem}.before-{number}.csv" for number in itertools.count(1))
+    before = next(path for path in map(table.with_name, names) if not path.exists())
+    shutil.copyfile(table, refuse_link(before))
+    return before
 
 
 def write_suspects(table: Any, out: Path) -> None:
@@ -136,5 +147,4 @@ def default_signals(rows: SuspectRows) -> Sequence[str]:
 
 def kinds_of(names: Sequence[str]) -> list[Any]:
     """Return the classes of signals that the names choose, each once."""
-    shipped = {kind.__name__: kind for kind in SHIPPED}
-    return [shipped.get(name) or find_component(Signal, name, "--signals", [*shipped]) for name in dict.fromkeys(names)]
+    return [NAMED.get(name) or find_component(Signal, name, "--signals", [*NAMED]) for name in dict.fromkeys(names)]

@@ -84,6 +84,27 @@ def test_decisions_on_rows_that_are_gone_are_kept_beside_the_table(suspects, row
     assert len([*table.parent.glob("*before*")]) == 2, "nothing more was lost"
 
 
+def test_a_column_that_somebody_added_is_kept_beside_the_table(suspects, tmp_path):
+    suspects()
+    table = tmp_path / "out" / "suspects.csv"
+    pd.read_csv(table).assign(notes="ask Ada", Echo=1.0).to_csv(table, index=False)
+    before = table.read_bytes()
+    suspects("--signals", "Mismatch")  # of another choice of signals
+    assert (table.parent / "suspects.before-1.csv").read_bytes() == before
+    suspects()
+    assert len([*table.parent.glob("*before*")]) == 1
+
+
+def test_an_id_with_a_mark_in_front_is_another_one_than_without_it(suspects, rows):
+    """A mark is put in front of texts that a spreadsheet computes, and taken away when the table is read."""
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    found[0]["id"], found[1]["id"], found[2]["id"] = "=x", "'=x", "''=x"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in found))
+    assert [line["id"] for line in suspects().values() if line["id"].endswith("=x")].count("'=x") == 1
+    decided = {line["id"]: line["decision"] for line in suspects("--drop", "4").values()}
+    assert {line["id"]: line["decision"] for line in suspects().values()} == decided
+
+
 def excluded(sftmix, tiny, rows, path) -> tuple[int, list[str], str]:
     words = ("--model.path", str(tiny.model), "--data.train", str(rows), "--data.exclude", str(path))
     done = sftmix("preview", *words, "--rows", "1")
