@@ -44,7 +44,7 @@ PACKAGES = {
     "run": 44_150,
     "methods": 7_580,
     "testing": 3_610,
-    "tools": 36_100,
+    "tools": 36_200,
 }
 """Most nodes of the syntax tree in each package: `package_of` says which rooms it has. Lines and notation win nothing
 there, and Python 3.11 to 3.13 count alike (3.12.1 finds one node more, an empty string in an f-string)."""
