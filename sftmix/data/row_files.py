@@ -83,6 +83,9 @@ def _array(path: Path) -> Iterator[Row]:
         yield f"[{index}]", row
 
 
+_HEADER = "; put quotes around a cell with a comma, and no title above the names"
+
+
 class _Lines:
     """The lines of a file, with the number of the last one and the quotes since somebody has set them to 0."""
 
@@ -129,7 +132,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 row = {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
                 yield f":{first}", row
             elif cells:  # not of a blank line, []
-                problem = f"{len(cells)} fields, but the header (line {top}) has {len(header)}"
+                problem = f"{len(cells)} fields, but the header (line {top}) has {len(header)}{_HEADER}"
                 yield f":{first}", BadRow(f"{problem}{_through(first, lines.number)}")
 
 
@@ -202,22 +205,23 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _of_batch(batch: Any) -> list[Any]:
-    """Rows of some lines of a Parquet file; BadRow for one with a value that Python does not have.
-
-    That is a map with a key twice, whose last value would count, a date behind the year 9999, an unknown time zone.
-    """
+    """Return the rows of some lines of a Parquet file; BadRow, with the column, for those with a value that is none."""
     try:
         return list(batch.to_pylist(maps_as_pydicts="strict"))  # else a map is [(key, value), ...]
-    except Exception:  # of pyarrow, and of what converts dates
-        if len(batch) > 1:
-            return [row for line in range(len(batch)) for row in _of_batch(batch.slice(line, 1))]
-        for name in batch.schema.names:
-            try:
-                batch.select([name]).to_pylist(maps_as_pydicts="strict")
-            except Exception as error:
-                twice = "a map has a key twice; write it once" if type(error) is KeyError else type(error).__name__
-                return [BadRow(f"the column {quoted(name)} cannot be read: {twice}: {error}")]
-        raise
+    except Exception:  # a map with a key twice, a date beyond the year 9999, a zone of time that nobody knows
+        return [_of_line(batch.slice(line, 1)) for line in range(len(batch))]
+
+
+def _of_line(batch: Any) -> dict[str, Any] | BadRow:
+    """Return the only row of a batch, or why it has none."""
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            (row[name],) = column.to_pylist(maps_as_pydicts="strict")
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return BadRow(f"column {quoted(name)} cannot be read ({reason}); mend the value, or leave out the column")
+    return row
 
 
 def _without_media(table: Any) -> Iterator[Any]:

@@ -183,9 +183,10 @@ def _why_unread(path: Path) -> str:
 
 def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:
     """Return the files in a directory that are read, and those that are left out: in it all, below it what could be."""
-    folders = {file for file in directory.iterdir() if file.is_dir() and not file.is_symlink()}  # looked through below
-    here = [file for file in directory.iterdir() if not (file in folders or _NO_ROWS.match(file.name))]
-    below = [file for file in directory.rglob("*") if _is_rows(file) and file.is_file()]
+    here = [file for file in directory.iterdir() if not (file.is_dir() or _NO_ROWS.match(file.name))]
+    every = [file for file in directory.rglob("*") if not _NO_ROWS.match(file.name)]
+    below = [file for file in every if _is_rows(file) and file.is_file()]
+    linked = [file for file in every if file.is_symlink() and file.is_dir()]  # rglob does not go into them
     _refuse_lost(filter(_is_rows, here))
     found = _saved(directory, sorted(file for file in below if file.parent == directory))
     rows = [file for file in found if file.suffix.lower() != ".txt"]
@@ -193,7 +194,7 @@ def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[
         found = rows
     if option == "data.train":  # a directory with files for tests alone is meant as it is
         found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
-    return found, sorted({*here, *below}.difference(found))
+    return found, sorted({*here, *below, *linked}.difference(found))
 
 
 def _saved(directory: Path, found: list[Path]) -> list[Path]:

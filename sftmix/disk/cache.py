@@ -61,7 +61,8 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
     the others wait, also on other machines if their file system has locks; elsewhere two may build the same, which does
     no harm.
 
-    Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
+    Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full. Errors of `build` about
+    other files, or about none, are raised as they are.
     """
     root = cache_root(cache_dir)
     target, lock = root / name, FileLock(root / f".{name}.lock")
@@ -95,19 +96,22 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
                 os.unlink(lock.lock_file)  # before the release: a process that waits for it then takes a new file
             lock.release()
     except OSError as error:
-        _refuse(error, root)
-        raise  # of a file that is read for it, as by a row format of yours
+        if not _is_of(root, error):
+            raise
+        kind = NoSpaceError if is_full(error) else ConfigError
+        raise kind(
+            f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
+            "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
+        ) from error
 
 
-def _refuse(error: OSError, root: Path) -> None:
-    """Raise the error of a cache that cannot be written, unless it is of another file."""
-    if error.filename is not None and str(root) not in str(error.filename):
-        return
-    kind = NoSpaceError if is_full(error) else ConfigError
-    raise kind(
-        f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
-        "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
-    ) from error
+def _is_of(root: Path, error: OSError) -> bool:
+    """Return True for an error about a file of the cache, a directory above it, or a write that names no file.
+
+    A component of yours may open other files, or ask a server: requests.ConnectionError has no number.
+    """
+    place, root = (Path(str(name)).resolve() for name in (error.filename or root, root))
+    return error.errno is not None and (place.is_relative_to(root) or root.is_relative_to(place))
 
 
 def _take(lock: FileLock, target: Path) -> None:

@@ -1,7 +1,6 @@
 """The rows."""
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +16,7 @@ LENGTHS = "at least 2 (a prompt and a response token), or null"
 _DATA = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
     ("max_length", lambda v: v >= 2, LENGTHS),
-    ("limit", lambda v: 1 <= v <= sys.maxsize, "at least 1, or null"),
+    ("limit", lambda v: 1 <= v <= 10**18, "at least 1 and at most 10**18, or null"),  # it counts in 64 bits
 )
 
 

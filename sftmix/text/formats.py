@@ -8,7 +8,7 @@ from typing import Any
 
 from sftmix.components.row_format import RowFormat
 from sftmix.text.calls import TOOLS, tools_of
-from sftmix.text.turns import TURN_FIELDS, checked, last_alone, turns_of, weight_of
+from sftmix.text.turns import TURN_FIELDS, checked, keys_of, last_alone, turns_of, weight_of
 from sftmix.text.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
 from sftmix.words.errors import BadRow, ContractError
@@ -183,8 +183,8 @@ def _unread(row: Fields, read: Collection[object], turns: Collection[str]) -> se
         for turn in held if isinstance(held, list) else [held]:  # a prompt may be a single turn, or a text
             if isinstance(turn, Mapping):
                 said = without_null(turn)
-                other = ("from", "value") if "role" in said else ("role", "content")  # as turns_of chooses
-                fields += [(f"{key}[].", name, said[name]) for name in said if name in other or name not in TURN_FIELDS]
+                known = (*keys_of(said), *TURN_FIELDS)
+                fields += [(f"{key}[].", name, value) for name, value in said.items() if name not in known]
     names = set()
     for place, name, value in fields:
         if filled(value):

@@ -33,11 +33,13 @@ FOLLOWS = {
 PART_TYPES = ("text", "image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 """Types of the parts of a content. Only text is read."""
 REMEDY = "write turns as {role: ..., content: ...}; data.roles adds roles, data.columns names the fields of rows alone"
-TURN_FIELDS = (
-    *("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id"),
-    *(*THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS),
-)
-"""The fields that are read of a turn."""
+TURN_FIELDS = ("weight", "loss_weight", "name", "tool_call_id", *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS)
+"""The fields that are read of a turn, beside its role and its content."""
+
+
+def keys_of(turn: Fields) -> tuple[str, str]:
+    """Return the fields with the role and the content of a turn without null: a list may have turns of both kinds."""
+    return ("role", "content") if "role" in turn else ("from", "value")
 
 
 def checked(messages: list[Message]) -> list[Message]:
@@ -77,8 +79,7 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
     for place, given in enumerate(turns):
         where = f"{field}[{place}]"
         turn = without_null(given) if isinstance(given, Mapping) else {}
-        # Of each turn: a list may have {"from": "human", ...} and {"role": "assistant", ...}.
-        role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
+        role_key, content_key = keys_of(turn)
         role = known.get(str(turn.get(role_key)))
         if role is None:
             named = f"{where}.{role_key} is {quoted(turn.get(role_key))} in {quoted(given)}"

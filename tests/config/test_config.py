@@ -130,7 +130,7 @@ PROBLEMS = [
     ({"data.max_length": 1}, "data.max_length is 1; allowed: at least 2"),
     ({"data.eval": []}, "data.eval is an empty list: name files of held-out rows, or null for none"),
     ({"data.limit": 0}, "data.limit is 0; allowed: at least 1"),
-    ({"data.limit": 10**19}, f"data.limit is {10**19}; allowed: at least 1"),
+    ({"data.limit": 10**18 + 1}, f"data.limit is {10**18 + 1}; allowed: at least 1 and at most 10**18"),
     ({"data.labels": "a", "data.label_field": "q"}, "data.labels (a) and data.label_field (q) exclude each other"),
     ({"data.labels": ["a", "b"]}, "data.labels has 2 values ['a', 'b'] for 1 entries of data.train ['a.json']"),
     ({"training.global_batch_size": 31}, "training.global_batch_size is 31, and pairing needs an even number"),

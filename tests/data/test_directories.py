@@ -136,8 +136,10 @@ def test_names_that_begin_as_those_of_datasets_and_linked_folders(said, write):
     Path("other").mkdir()
     write("other/b.jsonl", rows_of("b", 1))
     Path("rows/more").symlink_to("../other")
+    Path("rows/sub").mkdir()
+    Path("rows/sub/more").symlink_to("../../other")
     assert said("rows") == ["c0", "d0", "s0"]
-    assert expand(["rows"], "data.train")[1][0].endswith("; left out of rows: 'more'")
+    assert expand(["rows"], "data.train")[1][0].endswith("; left out of rows: 'more', 'sub/more'")
 
 
 def test_what_is_left_out_is_named_and_what_is_hidden_is_none(said, write):

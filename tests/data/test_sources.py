@@ -116,13 +116,13 @@ def test_a_cell_that_cannot_be_read_is_named(tmp_path, refused, read):
     path = tmp_path / "rows.parquet"
     pq.write_table(table, path)
     (line,) = refused(str(path))[1:]
-    assert line.startswith(f"{path}[1]: the column 'extra' cannot be read: OverflowError: ")
+    assert line.startswith(f"{path}[1]: column 'extra' cannot be read (OverflowError: ")
     assert read(str(path), skip_bad=True).train.values("source") == [f"{path}[0]", f"{path}[2]"]
     elsewhere = pa.array([1, 2, 3], pa.timestamp("us", "Mars/X"))
     pq.write_table(pa.table({"instruction": texts, "output": texts, "at": elsewhere}), path)
     (line, *_) = refused(str(path))[1:]
-    assert line.startswith(f"{path}[0]: the column 'at' cannot be read: ")
-    assert "a key twice" not in line
+    assert line.startswith(f"{path}[0]: column 'at' cannot be read (")
+    assert "Mars/X" in line
     pq.write_table(pa.Table.from_arrays([texts, texts, texts], ["instruction", "output", "output"]), path)
     assert refused(str(path)) == [f"{path}: the column 'output' is there twice; give each a name of its own"]
     rows = Source("someone/data", "fingerprint", datasets.Dataset(table)).rows()
@@ -172,8 +172,7 @@ def test_a_key_that_is_there_twice_in_a_cell_of_a_table_is_a_bad_row(tmp_path, w
         assert [isinstance(row, BadRow) for _, row in rows] == [False, True, False], path
         assert f"{key!r}" in str(rows[1][1])
     _, line = refused(str(tmp_path / "maps.parquet"))
-    problem = "the column 'messages' cannot be read: a map has a key twice; write it once: "
-    assert line.startswith(f"{tmp_path}/maps.parquet[1]: {problem}")
+    assert line.startswith(f"{tmp_path}/maps.parquet[1]: column 'messages' cannot be read (KeyError: ")
 
 
 TURN = [("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Yo")]
