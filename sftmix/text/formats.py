@@ -188,7 +188,7 @@ def _unread(row: Fields, read: Collection[object], turns: Collection[str]) -> se
     names = set()
     for place, name, value in fields:
         if filled(value):
-            if value and spelling(value) != "false" and name in REFUSED:  # `image: false` is only named
+            if name in REFUSED and spelling(value) not in ("false", "0"):  # `image: false` is only named
                 raise BadRow(
                     f"{place}{name} is {quoted(value)}: images, videos, sound and a history are not supported (write "
                     "earlier turns in `messages`); remove the field from rows that are complete without it"

@@ -100,7 +100,7 @@ def test_the_other_spelling_of_a_turn_is_named_as_not_read(turn, unused):
 
 def test_false_in_the_words_of_a_table_is_no_image():
     row = {"prompt": "a", "completion": "b"}
-    for value in (False, "False", "false"):
+    for value in (False, "False", "false", 0, "0", 0.0):
         assert [turn.content for turn in convert({**row, "image": value}, "auto").messages] == ["a", "b"]
     for value in (True, "True", "a.png"):
         with pytest.raises(BadRow, match=r"^image is "):
