@@ -36,6 +36,7 @@ Row = tuple[str, Any]
 """The place of a row in its source (`:line`, or `[index]` from 0), and its value or the BadRow that says why it has
 none. A reader raises BadRow, with the place, if nothing more can be read."""
 
+_HEADER = "; put quotes around a cell with a comma, and no title above the names"
 _OVER_LINES = "; a value over several lines is no JSON lines: write each row in one line, or an array in a .json file"
 
 
@@ -81,9 +82,6 @@ def _array(path: Path) -> Iterator[Row]:
         raise BadRow(f": not valid JSON: {error}; of JSON lines, bad ones can be skipped") from error
     for index, row in enumerate(rows):
         yield f"[{index}]", row
-
-
-_HEADER = "; put quotes around a cell with a comma, and no title above the names"
 
 
 class _Lines:

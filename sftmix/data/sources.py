@@ -184,9 +184,10 @@ def _why_unread(path: Path) -> str:
 def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:
     """Return the files in a directory that are read, and those that are left out: in it all, below it what could be."""
     here = [file for file in directory.iterdir() if not (file.is_dir() or _NO_ROWS.match(file.name))]
-    every = [file for file in directory.rglob("*") if not _NO_ROWS.match(file.name)]
+    every = [*directory.rglob("*")]
     below = [file for file in every if _is_rows(file) and file.is_file()]
-    linked = [file for file in every if file.is_symlink() and file.is_dir()]  # rglob does not go into them
+    # rglob does not go into them
+    linked = [file for file in every if file.is_symlink() and file.is_dir() and not _NO_ROWS.match(file.name)]
     _refuse_lost(filter(_is_rows, here))
     found = _saved(directory, sorted(file for file in below if file.parent == directory))
     rows = [file for file in found if file.suffix.lower() != ".txt"]

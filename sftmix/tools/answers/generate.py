@@ -73,9 +73,10 @@ def main(args: Options) -> None:
     run = next((model.run for model in finished if model.run), None) if form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
-    config = _reading_rows(args, run)
+    if (args.data__columns or args.data__roles) and (form == "mt_bench" or not args.prompts):
+        raise ConfigError("--data.columns and --data.roles are for --prompts that are rows; leave them out")
     if args.prompts:
-        questions = read_questions(args.prompts, config, mt_bench=form == "mt_bench")
+        questions = read_questions(args.prompts, _reading_rows(args, run), mt_bench=form == "mt_bench")
     else:
         questions = _held_out(finished[0].name, run)
     _apply(args, questions)
@@ -130,8 +131,6 @@ def _reading_rows(options: Options, run: Path | None) -> RunConfig:
     own = DataOptions(train=options.prompts, columns=options.data__columns, roles=options.data__roles)
     config = read_finished(run) if run else RunConfig()
     if own.columns or own.roles:
-        if options.format == "mt_bench" or not options.prompts:
-            raise ConfigError("--data.columns and --data.roles are for --prompts that are rows; leave them out")
         form = config.row_format or config.data.format
         refuse([*own.problems(), *column_problems(form, own.columns or {})], "the options of the prompts")
     columns, roles = own.columns or config.data.columns, own.roles or config.data.roles

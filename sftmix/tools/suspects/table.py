@@ -37,7 +37,7 @@ SHIPPED = (
     signals.Perplexity,
 )
 NAMED = {kind.__name__: kind for kind in SHIPPED}
-BY_RULES = tuple(kind.__name__ for kind in SHIPPED[1:9])
+BY_RULES = tuple(NAMED)[1:9]
 OF_TEXTS = ("Mismatch", *BY_RULES)
 OF_TOKENS = (*BY_RULES, "EndOfTurn", "HardTokens")
 
