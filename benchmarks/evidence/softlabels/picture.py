@@ -1,0 +1,56 @@
+"""Draw docs/images/results/softlabels.svg: contrasts at three endpoints, and the arms' ends beside their fit.
+
+analyse.py prints all of its figures. It needs matplotlib: `.[bench]`.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.real.pictures import IMAGES, WIDTH, save  # noqa: E402
+from benchmarks.evidence.regularises.analyse import LAST, Contrast, difference  # noqa: E402
+from benchmarks.evidence.regularises.picture import lines  # noqa: E402
+from benchmarks.evidence.softlabels.analyse import Kept  # noqa: E402
+from benchmarks.evidence.softlabels.contrasts import ARMS, ENDPOINTS, PRIMARY  # noqa: E402
+from benchmarks.evidence.softlabels.run import BF16, FIRST  # noqa: E402
+from benchmarks.evidence.tiers import RESULTS  # noqa: E402
+
+IN_BF16 = {arm for arm, _ in BF16}
+DRAWN = [arm for arm in ARMS if arm not in IN_BF16]
+EFFECTS = {f"{arm} − NTP": difference(arm, "NTP") for arm in DRAWN if arm != "NTP"}
+TESTED = {each.name.replace(" − ", " −\n").replace(", ", " (") + ")": each.weights for each in PRIMARY}
+"""P1 to P5, in brackets the endpoint that is tested."""
+SECONDARY = {"SoftElsewhere −\nSoftLabels": difference("SoftElsewhere", "SoftLabels")}
+
+
+def fits(panel: Axes, runs: Kept) -> None:
+    """Draw each run at its NLL of the training rows and of the held-out ones, last step, and the means of each arm."""
+    for place, arm in enumerate(DRAWN):
+        fit, last = (runs.values(Contrast("", {arm: 1.0}, end)) for end in (ENDPOINTS["fit"], LAST))
+        (points,) = panel.plot(fit, last, "o", ms=3, alpha=0.4, mew=0, color=f"C{place}")
+        panel.plot(np.mean(fit), np.mean(last), "D", ms=5, color=points.get_color(), label=arm)
+    panel.set(xlabel="NLL of the training rows, last step", ylabel="held-out NLL, last step")
+    panel.legend(fontsize=8, handletextpad=0.1)
+
+
+def main() -> None:
+    runs, first = Kept(RESULTS), Kept(RESULTS, FIRST)
+    figure, (upper, middle, lower) = plt.subplots(3, 1, figsize=(WIDTH, 10.8))
+    lines(upper, runs, EFFECTS)
+    lines(middle, runs, {**TESTED, **SECONDARY})
+    for panel in (upper, middle):
+        panel.locator_params(axis="x", nbins=4)
+    middle.set_xlabel("difference, nats per held-out token\nbelow 0: the first is better")
+    fits(lower, first)
+    figure.legend(*upper.get_legend_handles_labels(), loc="upper center", ncols=3, columnspacing=1, handletextpad=0.1)
+    save(figure, IMAGES / "softlabels.svg", top=0.97)
+
+
+if __name__ == "__main__":
+    main()
