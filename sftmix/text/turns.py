@@ -139,8 +139,10 @@ def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
         where = f"{what}[{number}]"
         if not isinstance(part, Mapping) or part.get("type") != "text":
             raise BadRow(f"{where} is {quoted(part)}; only parts of type 'text', with 'text', are read")
-        given = next((part[key] for key in ("text", "content", "value") if part.get(key) is not None), None)
-        text = checked_text(given, where if isinstance(content, list) else what)
+        given = [part[key] for key in ("text", "content", "value") if part.get(key) is not None]
+        if any(text != given[0] for text in given):
+            raise BadRow(f"{where} is {quoted(part)}: several fields have its text, and differ; leave all but one out")
+        text = checked_text(given[0] if given else None, where if isinstance(content, list) else what)
         parts.append((text, _weight(without_null(part), where, role)))
     return parts
 

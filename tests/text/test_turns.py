@@ -258,6 +258,11 @@ def test_roles_of_ones_own_and_the_last_turn_alone():
     assert convert(row, "auto", roles=roles, last=True).messages == (U("u"), Message("assistant", "a"), U("v"), A("b"))
 
 
+def test_a_part_may_have_its_text_twice():
+    part = {"type": "text", "text": "a", "value": "a", "content": None}
+    assert convert(turns(answer(content=[part])), "auto").messages == (U("u"), A("a"))
+
+
 BAD = {
     "two thoughts": (turns(answer(reasoning="r", thinking="s")), "different thoughts in thinking and reasoning"),
     "two thoughts, one inside": (turns(answer(content="<think>s</think>a", reasoning="r")), "another in its content"),
@@ -276,6 +281,10 @@ BAD = {
     "a thought in parts": (
         turns(answer(thinking=[{"type": "text", "text": "r", "train": False}])),
         "messages[1].thinking must be a string, found [{",
+    ),
+    "a part with two texts": (
+        turns(answer(content=[{"type": "text", "text": "a", "content": "b"}])),
+        "'content': 'b'}: several fields have its text, and differ; leave all but one out",
     ),
     "a completion repeats the prompt": (
         {"prompt": "u", "completion": [USER, ANSWER]},
