@@ -6,7 +6,6 @@ analyse.py prints all of its figures. It needs matplotlib: `.[bench]`.
 import sys
 from pathlib import Path
 
-import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -32,9 +31,10 @@ SECONDARY = {"SoftElsewhere −\nSoftLabels": difference("SoftElsewhere", "SoftL
 def fits(panel: Axes, runs: Kept) -> None:
     """Draw each run at its NLL of the training rows and of the held-out ones, last step, and the means of each arm."""
     for place, arm in enumerate(DRAWN):
+        colour = f"C{place}"
         fit, last = (runs.values(Contrast("", {arm: 1.0}, end)) for end in (ENDPOINTS["fit"], LAST))
-        (points,) = panel.plot(fit, last, "o", ms=3, alpha=0.4, mew=0, color=f"C{place}")
-        panel.plot(np.mean(fit), np.mean(last), "D", ms=5, color=points.get_color(), label=arm)
+        panel.plot(fit, last, "o", ms=3, alpha=0.4, mew=0, color=colour)
+        panel.plot(fit.mean(), last.mean(), "D", ms=5, color=colour, label=arm)
     panel.set(xlabel="NLL of the training rows, last step", ylabel="held-out NLL, last step")
     panel.legend(fontsize=8, handletextpad=0.1)
 
