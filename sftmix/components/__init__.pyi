@@ -51,6 +51,7 @@ from sftmix.components.others.places import CutMix as CutMix
 from sftmix.components.others.places import EmbeddingMixup as EmbeddingMixup
 from sftmix.components.others.places import ManifoldMixup as ManifoldMixup
 from sftmix.components.others.places import MixtureDivergence as MixtureDivergence
+from sftmix.components.others.places import SoftLabels as SoftLabels
 from sftmix.components.others.remarks import Remarks as Remarks
 from sftmix.components.others.reweighting import DFT as DFT
 from sftmix.components.others.reweighting import IRDRO as IRDRO

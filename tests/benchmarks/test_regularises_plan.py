@@ -15,10 +15,8 @@ from benchmarks.evidence.prepare import digest, plain
 from benchmarks.evidence.regularises.analyse import COLUMNS, ENDPOINTS, main, p_equal, power, share
 from benchmarks.evidence.regularises.rows import LIST, SIZES, listed, parts_of, text_of
 from benchmarks.evidence.regularises.run import ARMS, FOLDER, LATER, Study
-from benchmarks.evidence.regularises.soft import soft
 from sftmix.components import LossView
 from sftmix.config.read import from_dict
-from sftmix.testing import check_objective
 from sftmix.types import Plan
 
 PLAN = (FOLDER.parent / "preregistration-regularises.md").read_text(encoding="utf-8")
@@ -53,15 +51,6 @@ def test_the_rows_are_those_of_the_list(shared):
     assert len(set(instructions)) == len(instructions)
     for name in ("held_out", "watch", "pilot", "train-1"):
         assert digest(text_of(parts[name])) in PLAN
-
-
-def test_soft_labels_are_the_formula_of_the_plan(study):
-    check_objective(study.variants["SoftLabels"].objective)
-    z_c, z_u = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    y_c, y_u, lam = torch.arange(5), torch.arange(5) + 2, torch.linspace(0, 1, 5, dtype=torch.float64)
-    target = lam[:, None] * torch.eye(7)[y_c] + (1 - lam[:, None]) * torch.eye(7)[y_u]
-    of_c, of_u = (-(target * z.log_softmax(-1)).sum(-1) for z in (z_c, z_u))
-    torch.testing.assert_close(soft(z_c, z_u, y_c, y_u, lam), lam * of_c + (1 - lam) * of_u, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])

@@ -26,6 +26,7 @@ from sftmix.components import (
     MixtureDivergence,
     NEFTune,
     SFTMix,
+    SoftLabels,
 )
 from sftmix.components.base import Objective, Perturbation
 from sftmix.model.layers import recompute_activations
@@ -56,6 +57,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "ManifoldMixup": lambda: ManifoldMixup(layers=1),
     "CutMix": CutMix,
     "MixtureDivergence": MixtureDivergence,
+    "SoftLabels": SoftLabels,
 }
 CPU, SIM = torch.device("cpu"), "sim:0"
 

@@ -16,7 +16,16 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from sftmix.batches.collate import collate
-from sftmix.components import CutMix, EmbeddingMixup, Linear, ManifoldMixup, MixtureDivergence, ProFit, SFTMix
+from sftmix.components import (
+    CutMix,
+    EmbeddingMixup,
+    Linear,
+    ManifoldMixup,
+    MixtureDivergence,
+    ProFit,
+    SFTMix,
+    SoftLabels,
+)
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
 from sftmix.ranks.rng import generator
@@ -113,6 +122,23 @@ def test_a_global_batch_cut_up_is_the_formula(model, objective, layer, cut):
     assert_same(found, naive(model, DATA, UNITS, case.seen, mu=MU, mixup_mean="own", mix=mix))
 
 
+@pytest.mark.parametrize("cut", some_fast(CUTS, every=3))
+def test_soft_labels_of_unmixed_states(model, cut):
+    """The probability that an example gives to the mixed label, written as a target over the vocabulary."""
+    head = model.get_output_embeddings().weight
+
+    def mix(c: int, u: int, lam: torch.Tensor) -> torch.Tensor:
+        share, both = lam[:, None], [response(model, DATA[row]) for row in (c, u)]
+        log_c, log_u = (torch.log_softmax(hidden[: len(lam)] @ head.T, -1) for hidden, *_ in both)
+        own, other = (F.one_hot(labels[: len(lam)], len(head)).to(log_c) for _, labels, *_ in both)
+        target = share * own + (1 - share) * other
+        return -(target * (share * log_c + (1 - share) * log_u)).sum()
+
+    case = Case(SoftLabels(mu=MU))
+    found = ours(model, case, UNITS, **cut)
+    assert_same(found, naive(model, DATA, UNITS, case.seen, mu=MU, mixup_mean="own", mix=mix))
+
+
 @pytest.mark.parametrize("divergence", ["js", "kl"])
 @pytest.mark.parametrize("cut", some_fast(CUTS, every=3))
 def test_the_divergence_of_mixtures(model, divergence, cut):
@@ -201,7 +227,7 @@ def test_of_several_layers_each_step_draws_one():
     assert layers == [objective.plan(batch, step=step, total_steps=30, seed=5).layer for step in range(30)]
 
 
-@pytest.mark.parametrize("cls", [EmbeddingMixup, ManifoldMixup, CutMix, MixtureDivergence])
+@pytest.mark.parametrize("cls", [EmbeddingMixup, ManifoldMixup, CutMix, SoftLabels, MixtureDivergence])
 def test_without_mu_it_is_ntp(cls):
     model = toy_model()
     batch = collate(UNITS, DATA)

@@ -21,6 +21,7 @@ from sftmix.components import (
     MixtureDivergence,
     Need,
     SFTMix,
+    SoftLabels,
 )
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
@@ -252,7 +253,7 @@ def test_a_step_moves_the_weights_against_the_gradient_at_the_rate_of_the_schedu
 @pytest.mark.parametrize(
     "objective",
     [
-        *(cls(mu=0.75) for cls in (SFTMix, DecomposedMixup, EmbeddingMixup, CutMix, MixtureDivergence)),
+        *(cls(mu=0.75) for cls in (SFTMix, DecomposedMixup, EmbeddingMixup, CutMix, SoftLabels, MixtureDivergence)),
         ManifoldMixup(mu=0.75, layers=1),
         *(SFTMix(mu=0.75, mixup_mean="ntp", mean=mean) for mean in ("token", "sequence")),
         SFTMix(mu=0.75, mean="sequence"),

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.evidence.regularises.soft import SoftLabels
-from sftmix.components import NTP, LossView, RandomPairs
+from sftmix.components import NTP, LossView, RandomPairs, SoftLabels
 from sftmix.components.component import require
 from sftmix.functional import SFTLoss
 from sftmix.ranks.rng import generator
