@@ -23,8 +23,10 @@ from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 IN_BF16 = {arm for arm, _ in BF16}
 DRAWN = [arm for arm in ARMS if arm not in IN_BF16]
 EFFECTS = {f"{arm} − NTP": difference(arm, "NTP") for arm in DRAWN if arm != "NTP"}
-TESTED = {each.name.replace(" − ", " −\n").replace(", ", " (") + ")": each.weights for each in PRIMARY}
-"""P1 to P5, in brackets the endpoint that is tested."""
+TESTED = {
+    each.name.replace(" − ", " −\n").replace(", ", " (") + ")": each.weights for each in PRIMARY if each != PRIMARY[3]
+}
+"""P1 to P5 without P4, which is in EFFECTS; in brackets the endpoint that is tested."""
 SECONDARY = {"SoftElsewhere −\nSoftLabels": difference("SoftElsewhere", "SoftLabels")}
 
 
@@ -36,7 +38,7 @@ def fits(panel: Axes, runs: Kept) -> None:
         panel.plot(fit, last, "o", ms=3, alpha=0.4, mew=0, color=colour)
         panel.plot(fit.mean(), last.mean(), "D", ms=5, color=colour, label=arm)
     panel.set(xlabel="NLL of the training rows, last step", ylabel="held-out NLL, last step")
-    panel.legend(fontsize=8, handletextpad=0.1)
+    panel.legend(fontsize=8, handletextpad=0.1, loc="upper right")
 
 
 def main() -> None:

@@ -1,0 +1,83 @@
+"""Print, as Markdown, what nobody had planned to look at in what the soft labels are.
+
+`finer` are runs of their own (finer.py): NTP and Unigram with an evaluation after each step.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.regularises.afterwards import ratio  # noqa: E402
+from benchmarks.evidence.regularises.analyse import BEST, LAST, TEMPERED, Contrast, difference  # noqa: E402
+from benchmarks.evidence.regularises.rows import SEEDS  # noqa: E402
+from benchmarks.evidence.softlabels import contrasts as plan  # noqa: E402
+from benchmarks.evidence.softlabels.analyse import HEAD, Kept, cells  # noqa: E402
+from benchmarks.evidence.softlabels.run import BF16, FIRST  # noqa: E402
+from benchmarks.evidence.tiers import RESULTS  # noqa: E402
+from sftmix.tools.runs.output import markdown_table  # noqa: E402
+
+IN_FLOAT32 = [arm for arm in plan.ARMS if arm not in {arm for arm, _ in BF16}]
+WHEN = {"last": LAST, "tempered": TEMPERED, "best": BEST, "best, after a temperature": "best.nll_temperature_scaled"}
+PAIRS = [
+    ("Unigram", "NTP", ["best, after a temperature"]),
+    ("SoftLabels", "NTP", ["best, after a temperature"]),
+    ("Uniform", "NTP", ["best, after a temperature"]),
+    ("SFTMix", "NTP", ["best, after a temperature"]),
+    ("NTP-bf16", "NTP", ["best, after a temperature"]),
+    ("SFTMix-bf16", "NTP-bf16", ["best, after a temperature", "tempered", "last"]),
+    ("SoftElsewhere", "Unigram", ["last", "tempered", "best"]),
+    ("SFTMix", "Unigram", ["last", "tempered", "best"]),
+]
+SHARES = {"Unigram": "SoftLabels", "SoftElsewhere": "SoftLabels", "Uniform": "SoftLabels", "SoftLabels-weak": "SFTMix"}
+
+
+def of_best(runs: Kept) -> Iterator[list[str]]:
+    """Yield after which epoch each arm is best on the watch rows, and its mean loss there after four epochs."""
+    yield ["arm", "seeds", "best after epoch", "after 1", "after 2", "after 3", "after 4"]
+    for arm in plan.ARMS:
+        of_arm = [runs.runs[arm, seed] for seed in SEEDS if (arm, seed) in runs.runs]
+        epochs = Counter(int(np.argmin(run["evaluations"])) + 1 for run in of_arm)
+        means = np.mean([run["evaluations"] for run in of_arm], axis=0)[:4]
+        best = ", ".join(f"{epoch} ({count})" for epoch, count in sorted(epochs.items()))
+        yield [arm, str(len(of_arm)), best, *(f"{mean:.4f}" for mean in means)]
+
+
+def of_contrasts(runs: Kept) -> Iterator[list[str]]:
+    yield ["not planned", *HEAD[1:]]
+    for ours, theirs, endpoints in PAIRS:
+        for end in endpoints:
+            yield cells(runs, Contrast(f"{ours} − {theirs}, {end}", difference(ours, theirs), WHEN[end]))
+
+
+def of_shares(runs: Kept) -> Iterator[list[str]]:
+    """Yield which share of another arm's difference to NTP some arms have, after a temperature, last step."""
+    yield ["arm", "of the effect of", "seeds", "share (Fieller)"]
+    for arm, other in SHARES.items():
+        both = Contrast("", {arm: 1.0, other: 1.0, "NTP": 1.0}, TEMPERED)
+        some = Kept(RESULTS, runs.seeds_of(both))
+        part, effect = (some.values(Contrast("", difference(name, "NTP"), TEMPERED)) for name in (arm, other))
+        yield [arm, other, str(len(part)), ratio(part, effect)]
+
+
+def of_fit(first: Kept) -> str:
+    """Say how the ends of the arms in float32 go with their fit, over their means at seeds 1 to 8."""
+    ends = [[first.values(Contrast("", {arm: 1.0}, end)).mean() for arm in IN_FLOAT32] for end in ("fit.nll", LAST)]
+    return f"Rank correlation of fit and last over {len(IN_FLOAT32)} arms: {stats.spearmanr(*ends).statistic:.2f}."
+
+
+def main() -> None:
+    runs = Kept(RESULTS)
+    for title, rows in {"The best epoch": of_best, "Contrasts": of_contrasts, "Shares": of_shares}.items():
+        print(f"## {title}\n\n{markdown_table([*rows(runs)])}\n")
+    print(of_fit(Kept(RESULTS, FIRST)))
+
+
+if __name__ == "__main__":
+    main()
