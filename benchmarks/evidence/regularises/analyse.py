@@ -36,7 +36,14 @@ BLOCK, LEAST = 4, 8
 """Seeds of a block; the fewest seeds that are tested."""
 LAST, TEMPERED, BEST = "last.nll", "last.nll_temperature_scaled", "best.nll"
 ACCURACY = "last.accuracy"
-COLUMNS = {LAST: "last_nll_sum", TEMPERED: "last_tempered_sum", BEST: "best_nll_sum", ACCURACY: "last_n_correct"}
+BEST_TEMPERED = "best.nll_temperature_scaled"
+COLUMNS = {
+    LAST: "last_nll_sum",
+    TEMPERED: "last_tempered_sum",
+    BEST: "best_nll_sum",
+    BEST_TEMPERED: "best_tempered_sum",
+    ACCURACY: "last_n_correct",
+}
 """Endpoint -> its column of sums by row."""
 ENDPOINTS = {
     "last": LAST,

@@ -74,10 +74,14 @@ Plain = dict[str, Any]
 class Study:
     """The runs of the study: `work` has their directories, `out` what is kept of them.
 
-    options  of the command line, which change every run
+    options   of the command line, which change every run
+    measures  models of a run that are measured on the held-out rows
+    asks      if True, the last model answers the prompts
     """
 
     arms = FOLDER / "arms.yaml"
+    measures: Sequence[str] = ("last", "best")
+    asks = True
 
     def __init__(self, work: Path, out: Path, options: Sequence[str] = ()) -> None:
         self.work, self.out = work, out
@@ -147,7 +151,7 @@ class Study:
         if (split := place / "split" / "split.parquet").exists():
             found["sample_nll_by_half"] = by_half(place / "train" / "sample.parquet", split)
         found |= self.measured(place, name, seed, held_out)
-        if held_out == "held_out":
+        if self.asks and held_out == "held_out":
             found["answers"] = answers(place, self.work / "data" / "prompts.json")
         found["seconds"] = time.perf_counter() - began
         write_json(file, found)
@@ -172,8 +176,8 @@ class Study:
         models = {"last": place / "train" / "model", "best": best}
         found: Plain = {}
         columns: dict[str, Any] = {}
-        for when, model in models.items():
-            score, module = scoring_model(config, world, str(model), rows.encoder, name=when, packed=rows.packed)
+        for when in self.measures:
+            score, module = scoring_model(config, world, str(models[when]), rows.encoder, name=when, packed=rows.packed)
             found[when], losses = held_out_losses(score, module, rows.data.eval)
             columns |= {f"{when}_{column}": values for column, values in losses.items()}
             del module

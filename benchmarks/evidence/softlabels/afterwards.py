@@ -15,16 +15,16 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.regularises.afterwards import ratio  # noqa: E402
-from benchmarks.evidence.regularises.analyse import BEST, LAST, TEMPERED, Contrast, difference  # noqa: E402
+from benchmarks.evidence.regularises.analyse import BEST, BEST_TEMPERED, LAST, TEMPERED, Contrast, difference  # noqa: E402
 from benchmarks.evidence.regularises.rows import SEEDS  # noqa: E402
 from benchmarks.evidence.softlabels import contrasts as plan  # noqa: E402
 from benchmarks.evidence.softlabels.analyse import HEAD, Kept, cells  # noqa: E402
-from benchmarks.evidence.softlabels.run import BF16, FIRST  # noqa: E402
+from benchmarks.evidence.softlabels.run import BF16, FIRST, SECOND  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.tools.runs.output import markdown_table  # noqa: E402
 
 IN_FLOAT32 = [arm for arm in plan.ARMS if arm not in {arm for arm, _ in BF16}]
-WHEN = {"last": LAST, "tempered": TEMPERED, "best": BEST, "best, after a temperature": "best.nll_temperature_scaled"}
+WHEN = {"last": LAST, "tempered": TEMPERED, "best": BEST, "best, after a temperature": BEST_TEMPERED}
 PAIRS = [
     ("Unigram", "NTP", ["best, after a temperature"]),
     ("SoftLabels", "NTP", ["best, after a temperature"]),
@@ -49,6 +49,14 @@ def of_best(runs: Kept) -> Iterator[list[str]]:
         yield [arm, str(len(of_arm)), best, *(f"{mean:.4f}" for mean in means)]
 
 
+def of_halves() -> Iterator[list[str]]:
+    """Yield P1 and P4 at seeds whose runs are of two studies, and at seeds whose runs are of one."""
+    yield ["contrast", *(f"seeds {some[0]} to {some[-1]}" for some in (FIRST, SECOND))]
+    for each in (plan.PRIMARY[0], plan.PRIMARY[3]):
+        halves = [cells(Kept(RESULTS, some), each) for some in (FIRST, SECOND)]
+        yield [each.name, *(f"{mean} {bounds}" for _, _, mean, bounds, _ in halves)]
+
+
 def of_contrasts(runs: Kept) -> Iterator[list[str]]:
     yield ["not planned", *HEAD[1:]]
     for ours, theirs, endpoints in PAIRS:
@@ -67,15 +75,22 @@ def of_shares(runs: Kept) -> Iterator[list[str]]:
 
 
 def of_fit(first: Kept) -> str:
-    """Say how the ends of the arms in float32 go with their fit, over their means at seeds 1 to 8."""
-    ends = [[first.values(Contrast("", {arm: 1.0}, end)).mean() for arm in IN_FLOAT32] for end in ("fit.nll", LAST)]
-    return f"Rank correlation of fit and last over {len(IN_FLOAT32)} arms: {stats.spearmanr(*ends).statistic:.2f}."
+    """Say how the losses of the arms in float32 go with their fit, over their means at seeds 1 to 8."""
+
+    def means(endpoint: str) -> list[float]:
+        return [float(first.values(Contrast("", {arm: 1.0}, endpoint)).mean()) for arm in IN_FLOAT32]
+
+    fit = means("fit.nll")
+    found = (
+        f"{stats.spearmanr(fit, means(WHEN[end])).statistic:.2f} with *{end}*" for end in ("last", "tempered", "best")
+    )
+    return f"Rank correlation of *fit* over {len(IN_FLOAT32)} arms: {', '.join(found)}."
 
 
 def main() -> None:
     runs = Kept(RESULTS)
-    for title, rows in {"The best epoch": of_best, "Contrasts": of_contrasts, "Shares": of_shares}.items():
-        print(f"## {title}\n\n{markdown_table([*rows(runs)])}\n")
+    for rows in (of_best(runs), of_halves(), of_contrasts(runs), of_shares(runs)):
+        print(markdown_table([*rows]), end="\n\n")
     print(of_fit(Kept(RESULTS, FIRST)))
 
 

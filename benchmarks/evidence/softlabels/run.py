@@ -89,7 +89,7 @@ class Study(before.Study):
         return plain
 
     def scores(self, seed: int) -> Path:
-        old = whole(OLD) / "scores" / f"seed-{seed}.parquet"
+        old = OLD / "scores" / f"seed-{seed}.parquet"  # which are packed nowhere
         return old if old.exists() else super().scores(seed)
 
     def tokens(self, seed: int) -> Path:
