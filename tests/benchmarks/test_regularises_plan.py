@@ -96,7 +96,7 @@ def kept(folder, seeds, arms=ARMS):
                 where, name = endpoint.split(".")
                 figures[where][name] = found[arm, endpoint, seed] = float(by_row.sum(dtype=np.float64) / TOKENS.sum())
             (folder / "runs" / f"{arm}-seed-{seed}.json").write_text(json.dumps(figures))
-            columns = {column: sums[endpoint] for endpoint, column in COLUMNS.items()}
+            columns = {column: sums[endpoint] for endpoint, column in COLUMNS.items() if endpoint in sums}
             write_parquet(folder / "losses" / f"{arm}-seed-{seed}.parquet", **columns)
     return lambda arm, endpoint, some=seeds: np.array([found[arm, endpoint, seed] for seed in some])
 
