@@ -1,6 +1,6 @@
 """Print, as Markdown, what nobody had planned to look at in what the soft labels are.
 
-`finer` are runs of their own (finer.py): NTP and Unigram with an evaluation after each step.
+Runs with an evaluation after each step are printed by `finer.py contrasts`.
 """
 
 import sys

@@ -5,8 +5,8 @@
 
 The plan evaluates at the ends of epochs, five steps apart, and some arms are best after the first epoch, others after
 the second. These runs are those of run.py with an evaluation on the `watch` rows after each step. They end once five
-evaluations in a row were no better; the learning rate is that of all 40 steps. What is kept is as there, in
-RESULTS/finer; unpack it (../packed.py) before you go on.
+evaluations in a row were no better; the learning rate is that of all 40 steps. RESULTS/finer has the
+same files as there; unpack them (../packed.py) before you go on.
 """
 
 import argparse

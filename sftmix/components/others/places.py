@@ -193,7 +193,7 @@ class SoftLabels(SFTMix):
 
     A token pair with Y~ = lambda Y_i + (1 - lambda) Y_j adds lambda CE(Z_i, Y~) + (1 - lambda) CE(Z_j, Y~) instead of
     CE(lambda Z_i + (1 - lambda) Z_j, Y~). Pairs, lambdas, weights and counts are SFTMix's. At the same mu it softens
-    more: in the project's study of an overfitted SmolLM2-135M, mu 0.0455 had the temperature of SFTMix at 0.2.
+    more: an overfitted SmolLM2-135M had the fitted temperature of SFTMix with mu 0.2 at a mu of 0.0455.
     """
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:

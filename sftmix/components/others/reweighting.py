@@ -32,7 +32,7 @@ class UnigramSmoothing(LabelSmoothing):
     """NTP whose targets are (1 - epsilon) one-hot + epsilon q, with q the frequencies of the response tokens.
 
     Label smoothing towards the unigram distribution (Pereyra et al. 2017, arXiv 1701.06548). q is counted once, over
-    all response tokens of the training examples, whatever the weights of rows; or it is a distribution of one's own.
+    all response tokens of the training examples, whatever the weights of rows; or a distribution of your own.
     """
 
     def __init__(self, *, epsilon: float = 0.04, distribution: str | None = None):
