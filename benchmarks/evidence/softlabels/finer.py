@@ -37,8 +37,8 @@ from sftmix.tools.runs.output import markdown_table  # noqa: E402
 from sftmix.types import Float64  # noqa: E402
 
 KEPT = RESULTS / "finer"
-ARMS = ("NTP", "Unigram", "SFTMix")
-PAIRS = [("Unigram", "NTP"), ("SFTMix", "NTP")]
+ARMS = ("NTP", "Unigram", "SFTMix", "NTP-bf16", "SFTMix-bf16")
+PAIRS = [("Unigram", "NTP"), ("SFTMix", "NTP"), ("NTP-bf16", "NTP"), ("SFTMix-bf16", "NTP-bf16")]
 STOP = {"class_path": "sftmix.components.callbacks.EarlyStopping", "init_args": {"patience": 5}}
 
 
