@@ -29,6 +29,7 @@ from sftmix.components import (
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
 from sftmix.ranks.rng import generator
+from sftmix.testing import check_objective
 from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.module import ModelView, TrainingModule
 from sftmix.words.errors import ConfigError
@@ -125,6 +126,7 @@ def test_a_global_batch_cut_up_is_the_formula(model, objective, layer, cut):
 @pytest.mark.parametrize("cut", some_fast(CUTS, every=3))
 def test_soft_labels_of_unmixed_states(model, cut):
     """The probability that an example gives to the mixed label, written as a target over the vocabulary."""
+    check_objective(SoftLabels(mu=MU))
     head = model.get_output_embeddings().weight
 
     def mix(c: int, u: int, lam: torch.Tensor) -> torch.Tensor:

@@ -15,16 +15,15 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.regularises.afterwards import ratio  # noqa: E402
-from benchmarks.evidence.regularises.analyse import BEST, BEST_TEMPERED, LAST, TEMPERED, Contrast, difference  # noqa: E402
+from benchmarks.evidence.regularises.analyse import BEST_TEMPERED, LOSSES, TEMPERED, Contrast, difference  # noqa: E402
 from benchmarks.evidence.regularises.rows import SEEDS  # noqa: E402
 from benchmarks.evidence.softlabels import contrasts as plan  # noqa: E402
 from benchmarks.evidence.softlabels.analyse import HEAD, Kept, cells  # noqa: E402
-from benchmarks.evidence.softlabels.run import BF16, FIRST, SECOND  # noqa: E402
+from benchmarks.evidence.softlabels.run import FIRST, SECOND  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.tools.runs.output import markdown_table  # noqa: E402
 
-IN_FLOAT32 = [arm for arm in plan.ARMS if arm not in {arm for arm, _ in BF16}]
-WHEN = {"last": LAST, "tempered": TEMPERED, "best": BEST, "best, after a temperature": BEST_TEMPERED}
+WHEN = {**plan.ENDPOINTS, "best, after a temperature": BEST_TEMPERED}
 PAIRS = [
     ("Unigram", "NTP", ["best, after a temperature"]),
     ("SoftLabels", "NTP", ["best, after a temperature"]),
@@ -77,14 +76,12 @@ def of_shares(runs: Kept) -> Iterator[list[str]]:
 def of_fit(first: Kept) -> str:
     """Say how the losses of the arms in float32 go with their fit, over their means at seeds 1 to 8."""
 
-    def means(endpoint: str) -> list[float]:
-        return [float(first.values(Contrast("", {arm: 1.0}, endpoint)).mean()) for arm in IN_FLOAT32]
+    def means(end: str) -> list[float]:
+        return [float(first.values(Contrast("", {arm: 1.0}, WHEN[end])).mean()) for arm in plan.IN_FLOAT32]
 
-    fit = means("fit.nll")
-    found = (
-        f"{stats.spearmanr(fit, means(WHEN[end])).statistic:.2f} with *{end}*" for end in ("last", "tempered", "best")
-    )
-    return f"Rank correlation of *fit* over {len(IN_FLOAT32)} arms: {', '.join(found)}."
+    fit = means("fit")
+    found = (f"{stats.spearmanr(fit, means(end)).statistic:.2f} with *{end}*" for end in LOSSES)
+    return f"Rank correlation of *fit* over {len(plan.IN_FLOAT32)} arms: {', '.join(found)}."
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from sftmix.components import NTP, LossView, RandomPairs, SoftLabels
 from sftmix.components.component import require
+from sftmix.components.others.places import mixed_cross_entropy
 from sftmix.functional import SFTLoss
 from sftmix.ranks.rng import generator
 from sftmix.types import Batch, Plan, Rows, Scores, Split, Tensor
@@ -94,8 +94,7 @@ class SoftElsewhere(SoftLabels):
 
 def elsewhere(z_c: Tensor, z_u: Tensor, y_c: Tensor, y_u: Tensor, r_c: Tensor, r_u: Tensor, lam: Tensor) -> Tensor:
     """Return the loss [r] of pairs with the logits z [r, V], own labels y [r], other labels r [r] and lambda [r]."""
-    of_c = lam * F.cross_entropy(z_c, y_c, reduction="none") + (1 - lam) * F.cross_entropy(z_c, r_c, reduction="none")
-    of_u = lam * F.cross_entropy(z_u, r_u, reduction="none") + (1 - lam) * F.cross_entropy(z_u, y_u, reduction="none")
+    of_c, of_u = mixed_cross_entropy(z_c, y_c, r_c, lam), mixed_cross_entropy(z_u, r_u, y_u, lam)
     return lam * of_c + (1 - lam) * of_u
 
 

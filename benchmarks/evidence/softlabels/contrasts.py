@@ -28,6 +28,7 @@ from sftmix.tools.runs.output import markdown_table  # noqa: E402
 STOP = datetime(2026, 12, 5, 12, tzinfo=UTC)
 PLANNED = [*ORDER, *BF16, *((arm, seed) for seed in FIRST for arm in ("NTP", "SFTMix", "SoftLabels"))]
 ARMS = list(dict.fromkeys(["NTP", "SFTMix", "SoftLabels", *(arm for arm, _ in PLANNED)]))
+IN_FLOAT32 = [arm for arm in ARMS if arm not in {arm for arm, _ in BF16}]
 OF_PRECISION = range(1, 5)
 """Seeds of the contrasts of precision."""
 ENDPOINTS = {**before.ENDPOINTS, "fit": "fit.nll"}

@@ -5,8 +5,8 @@
 
 The plan evaluates at the ends of epochs, five steps apart, and some arms are best after the first epoch, others after
 the second. These runs are those of run.py with an evaluation on the `watch` rows after each step. They end once five
-evaluations in a row were no better; the learning rate is that of all 40 steps. RESULTS/finer has the
-same files as there; unpack them (../packed.py) before you go on.
+evaluations in a row were no better; the learning rate is that of all 40 steps. RESULTS/finer has the same files as
+there; unpack them (../packed.py) before you go on.
 """
 
 import argparse
@@ -58,8 +58,7 @@ class Finer(Study):
 
 def run(arms: Sequence[str], seeds: Sequence[int], work: Path) -> None:
     study = Finer(work, KEPT)
-    found = read_json(whole(RESULTS / "softlabels") / "strengths.json")
-    study.strengths = {arm: of_arm["strength"] for arm, of_arm in found.items()}
+    study.read_strengths(whole(RESULTS / "softlabels"))
     for seed in seeds:
         for arm in arms:
             study.quietly(arm, seed)

@@ -16,13 +16,11 @@ from benchmarks.evidence.real.pictures import IMAGES, WIDTH, save  # noqa: E402
 from benchmarks.evidence.regularises.analyse import LAST, Contrast, difference  # noqa: E402
 from benchmarks.evidence.regularises.picture import lines  # noqa: E402
 from benchmarks.evidence.softlabels.analyse import Kept  # noqa: E402
-from benchmarks.evidence.softlabels.contrasts import ARMS, ENDPOINTS, PRIMARY  # noqa: E402
-from benchmarks.evidence.softlabels.run import BF16, FIRST  # noqa: E402
+from benchmarks.evidence.softlabels.contrasts import ENDPOINTS, IN_FLOAT32, PRIMARY  # noqa: E402
+from benchmarks.evidence.softlabels.run import FIRST  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 
-IN_BF16 = {arm for arm, _ in BF16}
-DRAWN = [arm for arm in ARMS if arm not in IN_BF16]
-EFFECTS = {f"{arm} − NTP": difference(arm, "NTP") for arm in DRAWN if arm != "NTP"}
+EFFECTS = {f"{arm} − NTP": difference(arm, "NTP") for arm in IN_FLOAT32 if arm != "NTP"}
 TESTED = {
     each.name.replace(" − ", " −\n").replace(", ", " (") + ")": each.weights for each in PRIMARY if each != PRIMARY[3]
 }
@@ -32,7 +30,7 @@ SECONDARY = {"SoftElsewhere −\nSoftLabels": difference("SoftElsewhere", "SoftL
 
 def fits(panel: Axes, runs: Kept) -> None:
     """Draw each run at its NLL of the training rows and of the held-out ones, last step, and the means of each arm."""
-    for place, arm in enumerate(DRAWN):
+    for place, arm in enumerate(IN_FLOAT32):
         colour = f"C{place}"
         fit, last = (runs.values(Contrast("", {arm: 1.0}, end)) for end in (ENDPOINTS["fit"], LAST))
         panel.plot(fit, last, "o", ms=3, alpha=0.4, mew=0, color=colour)

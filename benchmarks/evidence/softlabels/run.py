@@ -79,6 +79,11 @@ class Study(before.Study):
         super().__init__(work, out, options)
         self.strengths: dict[str, float] = {}
 
+    def read_strengths(self, folder: Path) -> None:
+        """Take the strengths that the pilot has written to a folder, if it is over."""
+        if (file := folder / "strengths.json").exists():
+            self.strengths = {arm: found["strength"] for arm, found in read_json(file).items()}
+
     def config(self, arm: str, seed: int, *, held_out: str = "watch") -> before.Plain:
         plain = super().config(arm, seed, held_out=held_out)
         args = plain["objective"].get("init_args", {})
@@ -198,8 +203,7 @@ def main() -> None:
     if options.part == "pilot":
         study.pilot()
         return
-    if (file := options.out / "strengths.json").exists():
-        study.strengths = {arm: found["strength"] for arm, found in read_json(file).items()}
+    study.read_strengths(options.out)
     if options.part == "arms" and (unknown := sorted(MATCHED.keys() - study.strengths)):
         print(f"left out until the pilot has found their strengths: {', '.join(unknown)}")
     for arm, seed in steps(study, options.part, options.seeds):

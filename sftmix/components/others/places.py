@@ -74,6 +74,14 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return send(padded.clamp(min=0), device), send(padded >= 0, device), send(columns, device)
 
 
+def mixed_cross_entropy(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor) -> Tensor:
+    """Return lambda CE(own) + (1 - lambda) CE(other) [r] of logits [r, V], labels i64[r] and lambda [r]."""
+    import torch.nn.functional as F
+
+    own_loss, other_loss = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
+    return lam * own_loss + (1 - lam) * other_loss
+
+
 class ManifoldMixup(SFTMix):
     """Mixup of the states after a decoder layer (arXiv 1806.05236), with the labels mixed as in SFTMix."""
 
@@ -127,7 +135,6 @@ class ManifoldMixup(SFTMix):
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         import torch
-        import torch.nn.functional as F
 
         ntp = view.sft_loss(batch, plan.without_pairs())
         if not isinstance(plan, LinesPlan):  # mu is 0
@@ -140,14 +147,10 @@ class ManifoldMixup(SFTMix):
             mixture = lam * states + (1 - lam) * states.roll(half, 0)  # line r with line r + P, modulo 2 P
             return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
 
-        def mix_losses(logits, own, other, lam):
-            """Return the cross entropy [r] with the own and the partner's label, mixed by lambda."""
-            own_loss, partner_loss = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
-            return lam * own_loss + (1 - lam) * partner_loss
-
         states = view.states(plan.input_ids, mask, layer=plan.layer, change=mix)
         hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))  # [2 M, D]
-        loss, losses = view.chunked_loss(hidden, mix_losses, *columns, row_weight=plan.pair_weight.repeat(2) / 2)
+        weight = plan.pair_weight.repeat(2) / 2
+        loss, losses = view.chunked_loss(hidden, mixed_cross_entropy, *columns, row_weight=weight)
         return ntp._replace(loss=ntp.loss + loss, mixup=losses.view(2, -1).mean(0))
 
 
@@ -197,14 +200,9 @@ class SoftLabels(SFTMix):
     """
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        import torch.nn.functional as F
-
         def soft(z_i, z_j, y_i, y_j, lam):
             """Return the loss [r] of token pairs with the logits z [r, V], labels y [r] and lambda [r]."""
-            of_i, of_j = (
-                lam * F.cross_entropy(z, y_i, reduction="none") + (1 - lam) * F.cross_entropy(z, y_j, reduction="none")
-                for z in (z_i, z_j)
-            )
+            of_i, of_j = (mixed_cross_entropy(z, y_i, y_j, lam) for z in (z_i, z_j))
             return lam * of_i + (1 - lam) * of_j
 
         ntp, (i, j) = view.sft_loss(batch, plan.without_pairs()), plan.pairs.unbind(1)
